@@ -1,0 +1,95 @@
+"""One convolution's geometry, and the only home of its cost formulas."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import Literal
+
+from torch import nn
+
+PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
+
+
+@dataclass(frozen=True)
+class ConvSpec:
+    """The geometry of a convolution over d spatial axes; a linear layer is one with d = 0.
+
+    `kernel`, `stride`, `padding` and `dilation` have d entries each; `padding` holds a
+    (before, after) pair per axis, since "same" padding of even kernels is lopsided.
+    """
+
+    c_in: int
+    c_out: int
+    kernel: tuple[int, ...] = ()
+    stride: tuple[int, ...] = ()
+    padding: tuple[tuple[int, int], ...] = ()
+    dilation: tuple[int, ...] = ()
+    groups: int = 1
+    padding_mode: PaddingMode = "zeros"
+    bias: bool = True
+
+    @staticmethod
+    def of(layer: nn.Module) -> ConvSpec:
+        """The geometry of an `nn.Conv1d`, `nn.Conv2d`, `nn.Conv3d` or `nn.Linear`."""
+        if isinstance(layer, nn.Linear):
+            return ConvSpec(layer.in_features, layer.out_features, bias=layer.bias is not None)
+        if not isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            raise TypeError(f"a convolution or linear layer is expected, not {type(layer).__name__}")
+        dilation = tuple(layer.dilation)
+        kernel = tuple(layer.kernel_size)
+        if layer.padding == "valid":
+            padding = tuple((0, 0) for _ in kernel)
+        elif layer.padding == "same":
+            total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+            padding = tuple((t // 2, t - t // 2) for t in total)
+        else:
+            padding = tuple((int(p), int(p)) for p in layer.padding)
+        return ConvSpec(
+            layer.in_channels, layer.out_channels, kernel, tuple(layer.stride), padding, dilation,
+            layer.groups, layer.padding_mode, layer.bias is not None,  # type: ignore[arg-type]
+        )  # fmt: skip
+
+    @property
+    def taps(self) -> int:
+        """Kernel positions k₁·k₂·…; 1 for a linear layer."""
+        return prod(self.kernel)
+
+    @property
+    def pointwise(self) -> bool:
+        """Whether each output reads one pixel: a 1×1 kernel, or a linear layer."""
+        return self.taps == 1
+
+    @property
+    def params(self) -> int:
+        """Weights and biases: c_out · (c_in / groups · taps + bias)."""
+        return self.c_out * (self.c_in // self.groups * self.taps + self.bias)
+
+    def macs(self, positions: int) -> int:
+        """Multiply–accumulates for so many output positions: positions · c_out · c_in / groups · taps.
+
+        Products with padding are counted, the bias is not.
+        """
+        return positions * self.c_out * (self.c_in // self.groups) * self.taps
+
+    def output_size(self, size: tuple[int, ...]) -> tuple[int, ...]:
+        """Spatial output size for a spatial input size; empty for a linear layer."""
+        return tuple(
+            (n + sum(p) - d * (k - 1) - 1) // s + 1
+            for n, k, s, p, d in zip(
+                size, self.kernel, self.stride, self.padding, self.dilation, strict=True
+            )
+        )
+
+    def text(self) -> str:
+        """For people: `64→128 3×3 /2`, with groups and dilation where they are not 1."""
+        parts = [f"{self.c_in}→{self.c_out}"]
+        if self.kernel:
+            parts.append("×".join(map(str, self.kernel)))
+        if any(s != 1 for s in self.stride):
+            parts.append("/" + "×".join(map(str, dict.fromkeys(self.stride))))
+        if any(d != 1 for d in self.dilation):
+            parts.append("dilation " + "×".join(map(str, dict.fromkeys(self.dilation))))
+        if self.groups != 1:
+            parts.append(f"groups {self.groups}")
+        return " ".join(parts)

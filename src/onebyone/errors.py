@@ -1,0 +1,31 @@
+"""Every error that onebyone raises on purpose; each says what was given, what was expected, and what to do."""
+
+from __future__ import annotations
+
+
+class OneByOneError(Exception):
+    """The root: the user can mend what the message says. The command line exits with code 2."""
+
+
+class ModelError(OneByOneError):
+    """A model that cannot be loaded, run or rewritten."""
+
+
+class DataError(OneByOneError):
+    """Images or labels that are missing, unreadable or of the wrong shape."""
+
+
+class BudgetError(OneByOneError):
+    """A budget outside (0, 1], or one that no plan can meet."""
+
+
+class PlanError(OneByOneError):
+    """A plan that does not fit the model, or whose file is damaged."""
+
+
+class OutputError(OneByOneError):
+    """An output that cannot be written: the folder is not ours, the disk is full."""
+
+
+class MissingExtraError(OneByOneError):
+    """An optional package is not installed; the message has the command that installs it."""
