@@ -1,4 +1,4 @@
-"""Every error that onebyone raises on purpose; each says what was given, what was expected, and what to do."""
+"""Every error that onebyone raises on purpose: what was given, what was expected, what to do."""
 
 from __future__ import annotations
 
