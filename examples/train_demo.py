@@ -68,7 +68,10 @@ def augment(x: Tensor, generator: torch.Generator) -> Tensor:
 @torch.inference_mode()
 def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
     model.eval()
-    hits = sum((model(a).argmax(1) == b).sum().item() for a, b in zip(x.split(500), y.split(500)))
+    hits = sum(
+        (model(a).argmax(1) == b).sum().item()
+        for a, b in zip(x.split(500), y.split(500), strict=True)
+    )
     return hits / len(y)
 
 
@@ -108,17 +111,19 @@ def train(args: argparse.Namespace) -> None:
             average.update_parameters(model)
             total += loss.item()
         mean = total / (len(x) // args.batch)
-        print(f"epoch {epoch:3d}  loss {mean:.4f}  {time.perf_counter() - began:6.0f} s", flush=True)
+        print(
+            f"epoch {epoch:3d}  loss {mean:.4f}  {time.perf_counter() - began:6.0f} s", flush=True
+        )
 
     state = {k: v.detach().contiguous() for k, v in average.module.state_dict().items()}
     state = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
     model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
     images, labels = read_split(args.data, "t10k")
     top1 = accuracy(model, normalise(images), torch.tensor(labels).long())
-    top1_shipped = accuracy(
-        model, normalise(images[:TEST]), torch.tensor(labels[:TEST]).long()
+    top1_shipped = accuracy(model, normalise(images[:TEST]), torch.tensor(labels[:TEST]).long())
+    print(
+        f"top-1 on {len(images):,} test images: {top1:.2%}; on the {TEST:,} shipped: {top1_shipped:.2%}"
     )
-    print(f"top-1 on {len(images):,} test images: {top1:.2%}; on the {TEST:,} shipped: {top1_shipped:.2%}")
     args.out.mkdir(parents=True, exist_ok=True)
     save_file(state, args.out / f"{args.network}.safetensors")
     record = {
@@ -135,12 +140,12 @@ def train(args: argparse.Namespace) -> None:
 def write_images(args: argparse.Namespace) -> None:
     """The built-in set: training images without labels, test images with theirs, as bytes."""
     images, _ = read_split(args.data, "train")
-    chosen = np.sort(np.random.default_rng(args.seed).choice(len(images), CALIBRATION, replace=False))
+    chosen = np.sort(
+        np.random.default_rng(args.seed).choice(len(images), CALIBRATION, replace=False)
+    )
     np.savez_compressed(args.out / "calibration.npz", images=images[chosen][:, None])
     images, labels = read_split(args.data, "t10k")
-    np.savez_compressed(
-        args.out / "test.npz", images=images[:TEST][:, None], labels=labels[:TEST]
-    )
+    np.savez_compressed(args.out / "test.npz", images=images[:TEST][:, None], labels=labels[:TEST])
 
 
 def main() -> None:

@@ -60,6 +60,7 @@ class Residual(nn.Module):
         self.relu2 = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) → (N, width, H / stride, W / stride)."""
         y = self.relu1(self.norm1(self.conv1(x)))
         return self.relu2(self.norm2(self.conv2(y)) + self.shortcut(x))
 
@@ -83,6 +84,7 @@ class ResNet(nn.Module):
         self.fc = nn.Linear(96, len(CLASSES))
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, 1, 28, 28) → class logits (N, 10)."""
         x = self.stage3(self.stage2(self.stage1(self.stem(x))))
         return self.fc(self.flatten(self.pool(x)))
 
