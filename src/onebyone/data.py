@@ -1,0 +1,323 @@
+"""Images from anything: tensors, arrays, folders, loaders, the built-in set."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from onebyone.errors import DataError
+from onebyone.folders import read_folder
+from onebyone.preprocessing import Preprocess
+
+DEMO = Path(__file__).parent / "demo"
+DEMO_PREPROCESS = Preprocess((1, 28, 28), (0.2860,), (0.3530,))
+DEMO_FILES = {"demo": "calibration.npz", "demo:test": "test.npz"}
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images in memory, ready for the network, with labels where they are known.
+
+    `inputs` is float32 (N, C, H, W), or (N, C, L) or (N, C, D, H, W); `labels` is int64 (N,) or
+    None; `skipped` says which files could not be read and why; `notes` are for people.
+    """
+
+    inputs: Tensor
+    labels: Tensor | None = None
+    skipped: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_inputs(self.inputs)
+        if self.labels is not None:
+            _check_labels(self.labels, len(self.inputs))
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        return self.batches(64)
+
+    def take(self, n: int, seed: int = 0) -> Images:
+        """A random subset of n images, the same one for the same seed; all where n is larger."""
+        if n < 1:
+            raise DataError(f"{n} images were asked for: at least 1 is needed")
+        return self if n >= len(self) else self._at(_shuffled(len(self), seed)[:n])
+
+    def split(self, held_out: float, seed: int = 0) -> tuple[Images, Images]:
+        """A random split into (the rest, the held-out images).
+
+        `held_out` is a number of images (int) or a fraction of them (float below 1).
+        """
+        n = math.ceil(held_out * len(self)) if isinstance(held_out, float) else held_out
+        if not 0 < n < len(self):
+            raise DataError(
+                f"{held_out} of {len(self)} images cannot be held out: at least one must remain on "
+                "each side; give more images"
+            )
+        order = _shuffled(len(self), seed)
+        return self._at(order[n:]), self._at(order[:n])
+
+    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """(inputs, labels or None), `size` images at a time, in order."""
+        for start in range(0, len(self), size):
+            chosen = slice(start, start + size)
+            yield self.inputs[chosen], None if self.labels is None else self.labels[chosen]
+
+    def _at(self, index: Tensor) -> Images:
+        labels = None if self.labels is None else self.labels[index]
+        return replace(self, inputs=self.inputs[index], labels=labels)
+
+
+def open_images(
+    data: Any,
+    preprocess: Preprocess | None = None,
+    *,
+    limit: int | None = None,
+    seed: int = 0,
+    classes: tuple[str, ...] | None = None,
+) -> Images:
+    """Images from `data`, at most `limit` of them.
+
+    `data` is one of
+      - a float tensor or array (N, C, H, W), taken as it is; uint8 is divided by 255 and normalized
+        by `preprocess`, and uint8 arrays may be (N, H, W, C) or, for one channel, (N, H, W);
+      - a tuple (images, labels) of those;
+      - a `.npy` file, or a `.npz` file with `images` (or `x`, `arr_0`) and, where there are labels,
+        `labels` (or `y`);
+      - a folder of image files; the folders in it, sorted by name, give the labels, or the names in
+        `classes` where all of them are found there;
+      - a DataLoader or any iterable of batches: a batch is a tensor, or a tuple, list or dict whose
+        first item is one; a second item of N integers is taken as labels;
+      - "demo" (1,024 training images) or "demo:test" (5,000 labeled test images), built in.
+
+    From tensors, arrays and folders a random subset is taken, the same one for the same `seed`;
+    from an iterable the first images. Raises `DataError` on what is missing, unreadable, of the
+    wrong shape, not finite, or would have to be normalized without `preprocess`.
+    """
+    if limit is not None and limit < 1:
+        raise DataError(f"a limit of {limit} images was given: at least 1 is needed")
+    if isinstance(data, Images):
+        images = data
+    elif isinstance(data, str) and data in DEMO_FILES:
+        images = _from_file(DEMO / DEMO_FILES[data], preprocess or DEMO_PREPROCESS)
+    elif isinstance(data, str | Path):
+        return _from_path(Path(data), preprocess, limit, seed, classes)
+    elif isinstance(data, Tensor | np.ndarray):
+        images = Images(_inputs(data, preprocess))
+    elif isinstance(data, tuple) and len(data) == 2 and _is_pair(*data):
+        images = _labeled(_inputs(data[0], preprocess), data[1])
+    elif isinstance(data, Iterable) and not isinstance(data, Mapping):
+        images = _from_batches(data, preprocess, limit)
+    else:
+        raise DataError(
+            f"{type(data).__name__} is no data: a tensor, array, (images, labels) pair, folder, "
+            ".npy or .npz file, DataLoader or iterable of batches is expected"
+        )
+    return images if limit is None else images.take(limit, seed)
+
+
+def check_images(images: Images | Tensor, example: Tensor) -> None:
+    """Raise `DataError` where the images have not the axes or channels of the network's example."""
+    inputs = images.inputs if isinstance(images, Images) else images
+    given, taken = _shape(inputs), _shape(example)
+    if inputs.ndim != example.ndim:
+        raise DataError(f"the images are {given} each, the network takes {taken}")
+    if inputs.shape[1] != example.shape[1]:
+        raise DataError(
+            f"the images have {inputs.shape[1]} channels ({given}), the network takes "
+            f"{example.shape[1]} ({taken}): give images of that kind, or load the network with "
+            "another input size"
+        )
+
+
+def _shape(inputs: Tensor) -> str:
+    return "×".join(map(str, inputs.shape[1:]))
+
+
+def _shuffled(n: int, seed: int) -> Tensor:
+    return torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+
+
+def _is_pair(first: Any, second: Any) -> bool:
+    """Whether (first, second) is images and labels rather than two batches."""
+    if not (
+        isinstance(first, Tensor | np.ndarray) and isinstance(second, Tensor | np.ndarray | list)
+    ):
+        return False
+    return np.ndim(second) == 1
+
+
+def _from_path(
+    path: Path,
+    preprocess: Preprocess | None,
+    limit: int | None,
+    seed: int,
+    classes: tuple[str, ...] | None,
+) -> Images:
+    if path.is_dir():
+        folder = read_folder(path, preprocess, limit=limit, seed=seed, classes=classes)
+        return Images(folder.inputs, folder.labels, folder.skipped, folder.notes)
+    if not path.exists():
+        raise DataError(f"{path} does not exist: give a folder of images, a .npy or a .npz file")
+    if path.suffix.lower() not in (".npy", ".npz"):
+        raise DataError(f"{path} is neither a folder of images nor a .npy or .npz file")
+    images = _from_file(path, preprocess)
+    return images if limit is None else images.take(limit, seed)
+
+
+def _from_file(path: Path, preprocess: Preprocess | None) -> Images:
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        arrays = {"images": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
+    except Exception as error:
+        raise DataError(f"{path} cannot be read as an array of numbers: {error}") from error
+    inputs = next((arrays[k] for k in ("images", "x", "arr_0") if k in arrays), None)
+    if inputs is None:
+        raise DataError(
+            f"{path} has the arrays {', '.join(arrays) or 'none'}: `images` (or `x`, `arr_0`) is "
+            "expected, and `labels` (or `y`) where there are labels"
+        )
+    labels = next((arrays[k] for k in ("labels", "y") if k in arrays), None)
+    return _labeled(_inputs(inputs, preprocess), labels)
+
+
+def _labeled(inputs: Tensor, labels: Any) -> Images:
+    if labels is None:
+        return Images(inputs)
+    try:
+        tensor = torch.as_tensor(labels)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"the labels are no whole numbers: {error}") from None
+    _check_labels(tensor, len(inputs))
+    return Images(inputs, tensor.long())
+
+
+def _inputs(values: Tensor | np.ndarray, preprocess: Preprocess | None) -> Tensor:
+    """Images as float32; uint8 ones are normalized by `preprocess`."""
+    if isinstance(values, np.ndarray):
+        if values.dtype == np.uint8:
+            values = _channels_first(values, preprocess)
+        elif values.dtype.kind not in "fiub":
+            raise DataError(f"an array of {values.dtype} is no array of images")
+        values = torch.from_numpy(
+            np.ascontiguousarray(values.astype(values.dtype.newbyteorder("=")))
+        )
+    values = values.detach().cpu()
+    if values.dtype == torch.uint8:
+        if preprocess is None:
+            raise DataError(
+                "the images are uint8 and the network's normalization is not known: give "
+                "--mean and --std (in Python a Preprocess), or images already normalized to float"
+            )
+        _check_channels(values, preprocess)
+        values = preprocess.normalize(values)
+    elif not values.is_floating_point():
+        raise DataError(
+            f"the images are {str(values.dtype).removeprefix('torch.')}: float images, normalized "
+            "as the network takes them, or uint8 ones are expected"
+        )
+    return values.to(torch.float32).contiguous()
+
+
+def _channels_first(values: np.ndarray, preprocess: Preprocess | None) -> np.ndarray:
+    """(N, H, W, C) and (N, H, W) as (N, C, H, W), where the shape leaves no doubt."""
+    channels = preprocess.size[0] if preprocess else None
+    if values.ndim == 3 and channels == 1:
+        return values[:, None]
+    if values.ndim == 4 and values.shape[-1] in (1, 3) and channels in (None, values.shape[-1]):
+        first = values.shape[1]
+        if first != values.shape[-1] and first not in (1, 3):
+            return values.transpose(0, 3, 1, 2)
+    return values
+
+
+def _check_channels(values: Tensor, preprocess: Preprocess) -> None:
+    if values.ndim < 3 or values.shape[1] != preprocess.size[0]:
+        raise DataError(
+            f"the images are {_shape(values) or 'single numbers'} each, the network takes "
+            f"{preprocess.size[0]} channels: (N, {preprocess.size[0]}, H, W) is expected"
+        )
+
+
+def _check_inputs(inputs: Tensor) -> None:
+    if inputs.ndim not in (3, 4, 5) or 0 in inputs.shape:
+        raise DataError(
+            f"the images have shape {tuple(inputs.shape)}: (N, C, H, W) with at least one image is "
+            "expected, or (N, C, L), or (N, C, D, H, W)"
+        )
+    if not inputs.is_floating_point():
+        raise DataError(f"the images are {inputs.dtype}: float ones are expected")
+    wrong = ~torch.isfinite(inputs.flatten(1)).all(dim=1)
+    if wrong.any():
+        first = int(wrong.nonzero()[0])
+        raise DataError(
+            f"{int(wrong.sum())} of {len(inputs)} images hold NaN or infinite values (the first is "
+            f"number {first}): leave them out or mend them"
+        )
+
+
+def _check_labels(labels: Tensor, n: int) -> None:
+    if labels.ndim != 1 or len(labels) != n:
+        raise DataError(
+            f"labels of shape {tuple(labels.shape)} were given for {n} images: ({n},) fits"
+        )
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise DataError(f"the labels are {labels.dtype}: class numbers from 0 are expected")
+    if len(labels) and int(labels.min()) < 0:
+        raise DataError(f"a label is {int(labels.min())}: class numbers start at 0")
+
+
+def _from_batches(
+    batches: Iterable[Any], preprocess: Preprocess | None, limit: int | None
+) -> Images:
+    """The images of all batches, or of the first ones up to `limit`."""
+    inputs: list[Tensor] = []
+    labels: list[Tensor | None] = []
+    seen = 0
+    for batch in batches:
+        x, y = _parts(batch)
+        x = _inputs(x, preprocess)
+        if inputs and x.shape[1:] != inputs[0].shape[1:]:
+            raise DataError(
+                f"the batches differ: images of {_shape(inputs[0])} and of {_shape(x)}; bring all "
+                "to one size"
+            )
+        inputs.append(x)
+        labels.append(y)
+        seen += len(x)
+        if limit is not None and seen >= limit:
+            break
+    if not inputs:
+        raise DataError("the data gave no batch: at least one image is needed")
+    known = [y for y in labels if y is not None]
+    joined = torch.cat(known)[:limit] if len(known) == len(labels) else None
+    return Images(torch.cat(inputs)[:limit], joined)
+
+
+def _parts(batch: Any) -> tuple[Tensor | np.ndarray, Tensor | None]:
+    """A batch's inputs, and its labels if its second item is N whole numbers."""
+    items: list[Any] = [batch]
+    if isinstance(batch, Mapping):
+        items = list(batch.values())
+    elif isinstance(batch, tuple | list):
+        items = list(batch)
+    if not items or not isinstance(items[0], Tensor | np.ndarray):
+        kind = type(items[0]).__name__ if items else "nothing"
+        raise DataError(
+            f"a batch's first item is {kind}: a tensor (N, C, H, W) is expected; networks of "
+            "several inputs are not taken yet"
+        )
+    x = items[0]
+    if len(items) < 2 or not isinstance(items[1], Tensor | np.ndarray):
+        return x, None
+    y = torch.as_tensor(items[1])
+    whole = not (y.is_floating_point() or y.is_complex() or y.dtype == torch.bool)
+    return x, y.long().cpu() if whole and y.ndim == 1 and len(y) == len(x) else None

@@ -1,0 +1,141 @@
+"""A folder of image files → tensors and labels."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from onebyone.errors import DataError
+from onebyone.preprocessing import Preprocess
+
+SUFFIXES = (
+    ".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm",
+    ".tga", ".tif", ".tiff", ".webp",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Folder:
+    """What was read: inputs (N, C, H, W), labels (N,) or None, the files skipped and why."""
+
+    inputs: Tensor
+    labels: Tensor | None
+    skipped: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def read_folder(
+    path: Path,
+    preprocess: Preprocess | None,
+    *,
+    limit: int | None = None,
+    seed: int = 0,
+    classes: tuple[str, ...] | None = None,
+) -> Folder:
+    """The images under `path`, at most `limit` of them, drawn at random by `seed`.
+
+    No more files are decoded than are needed. Unreadable files are skipped and named; raises
+    `DataError` where no image is left, or where the normalization is not known.
+    """
+    if preprocess is None:
+        raise DataError(
+            f"how the network takes pictures is not known, so {path} cannot be read: give --size "
+            "(such as 3x224x224), --mean and --std (in Python a Preprocess)"
+        )
+    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    if not files:
+        raise DataError(
+            f"{path} holds no image: files ending in {', '.join(SUFFIXES)} are expected"
+        )
+    generator = torch.Generator().manual_seed(seed)
+    shuffled = [files[i] for i in torch.randperm(len(files), generator=generator).tolist()]
+    kept, tensors, skipped = _decode(shuffled, preprocess, len(files) if limit is None else limit)
+    if not tensors:
+        raise DataError(
+            f"none of the {len(skipped)} image files in {path} can be read: "
+            + "; ".join(skipped[:3])
+        )
+    labels, notes = _labels(path, files, kept, classes)
+    return Folder(torch.stack(tensors), labels, tuple(skipped), notes)
+
+
+def _decode(
+    files: list[Path], preprocess: Preprocess, wanted: int
+) -> tuple[list[Path], list[Tensor], list[str]]:
+    kept: list[Path] = []
+    tensors: list[Tensor] = []
+    skipped: list[str] = []
+    for file, result in _decoded(files, preprocess, wanted):
+        if isinstance(result, Tensor):
+            kept.append(file)
+            tensors.append(result)
+        else:
+            skipped.append(f"{file}: {result}")
+        if len(kept) == wanted:
+            break
+    return kept, tensors, skipped
+
+
+def _decoded(
+    files: list[Path], preprocess: Preprocess, wanted: int
+) -> Iterator[tuple[Path, Tensor | str]]:
+    """Each file with its tensor, or the reason why it has none; a few files at a time."""
+    threads = min(8, os.cpu_count() or 1)
+    with ThreadPoolExecutor(threads) as pool:
+        step = min(wanted, 16 * threads)
+        for start in range(0, len(files), step):
+            part = files[start : start + step]
+            yield from zip(part, pool.map(lambda f: _read(f, preprocess), part), strict=True)
+
+
+def _read(file: Path, preprocess: Preprocess) -> Tensor | str:
+    from PIL import Image
+
+    try:
+        with Image.open(file) as image:
+            return preprocess.apply(image)
+    except Exception as error:  # PIL's decoders raise nearly anything on damaged files
+        return f"{type(error).__name__}: {error}"
+
+
+def _labels(
+    path: Path, files: list[Path], kept: list[Path], classes: tuple[str, ...] | None
+) -> tuple[Tensor | None, tuple[str, ...]]:
+    """Class numbers by the first folder below `path`, or None with the reason."""
+    parts = [f.relative_to(path).parts for f in files]
+    if any(len(p) == 1 for p in parts):
+        mixed = any(len(p) > 1 for p in parts)
+        note = f"no labels: {path} holds images outside its class folders"
+        return None, (note,) if mixed else ()
+    names = sorted({p[0] for p in parts})
+    order = _order(names, classes)
+    if order is None:
+        return None, (
+            f"no labels: the {len(names)} folders in {path} are not named like the network's "
+            f"{len(classes or ())} classes ({', '.join(names[:3])} …)",
+        )
+    return torch.tensor([order[f.relative_to(path).parts[0]] for f in kept]), ()
+
+
+def _order(names: list[str], classes: tuple[str, ...] | None) -> dict[str, int] | None:
+    """Folder name → class number: by the network's class names, else by the sorted folders."""
+    if classes is not None:
+        known = {c.casefold(): i for i, c in enumerate(classes)}
+        # A "/" cannot stand in a folder's name; people write "_" or "-" for it, and for spaces.
+        plain = {_plain(c): i for i, c in enumerate(classes)}
+        found = [known.get(n.casefold(), plain.get(_plain(n))) for n in names]
+        if all(i is not None for i in found):
+            return {n: i for n, i in zip(names, found, strict=True) if i is not None}
+        if len(names) != len(classes):
+            return None
+    return {n: i for i, n in enumerate(names)}
+
+
+def _plain(name: str) -> str:
+    return "".join(c for c in name.casefold() if c.isalnum())

@@ -1,0 +1,127 @@
+"""Preprocess: how one picture becomes one input of a network."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from onebyone.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "hamming", "box")
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """Resize, crop around the middle, scale to [0, 1], subtract `mean`, divide by `std`.
+
+    `size` is C×H×W of the result. `resize` is the length that the shorter side gets before the
+    crop (torchvision's and timm's way), an exact (height, width), or None: the smallest size that
+    covers H×W.
+    """
+
+    size: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    resize: int | tuple[int, int] | None = None
+    interpolation: str = "bilinear"
+
+    def __post_init__(self) -> None:
+        if len(self.size) != 3 or any(n < 1 for n in self.size):
+            raise DataError(f"size {self.size} is not C×H×W: give three lengths, such as 3x224x224")
+        if self.size[0] not in MODES:
+            raise DataError(
+                f"images of {self.size[0]} channels cannot be read from files: 1, 3 or 4 are "
+                "expected; give an array instead"
+            )
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) not in (1, self.size[0]):
+                raise DataError(
+                    f"{name} has {len(values)} values, the images have {self.size[0]} channels: "
+                    f"give 1 or {self.size[0]}"
+                )
+        if any(s <= 0 for s in self.std):
+            raise DataError(f"std {self.std} must be above 0")
+        if self.interpolation not in INTERPOLATIONS:
+            raise DataError(
+                f"interpolation {self.interpolation!r} is not known: take one of "
+                + ", ".join(INTERPOLATIONS)
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """A dictionary of plain numbers, strings and lists."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    @staticmethod
+    def from_json(values: dict[str, Any]) -> Preprocess:
+        """What `to_json` gave; raises `DataError` on anything else."""
+        plain: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
+        }
+        try:
+            return Preprocess(**plain)
+        except TypeError as error:
+            raise DataError(f"this is no preprocessing: {values} ({error})") from None
+
+    def apply(self, image: Image) -> Tensor:
+        """A picture as a float32 tensor (C, H, W), ready for the network."""
+        image = _eight_bits(image).convert(MODES[self.size[0]])
+        image = _center_crop(self._resized(image), self.size[1], self.size[2])
+        pixels = np.array(image, dtype=np.uint8)  # a copy: PIL's own memory is read-only
+        if pixels.ndim == 2:
+            pixels = pixels[..., None]
+        return self.normalize(torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))))
+
+    def normalize(self, pixels: Tensor) -> Tensor:
+        """uint8 values (…, C, H, W) as float32: (pixels / 255 − mean) / std."""
+        mean, std = (
+            torch.tensor(v, dtype=torch.float32)[:, None, None] for v in (self.mean, self.std)
+        )
+        return pixels.float().div(255).sub(mean).div(std)
+
+    def _resized(self, image: Image) -> Image:
+        from PIL import Image as pil
+
+        method = pil.Resampling[self.interpolation.upper()]
+        width, height = image.size
+        if isinstance(self.resize, tuple):
+            target = (self.resize[1], self.resize[0])
+        elif self.resize is not None:
+            target = _scaled(width, height, self.resize)
+        else:
+            scale = max(self.size[1] / height, self.size[2] / width)
+            target = (
+                max(self.size[2], round(width * scale)),
+                max(self.size[1], round(height * scale)),
+            )
+        return image if target == image.size else image.resize(target, method)
+
+
+def _scaled(width: int, height: int, shorter: int) -> tuple[int, int]:
+    # The long side is rounded down, as torchvision does.
+    if width <= height:
+        return shorter, int(shorter * height / width)
+    return int(shorter * width / height), shorter
+
+
+def _center_crop(image: Image, height: int, width: int) -> Image:
+    left = round((image.size[0] - width) / 2)
+    top = round((image.size[1] - height) / 2)
+    # PIL fills what lies outside the picture with black, as torchvision pads.
+    return image.crop((left, top, left + width, top + height))
+
+
+def _eight_bits(image: Image) -> Image:
+    """16-bit gray pictures scaled to 8 bits; PIL's own conversion clips them to white."""
+    from PIL import Image as pil
+
+    if not image.mode.startswith("I;16"):
+        return image
+    return pil.fromarray((np.asarray(image).astype(np.float32) / 257).round().astype(np.uint8))
