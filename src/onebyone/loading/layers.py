@@ -1,0 +1,147 @@
+"""Calls of aten operators → the layers that make them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Fetch = Callable[[Any], Tensor | None]
+CONVOLUTIONS: dict[int, type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]] = {
+    1: nn.Conv1d,
+    2: nn.Conv2d,
+    3: nn.Conv3d,
+}
+NORMS: dict[int, type[nn.Module]] = {
+    2: nn.BatchNorm1d,
+    3: nn.BatchNorm1d,
+    4: nn.BatchNorm2d,
+    5: nn.BatchNorm3d,
+}
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A layer, the value it is called on, and its weight's qualified name.
+
+    Calls with equal keys are calls of one layer. `first_of_many`: the operator returned a tuple
+    whose first item is the layer's output.
+    """
+
+    layer: nn.Module
+    input: Any
+    weight: str | None
+    key: tuple[Any, ...]
+    first_of_many: bool = False
+
+
+def layer_of(name: str, values: dict[str, Any], fetch: Fetch) -> Restored | None:
+    """The layer of an operator's call by name, or None where it stays a call.
+
+    A call stays where its weights are computed, or where the layer would compute anything else.
+    """
+    if name in ("conv1d", "conv2d", "conv3d", "convolution"):
+        return _convolution(values, fetch)
+    if name == "linear":
+        return _linear(values, fetch)
+    if name in ("addmm", "mm"):
+        return _linear_of_product(values, fetch)
+    if name in ("batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm"):
+        return _batch_norm(values, fetch, first_of_many=name != "batch_norm")
+    if name in ("dropout", "dropout_"):
+        given = values.get("input", values.get("self"))
+        return Restored(nn.Dropout(values["p"], inplace=name == "dropout_"), given, None, ())
+    return None
+
+
+def _convolution(values: dict[str, Any], fetch: Fetch) -> Restored | None:
+    weight, bias = fetch(values["weight"]), fetch(values["bias"])
+    if weight is None or (bias is None) != (values["bias"] is None) or values.get("transposed"):
+        return None
+    axes = weight.ndim - 2
+    geometry = [_each(values[k], axes) for k in ("stride", "padding", "dilation")]
+    if any(g is None for g in geometry):
+        return None
+    stride, padding, dilation = geometry
+    with torch.device("meta"):
+        layer = CONVOLUTIONS[axes](
+            weight.shape[1] * values["groups"],
+            weight.shape[0],
+            tuple(weight.shape[2:]),  # type: ignore[arg-type]
+            stride=stride,  # type: ignore[arg-type]
+            padding=padding,  # type: ignore[arg-type]
+            dilation=dilation,  # type: ignore[arg-type]
+            groups=values["groups"],
+            bias=bias is not None,
+        )
+    _fill(layer, weight=weight, bias=bias)
+    key = (values["weight"], values["bias"], stride, padding, dilation, values["groups"])
+    return Restored(layer, values["input"], str(values["weight"].target), key)
+
+
+def _linear(values: dict[str, Any], fetch: Fetch) -> Restored | None:
+    weight, bias = fetch(values["weight"]), fetch(values["bias"])
+    if weight is None or weight.ndim != 2 or (bias is None) != (values["bias"] is None):
+        return None
+    with torch.device("meta"):
+        layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+    _fill(layer, weight=weight, bias=bias)
+    key = (values["weight"], values["bias"])
+    return Restored(layer, values["input"], str(values["weight"].target), key)
+
+
+def _linear_of_product(values: dict[str, Any], fetch: Fetch) -> Restored | None:
+    """The linear layer of bias + x · weightᵀ, into which it decomposes."""
+    x, bias = (values["mat1"], values["self"]) if "mat1" in values else (values["self"], None)
+    turned = values["mat2"]
+    transposed = (
+        getattr(turned, "target", None) is torch.ops.aten.permute.default
+        and list(turned.args[1]) == [1, 0]
+    ) or getattr(turned, "target", None) is torch.ops.aten.t.default
+    scaled = values.get("alpha", 1) != 1 or values.get("beta", 1) != 1
+    if not transposed or scaled:
+        return None
+    tensor = fetch(bias)
+    if tensor is not None and tensor.ndim != 1:
+        return None
+    return _linear({"input": x, "weight": turned.args[0], "bias": bias}, fetch)
+
+
+def _batch_norm(values: dict[str, Any], fetch: Fetch, *, first_of_many: bool) -> Restored | None:
+    names = ("weight", "bias", "running_mean", "running_var")
+    tensors = {k: fetch(values[k]) for k in names}
+    shape = getattr(values["input"].meta.get("val"), "ndim", 0)
+    if any(t is None for t in tensors.values()) or shape not in NORMS:
+        return None
+    channels = len(tensors["running_mean"])  # type: ignore[arg-type]
+    with torch.device("meta"):
+        layer: Any = NORMS[shape](channels, eps=values["eps"], momentum=values["momentum"])
+    layer.num_batches_tracked = torch.zeros((), dtype=torch.long)
+    _fill(layer, **tensors)
+    key = (*(values[k] for k in names), values["eps"], values["momentum"])
+    return Restored(layer, values["input"], str(values["weight"].target), key, first_of_many)
+
+
+def _each(given: Any, axes: int) -> tuple[int, ...] | str | None:
+    """One whole number per axis, or "same"; None for symbolic ones."""
+    if isinstance(given, str):
+        return given
+    given = [given] if isinstance(given, int) else list(given)
+    if any(type(n) is not int for n in given):
+        return None
+    return tuple(given) * axes if len(given) == 1 else tuple(given)
+
+
+def _fill(layer: nn.Module, **tensors: Tensor | None) -> None:
+    """Give the layer the very tensors of the program, so that tied ones stay tied."""
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        if name in layer._buffers:
+            layer._buffers[name] = tensor
+        else:
+            kept = isinstance(tensor, nn.Parameter)
+            layer._parameters[name] = tensor if kept else nn.Parameter(tensor, tensor.requires_grad)

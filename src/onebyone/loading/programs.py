@@ -1,0 +1,254 @@
+"""Exported programs → plain modules, their convolution calls turned back into layers."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind, OutputKind
+from torch.fx import Graph, GraphModule, Node
+from torch.utils import _pytree as pytree
+
+from onebyone.errors import ModelError
+from onebyone.loading.layers import layer_of
+
+CHECKS = ("_assert_scalar", "_assert_tensor_metadata", "_assert_async", "sym_constrain_range")
+VIEWS = ("view", "reshape", "_unsafe_view", "view_copy", "_reshape_alias")
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program as a module, its example input (N, …), and the only N it takes (None: any)."""
+
+    model: nn.Module
+    example: Tensor
+    fixed_batch: int | None
+
+
+def module_of(program: ExportedProgram) -> Program:
+    """The program as a `torch.fx.GraphModule` of plain layers, in eval mode.
+
+    Calls of convolution, linear, batch normalization and dropout become `nn.Conv2d`, `nn.Linear`, …
+    under the names that their weights had; everything else stays the call that it was. The
+    program's checks of its input's shape are left out, and reshapes to its example's batch size are
+    freed, so that most programs exported with one image take any number. Raises `ModelError` on
+    several inputs.
+    """
+    example = _example(program)
+    graph, root = _plain(program)
+    _free_batch(graph, len(example))
+    _restore_layers(graph, root)
+    model = GraphModule(root, graph, "Program")
+    _drop_checks(model.graph)
+    model.recompile()
+    model.delete_all_unused_submodules()
+    model.eval()
+    flexible = takes_any_batch(model, example)
+    return Program(model, example[:1] if flexible else example, None if flexible else len(example))
+
+
+def _example(program: ExportedProgram) -> Tensor:
+    """The example that the program was exported with, or a random one of its shape."""
+    names = list(program.graph_signature.user_inputs)
+    if len(names) != 1 or not isinstance(names[0], str):
+        raise ModelError(
+            f"the program takes {len(names)} inputs ({', '.join(map(str, names))}): programs of "
+            "one image tensor are taken"
+        )
+    given = pytree.tree_leaves(program.example_inputs) if program.example_inputs else []
+    if given and isinstance(given[0], Tensor):
+        return given[0].detach()
+    value = next(n for n in program.graph.nodes if n.name == names[0]).meta.get("val")
+    if not isinstance(value, Tensor):
+        raise ModelError("the program's input is no tensor")
+    size = [n if isinstance(n, int) else 1 for n in value.shape]
+    return torch.randn(size, generator=torch.Generator().manual_seed(0))
+
+
+def _plain(program: ExportedProgram) -> tuple[Graph, nn.Module]:
+    """The program's graph with its weights as attributes of a tree of modules."""
+    specs = {s.arg.name: s for s in program.graph_signature.input_specs if hasattr(s.arg, "name")}
+    graph, root = Graph(), nn.Module()
+    copies: dict[Node, Any] = {}
+    for node in program.graph.nodes:
+        spec = specs.get(node.name) if node.op == "placeholder" else None
+        if node.op == "output":
+            graph.output(_output(program, node, copies))
+        elif spec is not None and spec.kind is not InputKind.USER_INPUT:
+            if spec.target is None or spec.target not in {
+                **program.state_dict,
+                **program.constants,
+            }:
+                raise ModelError(f"the program's input {node.name} ({spec.kind.name}) is not taken")
+            _attach(root, spec.target, program)
+            copies[node] = graph.get_attr(spec.target)
+        else:
+            if node.op == "get_attr":  # the graphs of control flow
+                setattr(root, str(node.target), getattr(program.graph_module, str(node.target)))
+            copies[node] = graph.node_copy(node, lambda n: copies[n])
+            copies[node].meta = {"val": node.meta.get("val")}
+    return graph, root
+
+
+def _attach(root: nn.Module, name: str, program: ExportedProgram) -> None:
+    """Put one parameter, buffer or constant at its qualified name, tied ones tied."""
+    *path, last = name.split(".")
+    parent = root
+    for part in path:
+        if part not in parent._modules:
+            parent.add_module(part, nn.Module())
+        parent = cast(nn.Module, parent._modules[part])
+    value = program.state_dict.get(name, program.constants.get(name))
+    if isinstance(value, nn.Parameter):
+        parent.register_parameter(last, value)
+    elif isinstance(value, Tensor):
+        parent.register_buffer(last, value, persistent=name in program.state_dict)
+    else:
+        raise ModelError(
+            f"the program holds {name}, a {type(value).__name__}: only tensors are taken"
+        )
+
+
+def _output(program: ExportedProgram, node: Node, copies: dict[Node, Any]) -> Any:
+    """What the user gets: mutated buffers left out, nested as the original returned it."""
+    flat = []
+    for spec, value in zip(
+        program.graph_signature.output_specs, cast("tuple[Any, ...]", node.args[0]), strict=True
+    ):
+        if spec.kind is OutputKind.USER_OUTPUT:
+            flat.append(copies[value] if isinstance(value, Node) else value)
+    spec = program.call_spec.out_spec
+    return flat[0] if spec is None else pytree.tree_unflatten(flat, spec)
+
+
+def _free_batch(graph: Graph, batch: int) -> None:
+    """Let reshapes whose first length is the example's batch size follow the batch instead."""
+    for node in graph.nodes:
+        if node.op != "call_function" or _operator_of(node) not in VIEWS:
+            continue
+        given, sizes = node.args[0], node.args[1]
+        value = given.meta.get("val") if isinstance(given, Node) else None
+        if not isinstance(value, Tensor) or not value.ndim or not isinstance(sizes, list | tuple):
+            continue
+        if sizes and sizes[0] == batch == value.shape[0] and -1 not in sizes:
+            node.args = (given, [-1, *sizes[1:]], *node.args[2:])
+
+
+def _drop_checks(graph: Graph) -> None:
+    for node in reversed(list(graph.nodes)):
+        if node.op != "call_function" or node.users:
+            continue
+        # A restored BatchNorm counts its batches itself.
+        counts = bool(node.args) and str(node.args[0]).endswith("num_batches_tracked")
+        if _operator_of(node) in CHECKS or counts:
+            graph.erase_node(node)
+    graph.eliminate_dead_code()
+    for node in graph.nodes:
+        node.meta = {}
+
+
+def _operator_of(node: Node) -> str:
+    """`conv2d` for aten.conv2d.default; empty for what is no aten operator."""
+    target = node.target
+    if isinstance(target, torch._ops.OpOverload) and target.namespace == "aten":
+        return target._schema.name.split("::")[1]
+    return ""
+
+
+def _restore_layers(graph: Graph, root: nn.Module) -> None:
+    """Replace calls by layers; equal calls with equal weights share one layer."""
+    made: dict[tuple[Any, ...], str] = {}
+    for node in list(graph.nodes):
+        if node.op != "call_function" or not _operator_of(node):
+            continue
+        restored = layer_of(_operator_of(node), _bound(node), _fetcher(root))
+        if restored is None:
+            continue
+        key = (_operator_of(node), *map(repr, restored.key))
+        if restored.weight is None or key not in made:
+            made[key] = _place(root, restored.weight or node.name, restored.layer, node.name)
+        with graph.inserting_before(node):
+            call = graph.call_module(made[key], (restored.input,))
+        call.meta = dict(node.meta)
+        if restored.first_of_many:
+            for user in list(node.users):
+                if user.target is operator.getitem and user.args[1] == 0:
+                    user.replace_all_uses_with(call)
+                    graph.erase_node(user)
+        else:
+            node.replace_all_uses_with(call)
+        if not node.users:
+            graph.erase_node(node)
+
+
+def _bound(node: Node) -> dict[str, Any]:
+    """A call's arguments by the names in the operator's schema, defaults filled in."""
+    schema = cast(Any, node.target)._schema
+    values: dict[str, Any] = {}
+    for index, argument in enumerate(schema.arguments):
+        if index < len(node.args):
+            values[argument.name] = node.args[index]
+        else:
+            values[argument.name] = node.kwargs.get(argument.name, argument.default_value)
+    return values
+
+
+def _fetcher(root: nn.Module) -> Callable[[Any], Tensor | None]:
+    """A function from a `get_attr` node to its tensor; None for any other value."""
+
+    def fetch(value: Any) -> Tensor | None:
+        if not isinstance(value, Node) or value.op != "get_attr":
+            return None
+        found: Any = root
+        for part in str(value.target).split("."):
+            found = getattr(found, part)
+        return found if isinstance(found, Tensor) else None
+
+    return fetch
+
+
+def _place(root: nn.Module, weight: str, layer: nn.Module, node: str) -> str:
+    """Put the layer where its weight was, or beside it where that place holds anything more."""
+    path = weight.rpartition(".")[0]
+    if path and weight.endswith(".weight"):
+        there = root.get_submodule(path)
+        own = {*layer._parameters, *layer._buffers}
+        if type(there) is nn.Module and not there._modules and _tensors(there) <= own:
+            parent, _, name = path.rpartition(".")
+            layer._buffers.update(there._buffers)  # BatchNorm's counter
+            setattr(root.get_submodule(parent), name, layer)
+            return path
+    parent = root.get_submodule(path)
+    name = node
+    while hasattr(parent, name):
+        name += "_"
+    parent.add_module(name, layer)
+    return f"{path}.{name}" if path else name
+
+
+def _tensors(module: nn.Module) -> set[str]:
+    return {*module._parameters, *module._buffers}
+
+
+def takes_any_batch(model: nn.Module, example: Tensor) -> bool:
+    """Whether two images together give what each gives alone."""
+    one, other = example[:1], example[:1].flip(-1)
+    try:
+        with torch.no_grad():
+            both = pytree.tree_leaves(model(torch.cat([one, other])))
+            each = [pytree.tree_leaves(model(x)) for x in (one, other)]
+        for k, value in enumerate(both):
+            expected = torch.cat([e[k] for e in each])
+            if value.shape != expected.shape:
+                return False
+            scale = float(expected.abs().max()) or 1.0
+            if not torch.allclose(value, expected, rtol=1e-3, atol=1e-3 * scale, equal_nan=True):
+                return False
+    except Exception:  # any operator may refuse another batch in its own words
+        return False
+    return True

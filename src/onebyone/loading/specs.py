@@ -1,0 +1,271 @@
+"""load: what a model spec names → a Loaded."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from onebyone.data import DEMO, DEMO_PREPROCESS
+from onebyone.errors import ModelError
+from onebyone.loading import zoo
+from onebyone.loading.archive import open_program
+from onebyone.loading.loaded import Loaded, example_of
+from onebyone.loading.onnx_graphs import read_onnx
+from onebyone.loading.programs import module_of, takes_any_batch
+from onebyone.loading.weights import SUFFIXES, fit_weights, read_pickle, read_weights
+
+RANDOM = "random"
+KINDS = (
+    "torchvision:NAME, timm:NAME, package.module:factory, FILE.pt2, FILE.onnx, a folder that "
+    "onebyone wrote, or demo"
+)
+
+
+def load(
+    spec: str | Path,
+    *,
+    weights: str | Path | None = None,
+    input_size: tuple[int, ...] | None = None,
+    trust: bool = False,
+    seed: int = 0,
+) -> Loaded:
+    """The model that `spec` names, in eval mode, with an example input.
+
+    It unpacks as `model, example`.
+
+    `spec` is one of
+      - `torchvision:NAME` or `timm:NAME`: with the weights that its makers trained (fetched, or
+        from the local cache), with those in the file `weights`, or with `weights="random"`, drawn
+        by `seed`;
+      - `package.module:factory`: a function without arguments that returns a module, or a module
+        and an example input; importable from the working directory; `weights` may be a file;
+      - `FILE.pt2`, an exported program; `FILE.onnx`, through onnx2torch;
+      - a folder that `Slimmed.save` wrote;
+      - `demo` (or `demo:vgg`) and `demo:resnet`: two small trained networks, built in.
+
+    `input_size` is C×H×W of the example input, needed where the model does not say it. Files are
+    read without executing anything in them unless `trust`. Raises `ModelError`, or
+    `MissingExtraError` where an optional package is missing.
+    """
+    text = str(spec)
+    if weights is not None:
+        weights = RANDOM if str(weights) == RANDOM else str(Path(weights).absolute())
+    size = None if input_size is None else list(input_size)
+    given = {"spec": text, "weights": weights, "input_size": size, "seed": seed}
+    path = Path(text)
+    kind, _, name = text.partition(":")
+    if path.is_dir():
+        return _load_folder(path, weights, trust)
+    if path.suffix.lower() in (".pt2", ".onnx", *SUFFIXES):
+        return _load_file(path, weights, input_size, trust, given)
+    if kind in ("torchvision", "timm"):
+        return _load_named(kind, name, weights, input_size, trust, given)
+    if kind == "demo":
+        return _load_demo(name or "vgg", weights, trust, given)
+    if ":" in text:
+        return _load_factory(text, weights, input_size, trust, given)
+    raise ModelError(f"{text!r} names no model{_hint(text)}: give {KINDS}")
+
+
+def _hint(text: str) -> str:
+    if os.sep in text or Path(text).suffix in (".py", ".pth"):
+        return " (there is no such folder)" if not Path(text).exists() else ""
+    near = difflib.get_close_matches(text, ["demo"])
+    return (
+        " (did you mean demo?)" if near else f" (did you mean torchvision:{text} or timm:{text}?)"
+    )
+
+
+def _load_folder(path: Path, weights: str | None, trust: bool) -> Loaded:
+    if not (path / "plan.json").is_file():
+        raise ModelError(
+            f"the folder {path} was not written by onebyone: it has no plan.json. Give {KINDS}"
+        )
+    from onebyone.saving import load_folder  # type: ignore[import-not-found]
+
+    return load_folder(path, weights=weights, trust=trust)
+
+
+def _load_file(
+    path: Path,
+    weights: str | None,
+    input_size: tuple[int, ...] | None,
+    trust: bool,
+    given: dict[str, Any],
+) -> Loaded:
+    if not path.is_file():
+        raise ModelError(f"the model file {path} does not exist")
+    given |= {"spec": str(path.absolute())}
+    fixed, notes = None, ()
+    if path.suffix.lower() == ".pt2":
+        program = module_of(open_program(path, trust=trust))
+        model, example, fixed = program.model, program.example, program.fixed_batch
+    elif path.suffix.lower() == ".onnx":
+        model, example = read_onnx(path, input_size)
+        fixed = None if takes_any_batch(model, example) else len(example)
+    else:
+        model, example = _pickled_module(path, trust), _sized(input_size, str(path))
+    if fixed is not None:
+        notes = (f"{path} takes batches of {fixed} only: export it with a free batch size",)
+    if weights is not None:
+        _fill(model, weights, trust, str(path))
+    return Loaded(model.eval(), example, None, None, given, fixed, notes)
+
+
+def _pickled_module(path: Path, trust: bool) -> nn.Module:
+    """A whole module in a PyTorch file; only where it is trusted."""
+    loaded = read_pickle(path, trust=trust) if path.suffix.lower() != ".safetensors" else None
+    if isinstance(loaded, nn.Module):
+        return loaded
+    raise ModelError(
+        f"{path} holds weights, not the network that they belong to: give the network "
+        f"(package.module:factory, torchvision:NAME or timm:NAME) with --weights {path}"
+    )
+
+
+def _load_named(
+    kind: str,
+    name: str,
+    weights: str | None,
+    input_size: tuple[int, ...] | None,
+    trust: bool,
+    given: dict[str, Any],
+) -> Loaded:
+    entry = zoo.torchvision_model(name) if kind == "torchvision" else zoo.timm_model(name)
+    classes = entry.classes
+    fetched = weights is None
+    model = zoo.fetch(entry, given["spec"]) if fetched else _seeded(entry, None, given["seed"])
+    if weights not in (None, RANDOM):
+        state = read_weights(weights, trust=trust)  # type: ignore[arg-type]
+        count = zoo.class_count(model, state)
+        if count is not None:
+            model, classes = _seeded(entry, count, given["seed"]), None
+        fit_weights(model, state, weights)  # type: ignore[arg-type]
+    size = input_size or entry.size
+    preprocess = entry.preprocess
+    if preprocess is not None and size != preprocess.size:
+        preprocess = None
+    return Loaded(model.eval(), _sized(size, given["spec"]), preprocess, classes, given)
+
+
+def _seeded(entry: zoo.Zoo, classes: int | None, seed: int) -> nn.Module:
+    """Random weights by `seed`, the caller's random state given back."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return entry.build(classes)
+
+
+def _load_demo(name: str, weights: str | None, trust: bool, given: dict[str, Any]) -> Loaded:
+    from onebyone.demo.networks import CLASSES, NETWORKS
+
+    if name not in NETWORKS:
+        raise ModelError(f"there is no demo:{name}: demo:vgg and demo:resnet are built in")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(given["seed"])
+        model = NETWORKS[name]()
+    if weights != RANDOM:
+        _fill(model, weights or str(DEMO / f"{name}.safetensors"), trust, given["spec"])
+    return Loaded(model.eval(), _demo_example(), DEMO_PREPROCESS, CLASSES, given)
+
+
+def _demo_example() -> Tensor:
+    return example_of(DEMO_PREPROCESS.size)
+
+
+def _load_factory(
+    spec: str,
+    weights: str | None,
+    input_size: tuple[int, ...] | None,
+    trust: bool,
+    given: dict[str, Any],
+) -> Loaded:
+    module_name, _, attribute = spec.partition(":")
+    module = _imported(module_name, spec)
+    factory = getattr(module, attribute, None)
+    if not callable(factory):
+        near = difflib.get_close_matches(attribute, [n for n in dir(module) if n[0] != "_"])
+        hint = (
+            f"the nearest are {', '.join(near)}" if near else "name a function that makes the model"
+        )
+        raise ModelError(f"{module_name} has no function {attribute!r}: {hint}")
+    model, example = _called(factory, spec)
+    if weights == RANDOM:
+        raise ModelError(
+            f"random weights are for torchvision:, timm: and demo: models; {spec} makes its own"
+        )
+    if weights is not None:
+        _fill(model, weights, trust, spec)
+    if input_size is None and example is None:
+        example = getattr(module, "example", None)
+    if input_size is not None or not isinstance(example, Tensor):
+        example = _sized(input_size, spec)
+    given |= {"directory": os.getcwd()}
+    return Loaded(model.eval(), example, None, None, given)
+
+
+def _imported(name: str, spec: str) -> Any:
+    """A module, also from the working directory."""
+    here = os.getcwd()
+    added = here not in sys.path
+    if added:
+        sys.path.insert(0, here)
+    try:
+        importlib.invalidate_caches()
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
+            raise ModelError(
+                f"the module {name} of {spec!r} cannot be found, not in {here} either: give {KINDS}"
+            ) from None
+        raise ModelError(f"importing {name} of {spec!r} failed: {error}") from error
+    except Exception as error:
+        raise ModelError(
+            f"importing {name} of {spec!r} failed: {type(error).__name__}: {error}"
+        ) from error
+    finally:
+        if added and here in sys.path:
+            sys.path.remove(here)
+
+
+def _called(factory: Any, spec: str) -> tuple[nn.Module, Tensor | None]:
+    try:
+        made = factory()
+    except Exception as error:
+        raise ModelError(
+            f"{spec} failed: {type(error).__name__}: {error}. It is called without arguments"
+        ) from error
+    if isinstance(made, nn.Module):
+        return made, None
+    if isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module):
+        if isinstance(made[1], Tensor):
+            return made[0], made[1]
+        raise ModelError(
+            f"{spec} gave a module and a {type(made[1]).__name__}, not an example tensor"
+        )
+    raise ModelError(
+        f"{spec} gave a {type(made).__name__}: an nn.Module, or (module, example input), is "
+        "expected"
+    )
+
+
+def _sized(size: tuple[int, ...] | None, spec: str) -> Tensor:
+    if size is None:
+        raise ModelError(
+            f"the input size of {spec} is not known: give it, such as --input 3x224x224"
+        )
+    return example_of(size)
+
+
+def _fill(model: nn.Module, weights: str, trust: bool, spec: str) -> None:
+    if weights == RANDOM:
+        raise ModelError(
+            f"random weights are for torchvision:, timm: and demo: models, not for {spec}"
+        )
+    fit_weights(model, read_weights(weights, trust=trust), weights)
