@@ -35,7 +35,9 @@ class ConvSpec:
         if isinstance(layer, nn.Linear):
             return ConvSpec(layer.in_features, layer.out_features, bias=layer.bias is not None)
         if not isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-            raise TypeError(f"a convolution or linear layer is expected, not {type(layer).__name__}")
+            raise TypeError(
+                f"a convolution or linear layer is expected, not {type(layer).__name__}"
+            )
         dilation = tuple(layer.dilation)
         kernel = tuple(layer.kernel_size)
         if layer.padding == "valid":

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+from torch import Tensor, nn
+
+from onebyone.allocation import Choices, allocate, cheapest
 from onebyone.conv import ConvSpec
 from onebyone.errors import BudgetError, PlanError
+from onebyone.factorize.metric import factor, spectrum, tails
+from onebyone.factorize.squeeze import input_spectrum
 from onebyone.forms import FORMS
-
-VERSION = 1
+from onebyone.statistics import LayerStatistics, Statistics
+from onebyone.surveying import Seen
+from onebyone.tree import modules_by_name
 
 
 @dataclass(frozen=True)
@@ -37,11 +42,13 @@ class Decision:
     """What becomes of one layer, and why.
 
     `positions_in` and `positions_out` count the pixels of one image that enter and leave the layer,
-    summed over its calls. `error` is the predicted rise of the loss, in nats per image.
+    summed over its calls. `conv` is None for a kind of layer that onebyone has no formulas for; its
+    cost is in the plan's `other_macs` and `other_params`. `error` is the predicted rise of the loss,
+    in nats per image.
     """
 
     layer: str
-    conv: ConvSpec
+    conv: ConvSpec | None
     positions_in: int
     positions_out: int
     form: str = "keep"
@@ -57,24 +64,26 @@ class Decision:
     @property
     def macs_before(self) -> int:
         """MACs of the original layer for one image."""
-        return self.conv.macs(self.positions_out)
+        return self.conv.macs(self.positions_out) if self.conv else 0
 
     @property
     def params_before(self) -> int:
         """Parameters of the original layer."""
-        return self.conv.params
+        return self.conv.params if self.conv else 0
 
     @property
     def macs_after(self) -> int:
         """MACs of what stands in its place."""
-        if self.refused:
+        if self.refused or self.conv is None:
             return self.macs_before
         return FORMS[self.form].macs(self.conv, self.ranks, self.positions_in, self.positions_out)
 
     @property
     def params_after(self) -> int:
         """Parameters of what stands in its place."""
-        return self.params_before if self.refused else FORMS[self.form].params(self.conv, self.ranks)
+        if self.refused or self.conv is None:
+            return self.params_before
+        return FORMS[self.form].params(self.conv, self.ranks)
 
 
 @dataclass(frozen=True)
@@ -126,3 +135,135 @@ class Plan:
             if decision.layer == layer:
                 return decision
         raise PlanError(f"the plan has no layer {layer!r}")
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    form: str
+    ranks: tuple[int, ...]
+
+
+def plan(model: nn.Module, statistics: Statistics, budget: Budget) -> Plan:
+    """Choose a form and ranks for every layer at once, within the budget; change nothing.
+
+    A candidate's error is half its discarded energy in the metric of the loss (`factorize`), the
+    second-order estimate of the rise of the loss in nats per image; the sum over the layers is
+    minimised. Raises BudgetError for a budget that no candidates meet, naming the lowest that can be.
+    """
+    survey = statistics.survey
+    modules = modules_by_name(model)
+    tables: list[tuple[list[_Candidate], Choices]] = []
+    decided = [s for s in survey.layers if s.refusal is None]
+    for seen in decided:
+        weight = getattr(modules[seen.layer], "weight").detach()  # noqa: B009
+        tables.append(_candidates(seen, weight, statistics.layers[seen.layer], statistics.images))
+    macs_known = sum(s.conv.macs(s.positions_out) for s in survey.layers if s.conv)
+    params_known = sum(s.conv.params for s in survey.layers if s.conv)
+    other = (survey.macs - macs_known, survey.params - params_known)
+    picks = _allocate(
+        budget, survey.layers, [t for _, t in tables], other, (survey.macs, survey.params)
+    )
+    decisions: dict[str, Decision] = {}
+    for seen, (candidates, choices), pick in zip(decided, tables, picks, strict=True):
+        chosen = candidates[pick]
+        decisions[seen.layer] = Decision(
+            seen.layer, seen.conv, seen.positions_in, seen.positions_out, chosen.form, chosen.ranks,
+            float(choices.errors[pick]), _reason(chosen, len(candidates)),
+        )  # fmt: skip
+    for seen in survey.layers:
+        if seen.refusal is not None:
+            decisions[seen.layer] = Decision(
+                seen.layer, seen.conv, seen.positions_in, seen.positions_out, "refuse",
+                reason=seen.refusal,
+            )  # fmt: skip
+    return Plan(
+        budget, tuple(decisions[s.layer] for s in survey.layers), survey.input_shape, *other,
+        seed=statistics.seed,
+    )  # fmt: skip
+
+
+def _reason(chosen: _Candidate, candidates: int) -> str:
+    if chosen.form != "keep":
+        return ""
+    if candidates == 1:
+        return "no form of it is cheaper than the layer itself"
+    return "the budget is better spent here: every cheaper form costs more accuracy than elsewhere"
+
+
+def _candidates(
+    seen: Seen, weight: Tensor, seen_statistics: LayerStatistics, images: int
+) -> tuple[list[_Candidate], Choices]:
+    """Keep, and every form and rank that is cheaper than keep in MACs or parameters."""
+    conv = seen.conv
+    assert conv is not None
+    kernel = weight.reshape(conv.c_out, conv.c_in, conv.taps).transpose(1, 2)
+    losses_in, losses_out = _tails(kernel, seen_statistics, images)
+    found = [_Candidate("keep", ())]
+    rows = [(0.0, conv.macs(seen.positions_out), conv.params)]
+    for name, form in FORMS.items():
+        if not form.ranks or form.refuse(conv) is not None:
+            continue
+        sides = [
+            (losses_in, conv.c_in) if side == "in" else (losses_out, conv.c_out)
+            for side in form.ranks
+        ]
+        for ranks in np.ndindex(*(len(_ranks(size)) for _, size in sides)):
+            chosen = tuple(_ranks(size)[i] for i, (_, size) in zip(ranks, sides, strict=True))
+            error = sum(float(loss[r]) for r, (loss, _) in zip(chosen, sides, strict=True))
+            macs = form.macs(conv, chosen, seen.positions_in, seen.positions_out)
+            params = form.params(conv, chosen)
+            if macs <= rows[0][1] and params <= rows[0][2] and (macs, params) != rows[0][1:]:
+                found.append(_Candidate(name, chosen))
+                rows.append((error, macs, params))
+    table = np.asarray(rows, dtype=np.float64)
+    return found, Choices(table[:, 0], table[:, 1:])
+
+
+def _ranks(size: int) -> list[int]:
+    """Ranks to try for so many channels: multiples of 8 in big layers, finer in small ones."""
+    step = 8 if size >= 64 else max(1, size // 8)
+    return list(range(step, size, step)) or [1]
+
+
+def _tails(kernel: Tensor, seen: LayerStatistics, images: int) -> tuple[np.ndarray, np.ndarray]:
+    """Predicted loss for each rank of the input and of the output side, in nats per image."""
+    metric = factor(seen.gradients / images)
+    taps = seen.taps / seen.taps.diagonal().mean().clamp_min(1e-30)
+    inside, _ = input_spectrum(kernel.cpu(), factor(seen.channels.covariance), taps, metric)
+    outside, _ = spectrum(metric.T @ seen.outputs.covariance @ metric)
+    return (tails(inside) / 2).numpy(), (tails(outside) / 2).numpy()
+
+
+def _allocate(
+    budget: Budget,
+    layers: tuple[Seen, ...],
+    tables: list[Choices],
+    other: tuple[int, int],
+    totals: tuple[int, int],
+) -> list[int]:
+    """The candidates chosen under the budgets that are set."""
+    fixed = np.asarray(other, dtype=np.float64)
+    for seen in layers:
+        if seen.refusal is not None and seen.conv is not None:
+            fixed += (seen.conv.macs(seen.positions_out), seen.conv.params)
+    names = [n for n in ("macs", "params") if getattr(budget, n) is not None]
+    columns = [("macs", "params").index(n) for n in names]
+    limits = [
+        getattr(budget, n) * totals[c] - fixed[c] for n, c in zip(names, columns, strict=True)
+    ]
+    costs = [Choices(t.errors, t.costs[:, columns]) for t in tables]
+    picks = None
+    if all(limit > 0 for limit in limits):
+        picks = allocate(costs, limits)
+    if picks is None:
+        least = cheapest(costs) if costs else np.zeros(len(names))
+        lowest = [
+            f"{n}={(low + fixed[c]) / totals[c]:.3f}"
+            for n, c, low in zip(names, columns, least, strict=True)
+        ]
+        wanted = ", ".join(f"{n}={getattr(budget, n)}" for n in names)
+        raise BudgetError(
+            f"the budget {wanted} cannot be met: the lowest that this network reaches is "
+            f"{', '.join(lowest)}" + (", each by itself" if len(names) > 1 else "")
+        )
+    return picks

@@ -1,0 +1,78 @@
+"""Factors → plain PyTorch layers in the form that the plan names."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from onebyone.conv import ConvSpec
+from onebyone.factorize.fit import Factors
+from onebyone.forms import FORMS
+
+CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+
+
+def skeleton(layer: nn.Module, form: str, ranks: tuple[int, ...]) -> nn.Module:
+    """The layers of a form around a given layer's geometry, with unset weights.
+
+    Device, dtype, training mode, `requires_grad` and memory format are those of `layer`; `keep`
+    gives a layer of the same class and shape.
+    """
+    conv = ConvSpec.of(layer)
+    parts = FORMS[form].parts(conv, ranks)
+    made = [(part.name, _plain(layer, part.conv, at_input=part.at_input)) for part in parts]
+    if form == "keep":
+        return made[0][1]
+    block = nn.Sequential()
+    for name, module in made:
+        block.add_module(name, module)
+    block.training = layer.training
+    return block
+
+
+def _plain(layer: nn.Module, conv: ConvSpec, at_input: bool) -> nn.Module:
+    """One plain layer; padding is spelled as the original spells it ("same" stays "same")."""
+    weight: Tensor = layer.weight  # type: ignore[assignment]
+    options = {"bias": conv.bias, "device": weight.device, "dtype": weight.dtype}
+    if not conv.kernel:
+        made: nn.Module = nn.utils.skip_init(nn.Linear, conv.c_in, conv.c_out, **options)
+    else:
+        as_layer = conv.kernel == tuple(layer.kernel_size) and not at_input  # type: ignore[arg-type]
+        padding = layer.padding if as_layer and any(map(any, conv.padding)) else 0
+        made = nn.utils.skip_init(
+            CONVOLUTIONS[len(conv.kernel)], conv.c_in, conv.c_out, conv.kernel, stride=conv.stride,
+            padding=padding, dilation=conv.dilation, groups=conv.groups,
+            padding_mode=conv.padding_mode if padding else "zeros", **options,
+        )  # fmt: skip
+    made.train(layer.training)
+    made.requires_grad_(weight.requires_grad)
+    if weight.ndim == 4 and _channels_last(weight):
+        made.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return made
+
+
+def _channels_last(weight: Tensor) -> bool:
+    last = torch.channels_last
+    return weight.is_contiguous(memory_format=last) and not weight.is_contiguous()
+
+
+def fill(block: nn.Module, form: str, factors: Factors) -> nn.Module:
+    """Put factors into a skeleton, in place; values too small for the dtype's normal range become 0."""
+    parts = [block] if form == "keep" else list(block.children())
+    weights: list[Tensor] = [factors.core.transpose(1, 2)]
+    if factors.reduce is not None:
+        weights.insert(0, factors.reduce)
+    if factors.expand is not None:
+        weights.append(factors.expand)
+    with torch.no_grad():
+        for part, weight in zip(parts, weights, strict=True):
+            _set(part.weight, weight)  # type: ignore[arg-type]
+        if parts[-1].bias is not None:
+            _set(parts[-1].bias, factors.bias)  # type: ignore[arg-type]
+    return block
+
+
+def _set(parameter: Tensor, values: Tensor) -> None:
+    values = values.reshape(parameter.shape).to(parameter.dtype)
+    tiny = torch.finfo(parameter.dtype).tiny
+    parameter.copy_(torch.where(values.abs() < tiny, torch.zeros_like(values), values))

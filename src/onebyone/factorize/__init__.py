@@ -1,0 +1,1 @@
+"""Pure mathematics on tensors: one file a factorisation."""

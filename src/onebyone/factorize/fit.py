@@ -1,0 +1,113 @@
+"""One layer solved on the rows that reach it: the factors of any form, towards given outputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from onebyone.factorize.least_squares import Fit, Regression
+from onebyone.factorize.metric import factor
+from onebyone.factorize.reduced_rank import LowRank, reduced_rank
+from onebyone.factorize.squeeze import squeeze_basis
+
+
+@dataclass(frozen=True)
+class Factors:
+    """W ≈ expand · core · (reduce at every tap), plus a bias; None where the form has no such part."""
+
+    core: Float[Tensor, "core_out taps core_in"]
+    bias: Float[Tensor, " c_out"]
+    reduce: Float[Tensor, "rank_in c_in"] | None = None
+    expand: Float[Tensor, "c_out rank_out"] | None = None
+
+
+@dataclass(frozen=True)
+class Band:
+    """The outputs that matter, channel by channel: what lies below `lower` or above `upper` counts
+    as if it lay on the edge (a ReLU behind the layer, with whatever normalisation between)."""
+
+    lower: Float[Tensor, " c_out"]
+    upper: Float[Tensor, " c_out"]
+
+
+def fit(
+    weight: Float[Tensor, "c_out taps c_in"],
+    patches: Float[Tensor, "samples taps c_in"],
+    targets: Float[Tensor, "samples c_out"],
+    metric: Float[Tensor, "c_out c_out"],
+    rank_in: int | None,
+    rank_out: int | None,
+    ridge: float,
+    band: Band | None = None,
+    rounds: int = 2,
+) -> Factors:
+    """Factors whose outputs on `patches` come nearest to `targets` in the metric G = L Lᵀ.
+
+    The squeezing basis is `squeeze_basis` under the patches' own moments; given it, the core is the
+    least-squares map from squeezed patches to targets, and its best cut to `rank_out` is
+    `reduced_rank` (exact, by Eckart–Young in the whitened space). `ridge` draws towards `weight`.
+    With a `band`, targets outside it are relaxed `rounds` times to what the last fit gave, as far as
+    that lies outside too (Zhang et al. 2016, §3.2, the nonlinear case, by majorisation).
+    """
+    c_out, taps, _ = weight.shape
+    reduce, prior, features = None, weight.double(), patches
+    if rank_in is not None:
+        channels, tap_moments = patch_moments(patches)
+        basis = squeeze_basis(weight, factor(channels, 1e-4), tap_moments, metric, rank_in)
+        reduce, prior = basis.reduce, basis.core
+        features = patches @ reduce.to(patches.dtype).T
+    flat = features.reshape(len(features), -1)
+    regression = Regression(flat, prior.reshape(c_out, -1), ridge)
+    found = _thin(regression.fit(targets), metric, rank_out)
+    for _ in range(rounds if band is not None else 0):
+        given = torch.addmm(found.bias.to(flat.dtype), flat, found.slope.to(flat.dtype).T)
+        found = _thin(regression.fit(relax(targets, given, band)), metric, rank_out)
+    core = found.slope if found.low is None else found.low.reduce
+    expand = None if found.low is None else found.low.expand
+    return Factors(core.reshape(-1, taps, features.shape[2]), found.bias, reduce, expand)
+
+
+@dataclass(frozen=True)
+class _Map:
+    """A linear map, whole and (where its rank was cut) in two parts."""
+
+    slope: Tensor
+    bias: Tensor
+    low: LowRank | None
+
+
+def _thin(found: Fit, metric: Tensor, rank: int | None) -> _Map:
+    """The fit itself, or its best cut to a rank with the mean output kept."""
+    if rank is None:
+        return _Map(found.slope, found.intercept, None)
+    low = reduced_rank(found.slope, found.output_covariance, metric, rank)
+    slope = low.expand @ low.reduce
+    return _Map(slope, found.intercept + (found.slope - slope) @ found.feature_mean, low)
+
+
+def relax(
+    targets: Float[Tensor, "samples c_out"],
+    given: Float[Tensor, "samples c_out"],
+    band: Band | None,
+) -> Float[Tensor, "samples c_out"]:
+    """Targets outside the band moved to the given outputs where these lie outside on the same side."""
+    if band is None:
+        return targets
+    lower, upper = band.lower.to(targets), band.upper.to(targets)
+    below = torch.where(targets <= lower, torch.minimum(given, lower), targets)
+    return torch.where(targets >= upper, torch.maximum(given, upper), below)
+
+
+def patch_moments(
+    patches: Float[Tensor, "samples taps c_in"],
+) -> tuple[Float[Tensor, "c_in c_in"], Float[Tensor, "taps taps"]]:
+    """Covariance of the channels over all taps, and of the taps over all channels (mean diagonal 1)."""
+    rows = patches.reshape(-1, patches.shape[2])
+    centred = rows - rows.mean(0)
+    channels = (centred.T @ centred).double() / len(rows)
+    shaped = centred.reshape(patches.shape).transpose(1, 2).reshape(-1, patches.shape[1])
+    taps = (shaped.T @ shaped).double()
+    return channels, taps / taps.diagonal().mean().clamp_min(torch.finfo(torch.float32).tiny)

@@ -1,0 +1,76 @@
+"""Linear least squares with an intercept and a ridge towards a known answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Fit:
+    """y ≈ slope · z + intercept, with the covariance of slope · z."""
+
+    slope: Float[Tensor, "targets features"]
+    intercept: Float[Tensor, " targets"]
+    feature_mean: Float[Tensor, " features"]
+    output_covariance: Float[Tensor, "targets targets"]
+
+
+class Regression:
+    """Ridge regressions of several targets on the same features: the expensive half is done once.
+
+    Minimises mean ‖y − B z − b‖² + ridge · Σ_j s_j ‖B_j − prior_j‖² with s = diag Cov(z) + its mean.
+    The products run in the samples' dtype, the solve in float64; with fewer samples than features
+    the dual problem is solved (Saunders, Gammerman & Vovk, "Ridge regression learning algorithm in
+    dual variables", 1998). `prior` comes back where the samples say nothing.
+    """
+
+    def __init__(
+        self,
+        features: Float[Tensor, "samples features"],
+        prior: Float[Tensor, "targets features"],
+        ridge: float,
+    ) -> None:
+        self.prior = prior.double()
+        self.mean = features.mean(0)
+        self.centred = features - self.mean
+        self.guess = self.centred @ prior.to(features.dtype).T
+        variance = self.centred.square().mean(0).double()
+        floor = torch.finfo(torch.float32).tiny
+        self.penalty = ridge * (variance + variance.mean()).clamp_min(floor)
+        self.covariance: Tensor | None = None
+        if len(features) >= features.shape[1]:
+            self.covariance = (self.centred.T @ self.centred).double() / len(features)
+            self.lower = _cholesky(self.covariance, self.penalty)
+        else:
+            self.scaled = (self.centred.double()) / self.penalty.sqrt()
+            kernel = self.scaled @ self.scaled.T / len(features)
+            self.lower = _cholesky(kernel, torch.ones_like(kernel[0]))
+
+    def fit(self, targets: Float[Tensor, "samples targets"]) -> Fit:
+        """The best slope and intercept for these targets."""
+        mean = targets.mean(0)
+        rest = targets - mean - self.guess
+        if self.covariance is not None:
+            cross = (self.centred.T @ rest).double() / len(targets)
+            slope = self.prior + torch.cholesky_solve(cross, self.lower).T
+            outputs = slope @ self.covariance @ slope.T
+        else:
+            dual = torch.cholesky_solve(rest.double(), self.lower) / len(targets)
+            slope = self.prior + (dual.T @ self.scaled) / self.penalty.sqrt()
+            fitted = self.centred.double() @ slope.T
+            outputs = fitted.T @ fitted / len(fitted)
+        centre = self.mean.double()
+        return Fit(slope, mean.double() - slope @ centre, centre, outputs)
+
+
+def _cholesky(matrix: Tensor, diagonal: Tensor) -> Tensor:
+    """The factor of matrix + diag; rounding that leaves it indefinite is met by a heavier diagonal."""
+    while True:
+        lower, info = torch.linalg.cholesky_ex(matrix + torch.diag(diagonal))
+        if info.item() == 0:
+            return lower
+        diagonal = 10 * diagonal + torch.finfo(torch.float32).eps * matrix.diagonal().mean()

@@ -1,0 +1,43 @@
+"""Symmetric positive semi-definite matrices as metrics: factors, spectra, tails. All in float64."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def shrink(matrix: Float[Tensor, "d d"], amount: float) -> Float[Tensor, "d d"]:
+    """(1 − amount) · M + amount · mean(diag M) · I: never singular unless M is zero.
+
+    Ledoit & Wolf, "A well-conditioned estimator for large-dimensional covariance matrices", 2004,
+    with a given amount. A zero matrix becomes the identity, so that a metric always exists.
+    """
+    scale = matrix.diagonal().mean()
+    eye = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
+    if not scale > 0:
+        return eye
+    return (1 - amount) * matrix + amount * scale * eye
+
+
+def factor(matrix: Float[Tensor, "d d"], amount: float = 1e-6) -> Float[Tensor, "d d"]:
+    """Lower triangular L with L Lᵀ = the shrunk matrix (Cholesky)."""
+    matrix = matrix.double()
+    matrix = (matrix + matrix.T) / 2
+    while True:
+        lower, info = torch.linalg.cholesky_ex(shrink(matrix, amount))
+        if info.item() == 0:
+            return lower
+        amount *= 10
+
+
+def spectrum(matrix: Float[Tensor, "d d"]) -> tuple[Float[Tensor, " d"], Float[Tensor, "d d"]]:
+    """Eigenvalues from large to small, never below zero, with their eigenvectors as columns."""
+    values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
+    return values.flip(0).clamp_min(0), vectors.flip(1)
+
+
+def tails(values: Float[Tensor, " d"]) -> Float[Tensor, " d_plus_1"]:
+    """What is lost when the first r values are kept, for r = 0 … d: Σ_{i ≥ r} values[i]."""
+    zero = values.new_zeros(1)
+    return torch.cat([values.flip(0).cumsum(0).flip(0), zero])

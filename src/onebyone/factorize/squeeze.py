@@ -1,0 +1,57 @@
+"""Fewer input channels for a k×k convolution: the 1×1 that squeezes them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from onebyone.factorize.metric import factor, spectrum
+
+
+@dataclass(frozen=True)
+class Basis:
+    """W x ≈ core (reduce x), channel-wise: every kernel tap reads the same `rank` mixtures."""
+
+    reduce: Float[Tensor, "rank c_in"]
+    core: Float[Tensor, "c_out taps rank"]
+
+
+def input_spectrum(
+    weight: Float[Tensor, "c_out taps c_in"],
+    channels: Float[Tensor, "c_in c_in"],
+    taps: Float[Tensor, "taps taps"],
+    metric: Float[Tensor, "c_out c_out"],
+) -> tuple[Float[Tensor, " c_in"], Float[Tensor, "c_in c_in"]]:
+    """Loss-weighted energy of each direction of the whitened input channels, from large to small.
+
+    The covariance of a patch is taken as a Kronecker product of that of the channels and that of
+    the taps (the assumption of Grosse & Martens, "A Kronecker-factored approximate Fisher matrix
+    for convolution layers", 2016); `channels` and `metric` are triangular factors L of L Lᵀ.
+    """
+    c_out, k, c_in = weight.shape
+    root = factor(taps)
+    white = metric.T @ weight.double().reshape(c_out, -1)
+    white = torch.einsum("okc,kj->ojc", white.reshape(c_out, k, c_in), root).reshape(-1, c_in)
+    white = white @ channels
+    return spectrum(white.T @ white)
+
+
+def squeeze_basis(
+    weight: Float[Tensor, "c_out taps c_in"],
+    channels: Float[Tensor, "c_in c_in"],
+    taps: Float[Tensor, "taps taps"],
+    metric: Float[Tensor, "c_out c_out"],
+    rank: int,
+) -> Basis:
+    """The `rank` mixtures of the input channels that the loss needs most, and W in terms of them.
+
+    With x = L z, z white, and V the top eigenvectors of `input_spectrum`: reduce = Vᵀ L⁻¹,
+    core = W L V. (Zhang et al. 2016 for outputs; here for inputs, Kim et al. 2016, §3, weighted.)
+    """
+    _, vectors = input_spectrum(weight, channels, taps, metric)
+    kept = vectors[:, :rank]
+    reduce = torch.linalg.solve_triangular(channels.T, kept, upper=True).T
+    return Basis(reduce, weight.double() @ (channels @ kept))

@@ -1,0 +1,96 @@
+"""Several chunks of a batch through one network together: all stop where a layer must be solved."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class _Stopped(BaseException):
+    """Ends a chunk's thread when the whole pass is given up."""
+
+
+class Lockstep:
+    """Runs chunks one at a time, each until it waits at a stop or ends.
+
+    A chunk calls `wait(stop)` from inside the network; when every chunk that is still under way
+    waits, `solve(stop)` runs for the lowest waiting stop and the chunks that wait there go on. So a
+    layer is solved when all the chunks have reached it, also where control flow depends on data.
+    """
+
+    def __init__(
+        self, model: nn.Module, chunks: Sequence[Tensor], solve: Callable[[int], None]
+    ) -> None:
+        self.model, self.chunks, self.solve = model, chunks, solve
+        self.turn = [threading.Semaphore(0) for _ in chunks]
+        self.yielded = threading.Semaphore(0)
+        self.waiting: dict[int, int] = {}
+        self.running = set(range(len(chunks)))
+        self.failure: BaseException | None = None
+        self.stopped = False
+        self.local = threading.local()
+
+    @property
+    def chunk(self) -> int:
+        """The index of the chunk whose thread this is."""
+        return self.local.chunk
+
+    def wait(self, stop: int) -> None:
+        """From inside the network: go on when the stop has been solved."""
+        chunk = self.chunk
+        self.waiting[chunk] = stop
+        self.yielded.release()
+        self.turn[chunk].acquire()
+        if self.stopped:
+            raise _Stopped
+
+    def run(self) -> None:
+        """All chunks to their end; the first failure of any is raised."""
+        threads = [
+            threading.Thread(target=self._chunk, args=(i,), daemon=True) for i in self.running
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            ready = list(range(len(self.chunks)))
+            while ready and self.failure is None:
+                for chunk in ready:
+                    self.turn[chunk].release()
+                    self.yielded.acquire()
+                ready = self._next() if self.failure is None else []
+        finally:
+            self.stopped = True
+            for chunk in list(self.running):
+                self.turn[chunk].release()
+            for thread in threads:
+                thread.join()
+        if self.failure is not None:
+            raise self.failure
+
+    def _next(self) -> list[int]:
+        if not self.waiting:
+            return []
+        stop = min(self.waiting.values())
+        self.solve(stop)
+        ready = [chunk for chunk, at in self.waiting.items() if at == stop]
+        for chunk in ready:
+            del self.waiting[chunk]
+        return ready
+
+    def _chunk(self, index: int) -> None:
+        self.local.chunk = index
+        self.turn[index].acquire()
+        try:
+            if not self.stopped:
+                with torch.no_grad():
+                    self.model(self.chunks[index])
+        except _Stopped:
+            pass
+        except BaseException as error:  # handed to the thread that called run
+            self.failure = error
+        finally:
+            self.running.discard(index)
+            self.yielded.release()

@@ -1,0 +1,235 @@
+"""Plan → new model: each layer solved on what reaches it, as the calibration batch passes through."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from math import ceil
+
+import torch
+from torch import Tensor, nn
+
+from onebyone.building import fill, skeleton
+from onebyone.conv import ConvSpec
+from onebyone.data import open_images
+from onebyone.errors import ModelError, PlanError
+from onebyone.factorize.fit import Band, fit
+from onebyone.factorize.metric import factor
+from onebyone.lockstep import Lockstep
+from onebyone.planning import Decision, Plan
+from onebyone.sampling import choose_positions, output_rows, patch_rows, positions_of
+from onebyone.statistics import LayerStatistics, Statistics, observe
+from onebyone.surveying import deep_copy
+from onebyone.tree import evaluating, hooked, modules_by_name, replace_modules
+
+ROWS_PER_FEATURE = 8
+LEAST_ROWS, MOST_ROWS = 4096, 32768
+METRIC_SHRINKAGE = 1e-3
+RIDGE = 0.02  # times features / rows
+UNCHANGED = 1e-5  # relative residual under which a kept layer keeps its bits
+
+
+@dataclass
+class _Job:
+    """One planned layer on its way to its solution; rows are kept by (chunk, call)."""
+
+    index: int
+    decision: Decision
+    conv: ConvSpec
+    layer: nn.Module
+    training: bool
+    metric: Tensor
+    band: Band
+    calls: int
+    rows: int
+    positions: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    targets: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    patches: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    solution: nn.Module | None = None
+
+
+def rewrite(
+    model: nn.Module,
+    plan: Plan,
+    images: object,
+    *,
+    statistics: Statistics | None = None,
+    memory: int = 2 << 30,
+    progress: Callable[[float], None] | None = None,
+) -> nn.Module:
+    """A lighter copy of the model, as the plan says; the model itself is not touched.
+
+    images: the calibration images, as for `observe`; statistics: what `observe` gave on them (it is
+    run again if absent). Every planned layer is solved on the inputs that it gets from the lighter
+    layers before it, towards the outputs that the original gave (Zhang et al. 2016, §3.3, extended
+    to the kept layers). The result has plain PyTorch layers only.
+    Raises PlanError for a plan of another network.
+    """
+    inputs = open_images(images).inputs
+    statistics = statistics or observe(model, inputs, seed=plan.seed, memory=memory)
+    jobs = _jobs(model, plan, statistics)
+    size = max(1, min(len(inputs), memory // max(24 * statistics.survey.live_bytes, 1)))
+    chunks = [part.to(statistics.survey.device) for part in inputs.split(size)]
+    with evaluating(model):
+        _collect(model, jobs, chunks, plan.seed)
+    lighter = deep_copy(model)
+    with evaluating(lighter):
+        solvers = _pass_through(lighter, jobs, chunks, progress or (lambda done: None))
+    return replace_modules(lighter, solvers)
+
+
+def _jobs(model: nn.Module, plan: Plan, statistics: Statistics) -> list[_Job]:
+    """The planned layers in the order that data reaches them; PlanError where plan and model differ."""
+    modules = modules_by_name(model)
+    seen = {s.layer: s for s in statistics.survey.layers}
+    jobs: list[_Job] = []
+    for decision in plan.decisions:
+        name = decision.layer
+        if name not in seen or name not in modules:
+            raise PlanError(
+                f"the plan's layer {name!r} is not in this model: is the plan another's?"
+            )
+        if decision.refused:
+            continue
+        if seen[name].refusal is not None:
+            raise PlanError(
+                f"the plan changes layer {name!r}, but it must stay as it is: {seen[name].refusal}"
+            )
+        conv = ConvSpec.of(modules[name])
+        if conv != decision.conv:
+            raise PlanError(
+                f"layer {name!r} is {conv.text()} in the model and "
+                f"{decision.conv.text() if decision.conv else 'unknown'} in the plan"
+            )
+        gradients = statistics.layers[name].gradients / statistics.images
+        jobs.append(
+            _Job(
+                len(jobs), decision, conv, modules[name], modules[name].training,
+                factor(gradients, METRIC_SHRINKAGE), _band(statistics.layers[name]),
+                seen[name].calls, _rows(conv, decision),
+            )
+        )  # fmt: skip
+    return jobs
+
+
+def _band(seen: LayerStatistics) -> Band:
+    """The outputs that the rest of the network can feel; all, for a channel that never felt any."""
+    never = seen.lowest > seen.highest
+    infinite = torch.full_like(seen.lowest, torch.inf)
+    return Band(
+        torch.where(never, -infinite, seen.lowest), torch.where(never, infinite, seen.highest)
+    )
+
+
+def _rows(conv: ConvSpec, decision: Decision) -> int:
+    """How many samples a layer is solved on: several times its unknowns per output."""
+    width = decision.ranks[0] if decision.form in ("squeeze", "tucker2") else conv.c_in
+    return max(LEAST_ROWS, min(MOST_ROWS, ROWS_PER_FEATURE * width * conv.taps))
+
+
+def _collect(model: nn.Module, jobs: list[_Job], chunks: list[Tensor], seed: int) -> None:
+    """One pass of the original: its outputs at sampled positions are the targets."""
+    images = sum(len(chunk) for chunk in chunks)
+    current: list[int] = [0]
+    counts: Counter[int] = Counter()
+
+    def hook(job: _Job) -> Callable[[nn.Module, tuple[Tensor], Tensor], None]:
+        def take(_: nn.Module, args: tuple[Tensor], y: Tensor) -> None:
+            key = (current[0], counts[job.index])
+            counts[job.index] += 1
+            items = len(y) * job.calls * images / len(chunks[key[0]])
+            generator = torch.Generator().manual_seed(hash((seed, job.index, *key)) % (1 << 62))
+            chosen = choose_positions(
+                len(y), positions_of(job.conv, y), ceil(job.rows / items), generator
+            )
+            job.positions[key] = chosen
+            job.targets[key] = output_rows(job.conv, y, chosen)
+            if job.calls > 1:
+                job.patches[key] = patch_rows(job.conv, args[0], chosen)
+
+        return take
+
+    handles = [job.layer.register_forward_hook(hook(job)) for job in jobs]
+    with torch.no_grad(), hooked(handles):
+        for index, chunk in enumerate(chunks):
+            current[0] = index
+            counts.clear()
+            model(chunk)
+
+
+class _Solver(nn.Module):
+    """Stands in for a planned layer: gathers what arrives, waits for the solution, applies it."""
+
+    def __init__(self, job: _Job, lockstep: list[Lockstep]) -> None:
+        super().__init__()
+        self.job, self.lockstep = job, lockstep
+
+    def forward(self, x: Tensor) -> Tensor:
+        job = self.job
+        if job.solution is None:
+            key = (self.lockstep[0].chunk, 0)
+            if job.calls == 1 and key in job.positions:
+                job.patches[key] = patch_rows(job.conv, x, job.positions[key])
+            self.lockstep[0].wait(job.index)
+        assert job.solution is not None
+        return job.solution(x)
+
+
+def _pass_through(
+    lighter: nn.Module, jobs: list[_Job], chunks: list[Tensor], progress: Callable[[float], None]
+) -> dict[str, nn.Module]:
+    """Send the chunks through the lighter network in lockstep; the solution of every planned layer."""
+    own = modules_by_name(lighter)
+    lockstep: list[Lockstep] = []
+    shell = replace_modules(lighter, {j.decision.layer: _Solver(j, lockstep) for j in jobs})
+
+    def solve(index: int) -> None:
+        _solve(jobs[index], own[jobs[index].decision.layer])
+        progress((index + 1) / len(jobs))
+
+    lockstep.append(Lockstep(shell, chunks, solve))
+    lockstep[0].run()
+    late = [job.decision.layer for job in jobs if job.solution is None]
+    if late:
+        raise ModelError(
+            f"layer {late[0]!r} was not reached on the way through the lighter network"
+            + (f" (nor were {len(late) - 1} others)" if len(late) > 1 else "")
+            + ": the model's control flow depends on its data; keep what decides it out of the plan"
+        )
+    return {job.decision.layer: job.solution for job in jobs if job.solution is not None}
+
+
+def _solve(job: _Job, own: nn.Module) -> None:
+    """The best layer for the samples that have arrived; the samples are dropped."""
+    keys = sorted(job.patches)
+    patches = torch.cat([job.patches[key] for key in keys])
+    targets = torch.cat([job.targets[key] for key in keys])
+    job.patches.clear()
+    job.targets.clear()
+    job.positions.clear()
+    weight: Tensor = job.layer.weight.detach()  # type: ignore[assignment]
+    kernel = weight.reshape(job.conv.c_out, job.conv.c_in, job.conv.taps).transpose(1, 2)
+    decision = job.decision
+    if decision.form == "keep" and _unchanged(
+        kernel, job.layer._parameters["bias"], patches, targets
+    ):
+        job.solution = own
+        return
+    rank_in = decision.ranks[0] if decision.form in ("squeeze", "tucker2") else None
+    rank_out = decision.ranks[-1] if decision.form in ("channel", "tucker2", "pointwise") else None
+    width = (rank_in or job.conv.c_in) * job.conv.taps
+    ridge = RIDGE * width / len(patches)
+    factors = fit(kernel, patches, targets, job.metric, rank_in, rank_out, ridge, job.band)
+    job.solution = fill(skeleton(job.layer, decision.form, decision.ranks), decision.form, factors)
+    job.solution.train(job.training)
+
+
+def _unchanged(kernel: Tensor, bias: Tensor | None, patches: Tensor, targets: Tensor) -> bool:
+    """Whether the layer's own weights give the targets already, within rounding."""
+    flat = patches.reshape(len(patches), -1)
+    rest = targets - flat @ kernel.reshape(len(kernel), -1).float().T
+    if bias is not None:
+        rest = rest - bias.detach().float()
+    tolerance = max(UNCHANGED, 16 * torch.finfo(kernel.dtype).eps)
+    return bool(rest.abs().max() <= tolerance * targets.abs().max())

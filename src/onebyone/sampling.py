@@ -1,0 +1,78 @@
+"""Rows of least-squares problems out of feature maps: input patches, and outputs at positions."""
+
+from __future__ import annotations
+
+from math import prod
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from onebyone.conv import ConvSpec
+
+
+def positions_of(conv: ConvSpec, output: Tensor) -> int:
+    """Output positions in one item of a layer's output: pixels, or the middle axes of a linear layer."""
+    return prod(output.shape[2:]) if conv.kernel else prod(output.shape[1:-1])
+
+
+def choose_positions(
+    items: int, positions: int, wanted: int, generator: torch.Generator
+) -> Int[Tensor, "items picked"]:
+    """`wanted` of the flat positions 0 … positions − 1 for each item, none twice (all, if fewer).
+
+    Stratified: the range is cut into `wanted` equal parts and one position drawn from each.
+    """
+    if wanted >= positions:
+        return torch.arange(positions).expand(items, positions)
+    start = torch.arange(wanted + 1) * positions // wanted
+    width = start[1:] - start[:-1]
+    draw = torch.rand(items, wanted, generator=generator)
+    return start[:-1] + (draw * width).long().clamp_max(width - 1)
+
+
+def output_rows(
+    conv: ConvSpec, output: Tensor, positions: Int[Tensor, "items picked"]
+) -> Float[Tensor, "samples c_out"]:
+    """A layer's outputs (or gradients there) at the chosen positions, in float32."""
+    positions = positions.to(output.device)
+    channels = output.shape[1] if conv.kernel else output.shape[-1]
+    if conv.kernel:
+        flat = output.reshape(len(output), channels, -1)
+        if positions.shape[1] == flat.shape[2]:
+            return flat.transpose(1, 2).reshape(-1, channels).float()
+        index = positions[:, None].expand(-1, channels, -1)
+        return flat.gather(2, index).transpose(1, 2).reshape(-1, channels).float()
+    flat = output.reshape(len(output), -1, channels)
+    index = positions[..., None].expand(-1, -1, channels)
+    return flat.gather(1, index).reshape(-1, channels).float()
+
+
+def patch_rows(
+    conv: ConvSpec, x: Tensor, positions: Int[Tensor, "items picked"]
+) -> Float[Tensor, "samples taps c_in"]:
+    """The input patches that the chosen output positions read, padding included, in float32."""
+    positions = positions.to(x.device)
+    if not conv.kernel:
+        return output_rows(conv, x, positions)[:, None]
+    size = x.shape[2:]
+    out = conv.output_size(tuple(size))
+    if any(before or after for before, after in conv.padding):
+        flat_padding = [p for pair in reversed(conv.padding) for p in pair]
+        mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
+        x = F.pad(x, flat_padding, mode=mode)
+    padded = x.shape[2:]
+    pixels = x.movedim(1, -1).reshape(-1, conv.c_in)
+    corner = torch.zeros_like(positions)
+    reach = torch.zeros(1, dtype=torch.long, device=x.device)
+    rest, pitch = positions, 1
+    for axis in reversed(range(len(size))):
+        corner = corner + rest % out[axis] * conv.stride[axis] * pitch
+        rest = rest // out[axis]
+        steps = torch.arange(conv.kernel[axis], device=x.device) * conv.dilation[axis] * pitch
+        reach = (steps[:, None] + reach[None]).reshape(-1)
+        pitch *= padded[axis]
+    corner = corner + torch.arange(len(x), device=x.device)[:, None] * pitch
+    index = (corner.reshape(-1, 1) + reach).reshape(-1)
+    return pixels.index_select(0, index).reshape(-1, conv.taps, conv.c_in).float()

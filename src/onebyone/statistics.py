@@ -1,0 +1,210 @@
+"""observe: one pass over images → second moments of layer inputs, outputs and loss gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from math import ceil
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from onebyone.data import open_images
+from onebyone.errors import ModelError
+from onebyone.sampling import choose_positions, output_rows, patch_rows, positions_of
+from onebyone.surveying import Seen, Survey, survey
+from onebyone.tree import evaluating, frozen, hooked, modules_by_name, random_state, tensors_in
+
+WORK_SHARE = 0.15  # of a layer's own arithmetic that sampling for one moment may cost
+LEAST_ROWS = 2048
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Sums over samples, so that the parts of a data set can be added up."""
+
+    samples: int
+    total: Float[Tensor, " d"]
+    products: Float[Tensor, "d d"]
+
+    @staticmethod
+    def of(rows: Float[Tensor, "samples d"]) -> Moments:
+        """The sums of these rows; products run in the rows' dtype, the result is float64."""
+        return Moments(len(rows), rows.sum(0).double().cpu(), (rows.T @ rows).double().cpu())
+
+    def __add__(self, other: Moments) -> Moments:
+        return Moments(
+            self.samples + other.samples, self.total + other.total, self.products + other.products
+        )
+
+    @property
+    def covariance(self) -> Float[Tensor, "d d"]:
+        """Centred second moments."""
+        mean = self.total / self.samples
+        return self.products / self.samples - mean.outer(mean)
+
+
+@dataclass(frozen=True)
+class LayerStatistics:
+    """What one layer saw, summed over `images`.
+
+    `channels`: its input pixels; `taps`: products of the taps of its input patches, summed over
+    channels, with `patches` counting them; `outputs`: its outputs before any normalisation;
+    `gradients`: Σ g gᵀ over all output positions, g the gradient of the loss there; `lowest` and
+    `highest`: the least and the greatest output of each channel that had a gradient at all.
+    """
+
+    channels: Moments
+    taps: Float[Tensor, "taps taps"]
+    outputs: Moments
+    gradients: Float[Tensor, "c_out c_out"]
+    lowest: Float[Tensor, " c_out"]
+    highest: Float[Tensor, " c_out"]
+
+    def __add__(self, other: LayerStatistics) -> LayerStatistics:
+        return LayerStatistics(
+            self.channels + other.channels,
+            self.taps + other.taps,
+            self.outputs + other.outputs,
+            self.gradients + other.gradients,
+            torch.minimum(self.lowest, other.lowest),
+            torch.maximum(self.highest, other.highest),
+        )
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What `observe` returns: the survey of the network and the moments of each layer it can change."""
+
+    survey: Survey
+    images: int
+    layers: dict[str, LayerStatistics]
+    seed: int
+
+
+def observe(
+    model: nn.Module,
+    images: object,
+    *,
+    seed: int = 0,
+    memory: int = 2 << 30,
+    progress: Callable[[float], None] | None = None,
+) -> Statistics:
+    """Run the images through the model once, forwards and backwards, and keep second moments.
+
+    images: a tensor (N, C, H, W) or anything that `onebyone.data.open_images` takes; no labels are
+    needed. The loss is the cross-entropy towards a label drawn from the model's own prediction, so
+    that the gradients' second moment is the Fisher information (Martens 2020, §5); for an output
+    that is not (N, classes) it is vᵀ f(x), v ~ N(0, I). The model comes back as it was.
+    memory: bytes that the pass may take for activations; progress: told the fraction done.
+    Raises ModelError for a model that fails on the images, returns NaN or has nothing to change.
+    """
+    inputs = open_images(images).inputs
+    with evaluating(model), frozen(model), random_state(seed) as generator:
+        found = survey(model, inputs[:1])
+        batch = max(1, min(len(inputs), 64, memory // max(3 * found.activation_bytes, 1)))
+        recorder = _Recorder(found, len(inputs), generator)
+        with hooked(recorder.attach(model)), torch.enable_grad():
+            for index, part in enumerate(inputs.split(batch)):
+                _backward(model(part.to(found.device)), generator)
+                if progress is not None:
+                    progress(min(1.0, (index + 1) * batch / len(inputs)))
+    return Statistics(found, len(inputs), recorder.layers, seed)
+
+
+def _backward(output: object, generator: torch.Generator) -> None:
+    """Send the Fisher loss's gradient back through the network."""
+    result = next((t for t in tensors_in(output) if t.is_floating_point()), None)
+    if result is None:
+        raise ModelError(
+            "the model returns no floating-point tensor: there is nothing to keep close to"
+        )
+    if not result.isfinite().all():
+        raise ModelError(
+            "the model's output has NaN or infinite values on the calibration images: check its "
+            "weights and the images' normalisation"
+        )
+    if not result.requires_grad:
+        return
+    if result.ndim == 2 and result.shape[1] > 1:
+        drawn = torch.multinomial(result.detach().float().softmax(1).cpu(), 1, generator=generator)
+        loss = F.cross_entropy(result.float(), drawn[:, 0].to(result.device), reduction="sum")
+    else:
+        direction = torch.randn(result.shape, generator=generator).to(result)
+        loss = (direction * result).sum()
+    loss.backward()
+
+
+class _Recorder:
+    """Hooks that sample what passes a layer, in both directions."""
+
+    def __init__(self, found: Survey, images: int, generator: torch.Generator) -> None:
+        self.found, self.images, self.generator = found, images, generator
+        self.layers: dict[str, LayerStatistics] = {}
+
+    def attach(self, model: nn.Module) -> list[torch.utils.hooks.RemovableHandle]:
+        modules = modules_by_name(model)
+        return [
+            modules[seen.layer].register_forward_hook(self._hook(seen))
+            for seen in self.found.layers
+            if seen.refusal is None
+        ]
+
+    def _wanted(self, seen: Seen, items: int, macs_per_row: int, least: int) -> int:
+        """Positions to sample in each item, so that the sampling stays cheap beside the layer."""
+        conv = seen.conv
+        assert conv is not None
+        share = WORK_SHARE * conv.macs(seen.positions_out) * self.images / macs_per_row
+        return ceil(max(share, least) / (self.images * seen.items_per_image * seen.calls))
+
+    def _hook(self, seen: Seen) -> Callable[[nn.Module, tuple[Tensor], Tensor], Tensor]:
+        conv = seen.conv
+        assert conv is not None
+
+        def hook(_: nn.Module, args: tuple[Tensor], y: Tensor) -> Tensor:
+            x = args[0].detach()
+            count = positions_of(conv, y)
+            wanted = self._wanted(
+                seen, len(y), conv.taps * conv.c_in**2, max(LEAST_ROWS, 4 * conv.c_in)
+            )
+            chosen = choose_positions(len(y), count, wanted, self.generator)
+            patches = patch_rows(conv, x, chosen)
+            outputs = Moments.of(output_rows(conv, y.detach(), chosen))
+            centred = patches - patches.mean((0, 1))
+            taps = torch.einsum("nkc,njc->kj", centred, centred).double().cpu()
+            part = LayerStatistics(
+                Moments.of(patches.reshape(-1, conv.c_in)), taps, outputs,
+                torch.zeros(conv.c_out, conv.c_out, dtype=torch.float64),
+                torch.full((conv.c_out,), torch.inf), torch.full((conv.c_out,), -torch.inf),
+            )  # fmt: skip
+            self._add(seen.layer, part)
+            if not y.requires_grad:
+                y = y + torch.zeros(1, dtype=y.dtype, device=y.device, requires_grad=True)
+            wanted = self._wanted(seen, len(y), conv.c_out**2, max(LEAST_ROWS, 4 * conv.c_out))
+            chosen = choose_positions(len(y), count, wanted, self.generator)
+            values = output_rows(conv, y.detach(), chosen)
+            scale = count / chosen.shape[1]
+            y.register_hook(
+                lambda g: self._gradient(seen, values, output_rows(conv, g, chosen), scale)
+            )
+            return y
+
+        return hook
+
+    def _gradient(self, seen: Seen, values: Tensor, gradients: Tensor, scale: float) -> None:
+        """Add Σ g gᵀ, and widen the band of outputs that some gradient reached."""
+        layer = self.layers[seen.layer]
+        felt = gradients != 0
+        low = torch.where(felt, values, torch.inf).amin(0).cpu()
+        high = torch.where(felt, values, -torch.inf).amax(0).cpu()
+        self.layers[seen.layer] = replace(
+            layer,
+            gradients=layer.gradients + scale * (gradients.T @ gradients).double().cpu(),
+            lowest=torch.minimum(layer.lowest, low),
+            highest=torch.maximum(layer.highest, high),
+        )
+
+    def _add(self, name: str, part: LayerStatistics) -> None:
+        self.layers[name] = self.layers[name] + part if name in self.layers else part

@@ -1,0 +1,238 @@
+"""survey: one image through the network → which layers can be rewritten, and why others cannot."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from onebyone.conv import ConvSpec
+from onebyone.errors import ModelError
+from onebyone.sampling import positions_of
+from onebyone.tree import hooked, modules_by_name, replace_modules, tensors_in
+
+PLAIN = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+CONV_LIKE = (nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear)
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One layer as the survey saw it; positions are of one image, summed over the calls."""
+
+    layer: str
+    conv: ConvSpec | None
+    positions_in: int = 0
+    positions_out: int = 0
+    calls: int = 0
+    items_per_image: int = 1
+    refusal: str | None = None
+
+
+@dataclass(frozen=True)
+class Survey:
+    """Every convolution and linear layer in the order that data reaches them, and the totals.
+
+    `macs` is PyTorch's own count (`torch.utils.flop_counter`, halved) for one image;
+    `activation_bytes` adds up all layer outputs of one image and `live_bytes` is the largest one.
+    """
+
+    layers: tuple[Seen, ...]
+    macs: int
+    params: int
+    input_shape: tuple[int, ...]
+    activation_bytes: int
+    live_bytes: int
+    device: torch.device
+
+
+def survey(model: nn.Module, image: Tensor) -> Survey:
+    """Run one image (1, C, H, W) through an already borrowed model (eval mode) and look.
+
+    Raises ModelError when the model fails on it or has no convolution and no linear layer.
+    """
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    image = image.to(device)
+    layers: dict[str, nn.Module] = {
+        n: m for n, m in modules_by_name(model).items() if isinstance(m, CONV_LIKE)
+    }
+    if not layers:
+        raise ModelError(
+            f"{type(model).__name__} has no convolution and no linear layer that onebyone knows: "
+            "there is nothing to make lighter"
+        )
+    watcher = _Watcher(layers)
+    with torch.no_grad(), hooked(watcher.attach(model)), FlopCounterMode(display=False) as flops:
+        _run(model, image)
+    read = _attributes_read(model, [n for n, m in layers.items() if type(m) in PLAIN], image)
+    shared = _shared_weights(model)
+    order = {name: i for i, name in enumerate(watcher.calls)}
+    seen = [
+        watcher.seen(name, module, shared.get(name), read.get(name))
+        for name, module in sorted(layers.items(), key=lambda item: order.get(item[0], len(order)))
+    ]
+    return Survey(
+        tuple(seen), flops.get_total_flops() // 2, sum(p.numel() for p in model.parameters()),
+        tuple(image.shape[1:]), watcher.activation_bytes, watcher.live_bytes, device,
+    )  # fmt: skip
+
+
+def _run(model: nn.Module, image: Tensor) -> None:
+    try:
+        model(image)
+    except Exception as error:
+        raise ModelError(
+            f"the model fails on an input of shape {tuple(image.shape)}: "
+            f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        ) from error
+
+
+class _Watcher:
+    """Counts calls and sizes by forward hooks."""
+
+    def __init__(self, layers: dict[str, nn.Module]) -> None:
+        self.layers = layers
+        self.calls: Counter[str] = Counter()
+        self.positions: dict[str, list[int]] = {}
+        self.items: dict[str, int] = {}
+        self.odd: dict[str, str] = {}
+        self.activation_bytes = self.live_bytes = 0
+
+    def attach(self, model: nn.Module) -> list[torch.utils.hooks.RemovableHandle]:
+        names = {id(m): n for n, m in self.layers.items()}
+        return [
+            m.register_forward_hook(self._hook(names.get(id(m))), with_kwargs=True)
+            for m in model.modules()
+            if id(m) in names or not list(m.children())
+        ]
+
+    def _hook(self, name: str | None):
+        def hook(module: nn.Module, args: tuple, kwargs: dict, output: object) -> None:
+            size = sum(t.numel() * t.element_size() for t in tensors_in(output))
+            self.activation_bytes += size
+            self.live_bytes = max(self.live_bytes, size)
+            if name is None:
+                return
+            self.calls[name] += 1
+            if type(module) not in PLAIN or not isinstance(output, Tensor):
+                return
+            conv = ConvSpec.of(module)
+            if len(args) != 1 or kwargs or not isinstance(args[0], Tensor):
+                self.odd[name] = "its input is passed by keyword"
+                return
+            if (conv.kernel and output.ndim != len(conv.kernel) + 2) or output.ndim < 2:
+                self.odd[name] = f"its input has no batch axis (shape {tuple(args[0].shape)})"
+                return
+            before = self.positions.setdefault(name, [0, 0])
+            before[0] += len(output) * positions_of(conv, args[0])
+            before[1] += len(output) * positions_of(conv, output)
+            self.items[name] = len(output)
+
+        return hook
+
+    def seen(self, name: str, module: nn.Module, shared: str | None, read: str | None) -> Seen:
+        conv = ConvSpec.of(module) if type(module) in PLAIN else None
+        inside, outside = self.positions.get(name, [0, 0])
+        refusal = _refuse(module) or shared
+        if refusal is None and not self.calls[name]:
+            refusal = (
+                "its forward never ran on the first image (unused, or other code uses its weight)"
+            )
+        refusal = refusal or self.odd.get(name)
+        if refusal is None and read:
+            refusal = f"the model's own code reads its attribute `{read}`"
+        return Seen(name, conv, inside, outside, self.calls[name], self.items.get(name, 1), refusal)
+
+
+def _refuse(layer: nn.Module) -> str | None:
+    """Why a layer cannot be rewritten whatever it does, or None."""
+    kind = type(layer)
+    if nn.utils.parametrize.is_parametrized(layer):
+        return "its weight is parametrised: it is computed anew from other tensors at each pass"
+    if kind not in PLAIN:
+        name = f"{kind.__module__.removeprefix('torch.nn.modules.')}.{kind.__name__}"
+        return f"{name} is not one of the plain layers that onebyone rewrites"
+    if isinstance(layer.weight, nn.parameter.UninitializedParameter):
+        return "its weight has no values yet (a lazy layer)"
+    weight = layer._parameters.get("weight")
+    if weight is None:
+        return "its weight is no parameter of its own (weight or spectral normalisation)"
+    if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks:
+        return "it carries hooks, whose effect a new layer would lose"
+    if "forward" in vars(layer):
+        return "its forward was replaced on the instance"
+    if weight.dtype not in DTYPES:
+        return f"its weight is {weight.dtype}, not floating point"
+    if not torch.isfinite(weight).all():
+        return "its weight has NaN or infinite values"
+    if isinstance(layer, nn.modules.conv._ConvNd) and layer.groups != 1:
+        return f"it is grouped ({layer.groups} groups): no form for grouped convolutions yet"
+    return None
+
+
+def _shared_weights(model: nn.Module) -> dict[str, str]:
+    """Refusals of modules whose weight tensor is that of another module too."""
+    owners: dict[int, list[str]] = {}
+    for name, module in modules_by_name(model).items():
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                owners.setdefault(id(parameter), []).append(name)
+    return {
+        name: f"its weight is tied to that of {next(n for n in names if n != name)}"
+        for names in owners.values() if len(names) > 1 for name in names
+    }  # fmt: skip
+
+
+class _Probe(nn.Module):
+    """Stands in for a layer and notes which of its attributes other code reads."""
+
+    def __init__(self, layer: nn.Module, reads: list[str]) -> None:
+        super().__init__()
+        self.layer = layer
+        self.__dict__["reads"] = reads
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            value = getattr(self.layer, name)
+            self.__dict__["reads"].append(name)
+            return value
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)
+
+
+def _attributes_read(model: nn.Module, names: list[str], image: Tensor) -> dict[str, str]:
+    """One attribute that the model's code reads, for every layer where it does."""
+    layers = modules_by_name(model)
+    reads: dict[str, list[str]] = {name: [] for name in names}
+    shell = shallow_copy(model)
+    copies = modules_by_name(shell)
+    shell = replace_modules(shell, {n: _Probe(copies[n], reads[n]) for n in names})
+    with torch.no_grad():
+        _run(shell, image)
+    assert all(layers[n] is not copies[n] for n in names)
+    return {name: found[0] for name, found in reads.items() if found}
+
+
+def shallow_copy(model: nn.Module) -> nn.Module:
+    """A copy of the module tree that shares every parameter and buffer with the model."""
+    memo: dict[int, object] = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    return deep_copy(model, memo)
+
+
+def deep_copy(model: nn.Module, memo: dict[int, object] | None = None) -> nn.Module:
+    """A copy that shares nothing (but what `memo` names); raises ModelError where none can be made."""
+    try:
+        return copy.deepcopy(model, memo)
+    except Exception as error:
+        raise ModelError(
+            f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}): models that "
+            "hold computed tensors or open files as attributes must drop them first"
+        ) from error

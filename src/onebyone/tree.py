@@ -1,0 +1,102 @@
+"""Module trees: walk them, replace modules by identity, borrow their state and give it back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+def modules_by_name(model: nn.Module) -> dict[str, nn.Module]:
+    """Every module once, by its first qualified name; the root's name is the empty string."""
+    return dict(model.named_modules())
+
+
+def other_names(model: nn.Module) -> dict[str, list[str]]:
+    """Further qualified names of modules that stand in the tree more than once, by the first one."""
+    first: dict[int, str] = {}
+    more: dict[str, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if id(module) in first:
+            more.setdefault(first[id(module)], []).append(name)
+        else:
+            first[id(module)] = name
+    return more
+
+
+def replace_modules(model: nn.Module, new: Mapping[str, nn.Module]) -> nn.Module:
+    """Put new modules in place of old ones wherever the old ones stand; the root may be one.
+
+    Names are those of `modules_by_name`. The tree is changed in place, and its root returned.
+    """
+    old = modules_by_name(model)
+    missing = [name for name in new if name not in old]
+    if missing:
+        raise KeyError(f"the model has no module {missing[0]!r}")
+    by_id = {id(old[name]): module for name, module in new.items()}
+    if id(model) in by_id:
+        return by_id[id(model)]
+    for parent in list(old.values()):
+        for key, child in list(parent._modules.items()):
+            if child is not None and id(child) in by_id:
+                parent._modules[key] = by_id[id(child)]
+    return model
+
+
+def tensors_in(value: object) -> Iterator[Tensor]:
+    """The tensors inside nested tuples, lists, dicts and dataclass-like outputs, in order."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from tensors_in(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from tensors_in(item)
+    elif hasattr(value, "__dict__") and not isinstance(value, nn.Module):
+        yield from tensors_in(vars(value))
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode for every module; each gets its own mode back."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """No parameter asks for a gradient; each gets its own flag back."""
+    flags = [(p, p.requires_grad) for p in model.parameters()]
+    try:
+        for parameter, _ in flags:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+
+
+@contextmanager
+def random_state(seed: int) -> Iterator[torch.Generator]:
+    """Global random numbers start from `seed` inside and go on outside as if nothing had been drawn."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield torch.Generator().manual_seed(seed)
+
+
+@contextmanager
+def hooked(handles: list[torch.utils.hooks.RemovableHandle]) -> Iterator[None]:
+    """Take hooks off again; append the handles inside."""
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
