@@ -1,34 +1,68 @@
-"""Before and after: what the rewrite saved, and what it cost."""
+"""verify: the original and the lighter network side by side, counted, compared and timed."""
 
 from __future__ import annotations
 
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from math import ceil
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from onebyone.conv import ConvSpec
+from onebyone.data import open_images
+from onebyone.errors import DataError, ModelError
+from onebyone.sampling import choose_positions, output_rows, positions_of
+from onebyone.surveying import PLAIN
+from onebyone.tree import evaluating, hooked, modules_by_name, tensors_in
+
+BATCH = 16  # images of the timed batch
+WARMUP = 2
+LEAST_RUNS, MOST_RUNS = 5, 50
+SECONDS = 2.0  # for the timing of one batch size, both networks together
+COMPARED = 64  # images at once
+LAYER_IMAGES = 128  # images on which the layers' errors are measured
+ROWS = 4096  # sampled outputs of a layer for its error
 
 
 @dataclass(frozen=True)
 class Latency:
-    """Time of one forward pass, with the conditions it was measured under."""
+    """Time of one forward pass, with the conditions it was measured under.
+
+    `low_ms` and `high_ms` are the first and the third quartile.
+    """
 
     batch: int
     median_ms: float
-    low_ms: float   # first quartile
-    high_ms: float  # third quartile
+    low_ms: float
+    high_ms: float
     runs: int
     warmup: int
     threads: int
     dtype: str
+    device: str = "cpu"
     runtime: str = "PyTorch eager"
 
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two networks: cost for one image, size on disk, what was measured."""
+    """One of the two networks: cost for one image, size of its weights, what was measured.
+
+    `macs` is PyTorch's own count (`torch.utils.flop_counter`, halved); `weight_bytes` adds up the
+    tensors of the state dict, tied ones once; `accuracy` is top-1 on the held-out images, None where
+    they have no labels; `latency` is empty where it was not measured.
+    """
 
     macs: int
     params: int
-    weight_bytes: int                 # of the state dict, as stored by safetensors
-    accuracy: float | None            # top-1 on the held-out images, where they have labels
-    latency: tuple[Latency, ...]      # empty where it was not measured
+    weight_bytes: int
+    accuracy: float | None
+    latency: tuple[Latency, ...]
 
 
 @dataclass(frozen=True)
@@ -43,10 +77,10 @@ class LayerError:
 class Verification:
     """The original and the lighter network, compared on held-out images.
 
-    `images` is how many held-out images there were (0: none); `agreement` the fraction whose top-1
-    class is the same; `kl` the mean Kullback–Leibler divergence of the lighter network's class
-    probabilities from the original's in nats; for outputs that are not class logits both are None
-    and `output_error` alone tells: E‖f − f̂‖² / E‖f − E f‖².
+    `images` is how many held-out images there were (0: none). `agreement` is the fraction whose top-1
+    class is the same, `kl` the mean Kullback–Leibler divergence of the lighter network's class
+    probabilities from the original's in nats; both are None for outputs that are not class logits
+    (N, classes). `output_error` is E‖f − f̂‖² / E‖f − E f‖², None without images.
     """
 
     before: Side
@@ -57,3 +91,243 @@ class Verification:
     output_error: float | None
     layers: tuple[LayerError, ...]
     notes: tuple[str, ...] = ()
+
+
+def verify(
+    model: nn.Module,
+    lighter: nn.Module,
+    data: object = None,
+    *,
+    example: Tensor | None = None,
+    latency: bool = True,
+    progress: Callable[[float], None] | None = None,
+) -> Verification:
+    """Compare a network with its lighter version on images that slimming has not seen.
+
+    data: anything that `open_images` takes, normalized as the network takes it; labels give
+    accuracy. Without data, cost and latency alone are measured, on `example` (1, C, H, W).
+    latency: time both, one image and a batch, on one thread, interleaved. Both networks come back as
+    they were. Raises DataError where neither data nor example is given or a label is out of range,
+    ModelError where a network fails or gives NaN.
+    """
+    images = None if data is None else open_images(data)
+    if images is None and example is None:
+        raise DataError("there is nothing to verify on: give images, or an example input")
+    one = images.inputs[:1] if images is not None else example[:1]  # type: ignore[index]
+    tell = progress or (lambda done: None)
+    with evaluating(model), evaluating(lighter), torch.inference_mode():
+        found = _Comparison(model, lighter)
+        layers: tuple[LayerError, ...] = ()
+        if images is not None:
+            for index, (inputs, labels) in enumerate(images.batches(COMPARED)):
+                found.add(inputs, labels)
+                tell(0.8 * min(1.0, (index + 1) * COMPARED / len(images)))
+            layers = _layer_errors(model, lighter, images.take(LAYER_IMAGES).inputs)
+        times: tuple[list[Latency], list[Latency]] = ([], [])
+        if latency:
+            batch = one.expand(BATCH, *one.shape[1:]).contiguous()
+            for inputs in (one, batch if images is None else images.inputs[:BATCH]):
+                for side, timed in zip(times, _timed((model, lighter), inputs), strict=True):
+                    side.append(timed)
+        sides = [
+            _side(network, one, accuracy, tuple(timed))
+            for network, accuracy, timed in zip(
+                (model, lighter), found.accuracies(), times, strict=True
+            )
+        ]
+    tell(1.0)
+    return Verification(
+        sides[0], sides[1], found.images, found.agreement(), found.divergence(),
+        found.output_error(), layers,
+    )  # fmt: skip
+
+
+def run(model: nn.Module, inputs: Tensor) -> Tensor:
+    """The network's first floating-point output for a batch; the network is on its own device."""
+    first = next(model.parameters(), None)
+    inputs = inputs.to(inputs.device if first is None else first.device)
+    if first is not None and first.is_floating_point():
+        inputs = inputs.to(first.dtype)
+    output = next((t for t in tensors_in(model(inputs)) if t.is_floating_point()), None)
+    if output is None:
+        raise ModelError(
+            "the network returns no floating-point tensor: there is nothing to compare"
+        )
+    return output
+
+
+class _Comparison:
+    """Running sums over batches of both networks' outputs."""
+
+    def __init__(self, model: nn.Module, lighter: nn.Module) -> None:
+        self.networks = (model, lighter)
+        self.images = self.labeled = self.same = 0
+        self.right = [0, 0]
+        self.total_kl = self.gap = self.square = 0.0
+        self.sum: Tensor | None = None
+        self.classes: int | None = None
+
+    def add(self, inputs: Tensor, labels: Tensor | None) -> None:
+        """One batch through both."""
+        before, after = (run(network, inputs).double().cpu() for network in self.networks)
+        if not before.isfinite().all():
+            raise ModelError(
+                "the original network's output has NaN or infinite values on the held-out images"
+            )
+        if not after.isfinite().all():
+            raise ModelError(
+                "the lighter network's output has NaN or infinite values: give more calibration "
+                "images, a larger budget, or a network in float32"
+            )
+        self.images += len(inputs)
+        self.gap += float((before - after).square().sum())
+        self.square += float(before.square().sum())
+        total = before.sum(0)
+        if self.sum is None or self.sum.shape == total.shape:
+            self.sum = total if self.sum is None else self.sum + total
+        if before.ndim == 2 and before.shape[1] > 1:
+            self._classify(before, after, labels)
+
+    def _classify(self, before: Tensor, after: Tensor, labels: Tensor | None) -> None:
+        self.classes = before.shape[1]
+        expected = before.log_softmax(1)
+        self.total_kl += float((expected.exp() * (expected - after.log_softmax(1))).sum())
+        self.same += int((before.argmax(1) == after.argmax(1)).sum())
+        if labels is None:
+            return
+        if int(labels.max()) >= self.classes:
+            raise DataError(
+                f"a label is {int(labels.max())}, but the network has {self.classes} classes: labels "
+                f"from 0 to {self.classes - 1} are expected, in the network's own order"
+            )
+        self.labeled += len(labels)
+        for index, output in enumerate((before, after)):
+            self.right[index] += int((output.argmax(1) == labels).sum())
+
+    def accuracies(self) -> tuple[float | None, float | None]:
+        """Top-1 before and after."""
+        if not self.labeled:
+            return None, None
+        return self.right[0] / self.labeled, self.right[1] / self.labeled
+
+    def agreement(self) -> float | None:
+        """The fraction of images put into the same class."""
+        return None if self.classes is None else self.same / self.images
+
+    def divergence(self) -> float | None:
+        """Mean KL(before ‖ after), nats."""
+        return None if self.classes is None else max(self.total_kl / self.images, 0.0)
+
+    def output_error(self) -> float | None:
+        """Squared error relative to the variance of the original's output over the images."""
+        if self.sum is None:
+            return None
+        variance = self.square - float(self.sum.square().sum()) / self.images
+        # One image alone, or a constant output, has no variance: relative to its size then.
+        scale = variance if variance > 1e-9 * self.square else self.square
+        return self.gap / scale if scale else 0.0
+
+
+def _layer_errors(model: nn.Module, lighter: nn.Module, inputs: Tensor) -> tuple[LayerError, ...]:
+    """The error of every plain layer at sampled positions, in the order of the calls."""
+    own, other = modules_by_name(model), modules_by_name(lighter)
+    names = [n for n, m in own.items() if type(m) in PLAIN and n in other]
+    kept: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
+    sums: dict[str, list[Tensor]] = {}
+    calls: Counter[str] = Counter()
+    generator = torch.Generator().manual_seed(0)
+
+    def take(name: str, after: bool):
+        conv = ConvSpec.of(own[name])
+
+        def hook(_: nn.Module, args: object, y: object) -> None:
+            key = (name, calls[name])
+            calls[name] += 1
+            if not isinstance(y, Tensor) or y.ndim < 2:
+                return
+            if conv.kernel and y.ndim != len(conv.kernel) + 2:
+                return
+            if not after:
+                wanted = ceil(ROWS / len(inputs))
+                chosen = choose_positions(len(y), positions_of(conv, y), wanted, generator)
+                kept[key] = (chosen, output_rows(conv, y, chosen).double())
+                return
+            if key not in kept:
+                return
+            chosen, rows = kept.pop(key)
+            if y.shape[0] != len(chosen) or positions_of(conv, y) <= int(chosen.max()):
+                return
+            gap = (rows - output_rows(conv, y, chosen)).square().sum()
+            part = [torch.tensor(float(len(rows))), gap, rows.square().sum(), rows.sum(0)]
+            before = sums.get(name)
+            sums[name] = (
+                part if before is None else [a + b for a, b in zip(before, part, strict=True)]
+            )
+
+        return hook
+
+    first = [own[n].register_forward_hook(take(n, after=False)) for n in names]
+    with hooked(first):
+        second = [other[n].register_forward_hook(take(n, after=True)) for n in names]
+        with hooked(second):
+            for part in inputs.split(16):
+                for network in (model, lighter):
+                    calls.clear()
+                    run(network, part)
+    errors = []
+    for name, (count, gap, square, total) in sums.items():
+        variance = float(square - total.square().sum() / count)
+        scale = variance if variance > 1e-9 * float(square) else float(square)
+        errors.append(LayerError(name, float(gap) / scale if scale else 0.0))
+    return tuple(errors)
+
+
+def _side(
+    model: nn.Module, one: Tensor, accuracy: float | None, latency: tuple[Latency, ...]
+) -> Side:
+    with FlopCounterMode(display=False) as flops:
+        run(model, one)
+    unique = {(t.data_ptr(), t.shape, t.dtype): t for t in model.state_dict().values()}
+    size = sum(t.numel() * t.element_size() for t in unique.values())
+    params = sum(p.numel() for p in model.parameters())
+    return Side(flops.get_total_flops() // 2, params, size, accuracy, latency)
+
+
+def _timed(networks: tuple[nn.Module, nn.Module], inputs: Tensor) -> list[Latency]:
+    """Both networks timed in turn on one thread, so that noise meets them alike."""
+    first = next(networks[0].parameters(), inputs)
+    seconds: tuple[list[float], list[float]] = ([], [])
+    with _threads(1):
+        for network in networks:
+            for _ in range(WARMUP):
+                run(network, inputs)
+        began = time.perf_counter()
+        while len(seconds[0]) < LEAST_RUNS or (
+            len(seconds[0]) < MOST_RUNS and time.perf_counter() - began < SECONDS
+        ):
+            for network, side in zip(networks, seconds, strict=True):
+                start = time.perf_counter()
+                run(network, inputs)
+                if first.is_cuda:
+                    torch.cuda.synchronize(first.device)
+                side.append(time.perf_counter() - start)
+    return [_latency(side, inputs, first) for side in seconds]
+
+
+def _latency(seconds: list[float], inputs: Tensor, parameter: Tensor) -> Latency:
+    low, median, high = (1000 * q for q in statistics.quantiles(seconds, n=4))
+    return Latency(
+        len(inputs), median, low, high, len(seconds), WARMUP, 1,
+        str(parameter.dtype).removeprefix("torch."), str(parameter.device),
+    )  # fmt: skip
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """So many CPU threads inside; the number before comes back."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,76 @@
+"""onebyone: make convolutional networks light with 1×1 convolutions."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from onebyone.data import Images, open_images
+    from onebyone.errors import OneByOneError
+    from onebyone.loading import Loaded, load
+    from onebyone.plan_files import read_plan, write_plan
+    from onebyone.planning import Budget, Decision, Plan, plan
+    from onebyone.preprocessing import Preprocess
+    from onebyone.rewriting import rewrite
+    from onebyone.slimming import Slimmed, slim
+    from onebyone.statistics import Statistics, observe
+    from onebyone.verification import Verification, verify
+
+_HOMES = {
+    "Budget": "planning",
+    "Decision": "planning",
+    "Images": "data",
+    "Loaded": "loading",
+    "OneByOneError": "errors",
+    "Plan": "planning",
+    "Preprocess": "preprocessing",
+    "Slimmed": "slimming",
+    "Statistics": "statistics",
+    "Verification": "verification",
+    "load": "loading",
+    "observe": "statistics",
+    "open_images": "data",
+    "plan": "planning",
+    "read_plan": "plan_files",
+    "rewrite": "rewriting",
+    "slim": "slimming",
+    "verify": "verification",
+    "write_plan": "plan_files",
+}
+
+__version__ = "0.1.0"
+__all__ = [
+    "Budget",
+    "Decision",
+    "Images",
+    "Loaded",
+    "OneByOneError",
+    "Plan",
+    "Preprocess",
+    "Slimmed",
+    "Statistics",
+    "Verification",
+    "load",
+    "observe",
+    "open_images",
+    "plan",
+    "read_plan",
+    "rewrite",
+    "slim",
+    "verify",
+    "write_plan",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Public names come from their modules when first asked for, so that the import is instant."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'onebyone' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"onebyone.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,74 @@
+"""What goes wrong → one clear message on stderr and an exit code."""
+
+from __future__ import annotations
+
+import errno
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+import typer
+
+from onebyone.errors import OneByOneError
+
+BUG, MENDABLE, INTERRUPTED = 1, 2, 130
+ISSUES = "please report it with the lines above and the command you ran"
+
+
+@dataclass
+class Outcome:
+    """What a command has written so far; None is nothing."""
+
+    written: Path | None = None
+
+
+@contextmanager
+def failures() -> Iterator[Outcome]:
+    """Exit 2 for what the user can mend, 130 for an interrupt, 1 with a traceback for a bug."""
+    outcome = Outcome()
+    try:
+        yield outcome
+    except (OneByOneError, MemoryError, OSError, RuntimeError) as error:
+        if isinstance(error, OSError) and error.errno == errno.EPIPE:
+            raise  # whoever read our output has gone: the command ends in silence
+        message = _message(error)
+        if message is None:
+            _bug(error)
+        _stop(message, MENDABLE)
+    except KeyboardInterrupt:
+        left = f"{outcome.written} had been written" if outcome.written else "nothing was written"
+        _stop(f"interrupted; {left}", INTERRUPTED)
+    except Exception as error:
+        _bug(error)
+
+
+def _message(error: Exception) -> str | None:
+    """What to tell about an error that the user can mend; None for any other."""
+    if isinstance(error, typer.Exit):
+        raise error
+    if isinstance(error, OneByOneError):
+        return str(error)
+    text = str(error)
+    if isinstance(error, MemoryError) or "alloc" in text or "out of memory" in text:
+        return (
+            "there is not enough memory: give --memory less (such as 512MiB) or --images fewer. "
+            f"The system says: {text.splitlines()[0] if text else type(error).__name__}"
+        )
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror or error}"
+    return None
+
+
+def _bug(error: Exception) -> NoReturn:
+    traceback.print_exception(error)
+    _stop(f"this is a bug in onebyone ({type(error).__name__}): {ISSUES}", BUG)
+
+
+def _stop(message: str, code: int) -> NoReturn:
+    typer.secho("onebyone: ", fg=typer.colors.RED, bold=True, nl=False, err=True)
+    typer.echo(message, err=True)
+    raise typer.Exit(code)

@@ -1,0 +1,282 @@
+"""`onebyone slim`: make a trained network lighter."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from onebyone.cli import values
+from onebyone.cli.failures import Outcome, failures
+from onebyone.cli.reading import Pictures, Source, use_threads
+from onebyone.cli.showing import note, progress, show, show_json, show_slimmed
+
+if TYPE_CHECKING:
+    from onebyone.planning import Budget
+
+BUDGET, MODEL, IMAGES, OUTPUT, WORK = (
+    "How light (one at least)", "The network", "The images", "The result", "The work",
+)  # fmt: skip
+
+
+def slim(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            show_default=False,
+            help="torchvision:NAME, timm:NAME, package.module:function, FILE.pt2, FILE.onnx, a "
+            "folder that onebyone wrote, or demo.",
+        ),
+    ],
+    data: Annotated[
+        str,
+        typer.Option(
+            metavar="DIR",
+            rich_help_panel=IMAGES,
+            show_default=False,
+            help="Images of the kind that the network is for: a folder, a .npy or .npz file, or "
+            "demo. Subfolders, one a class, give labels.",
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--out",
+            metavar="FOLDER",
+            rich_help_panel=OUTPUT,
+            help="Where to write plan.json, weights, model.pt2, model.onnx and report.html.",
+        ),
+    ] = None,
+    macs: Annotated[
+        float | None,
+        typer.Option(
+            metavar="FRACTION",
+            rich_help_panel=BUDGET,
+            help="Keep this fraction of the multiply-accumulates: 0.5 keeps half.",
+        ),
+    ] = None,
+    params: Annotated[
+        float | None,
+        typer.Option(
+            metavar="FRACTION",
+            rich_help_panel=BUDGET,
+            help="Keep this fraction of the parameters.",
+        ),
+    ] = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(
+            metavar="FRACTION",
+            rich_help_panel=BUDGET,
+            help="The smallest network that loses at most this much accuracy: 0.01 is one point. "
+            "Needs labels.",
+        ),
+    ] = None,
+    plan: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            rich_help_panel=BUDGET,
+            help="Apply this plan, perhaps edited by hand, instead of making one.",
+        ),
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            rich_help_panel=MODEL,
+            help="The trained weights: .safetensors, .pt or .pth; random draws them.",
+        ),
+    ] = None,
+    trust: Annotated[
+        bool,
+        typer.Option(
+            "--trust",
+            rich_help_panel=MODEL,
+            help="Read files that run code when they are read. Only for authors you trust.",
+        ),
+    ] = False,
+    input_size: Annotated[
+        str | None,
+        typer.Option(
+            "--input",
+            metavar="CxHxW",
+            rich_help_panel=MODEL,
+            help="The network's input size, where it is not known, such as 3x224x224.",
+        ),
+    ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HxW",
+            rich_help_panel=IMAGES,
+            help="Bring images to this size, such as 224; by default the network's own.",
+        ),
+    ] = None,
+    mean: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NUMBERS",
+            rich_help_panel=IMAGES,
+            help="Subtract this from pixel values on the scale 0 to 1, such as 0.485,0.456,0.406.",
+        ),
+    ] = None,
+    std: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NUMBERS",
+            rich_help_panel=IMAGES,
+            help="Then divide by this, such as 0.229,0.224,0.225.",
+        ),
+    ] = None,
+    images: Annotated[
+        int,
+        typer.Option(
+            metavar="N", min=1, rich_help_panel=IMAGES, help="How many images to slim with."
+        ),
+    ] = 512,
+    held_out: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR",
+            rich_help_panel=IMAGES,
+            help="Images to compare before and after on; by default some of DATA are set apart.",
+        ),
+    ] = None,
+    plan_only: Annotated[
+        bool,
+        typer.Option(
+            "--plan-only",
+            rich_help_panel=OUTPUT,
+            help="Only make the plan and write it to -o, by default plan.json.",
+        ),
+    ] = False,
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json", rich_help_panel=OUTPUT, help="Print the report as JSON instead of tables."
+        ),
+    ] = False,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force", rich_help_panel=OUTPUT, help="Replace what stands at -o, whatever it is."
+        ),
+    ] = False,
+    memory: Annotated[
+        str,
+        typer.Option(
+            metavar="SIZE", rich_help_panel=WORK, help="Memory for images and activations."
+        ),
+    ] = "2GiB",
+    threads: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, rich_help_panel=WORK, help="CPU threads to use."),
+    ] = None,
+    seed: Annotated[
+        int,
+        typer.Option(rich_help_panel=WORK, help="The same seed gives the same plan and weights."),
+    ] = 0,
+    latency: Annotated[
+        bool, typer.Option(rich_help_panel=WORK, help="Time both networks on this machine.")
+    ] = True,
+) -> None:
+    """Make a trained CNN lighter with 1×1 convolutions, without training.
+
+    Measures on a few hundred images how much each layer matters, chooses for
+    all layers at once how to split them, solves for the new weights, and
+    compares before and after. The network and its files are never changed.
+
+    \b
+    Half of the multiply-accumulates of a torchvision network:
+      [bold]onebyone slim torchvision:resnet50 --data photos/ --macs 0.5 -o out/[/bold]
+    Your own network and weights; images/ has one subfolder a class:
+      [bold]onebyone slim my_code:make_net --weights best.pt --input 3x128x128 \\
+          --mean 0.5 --std 0.25 --data images/ --max-drop 0.01 -o out/[/bold]
+    Look at the plan first, edit it, apply it:
+      [bold]onebyone slim demo --data demo --macs 0.4 --plan-only -o plan.json
+      onebyone slim demo --data demo --plan plan.json -o out/[/bold]
+    """
+    source = Source(
+        model, weights, values.lengths(input_size, "--input", (1, 2, 3, 4)), trust, data, held_out,
+        Pictures.parse(size, mean, std), images, values.memory(memory), seed,
+    )  # fmt: skip
+    _check_usage(out, plan_only, plan, max_drop)
+    with failures() as outcome:
+        from onebyone.plan_files import read_plan
+        from onebyone.saving import check_folder
+        from onebyone.slimming import check_budget
+        from onebyone.slimming import slim as slim_network
+
+        given = read_plan(plan) if plan is not None else None
+        budget = check_budget(macs, params, max_drop, given)
+        use_threads(threads)
+        if budget is not None and plan_only:
+            _write_plan(source, budget, out or Path("plan.json"), force, as_json, outcome)
+            return
+        assert out is not None
+        check_folder(out, force=force)
+        with progress() as tell:
+            found = source.read(tell)
+            slimmed = slim_network(
+                found.loaded.model, found.images, macs=macs, params=params, max_drop=max_drop,
+                plan=given, held_out=found.held_out, preprocess=found.preprocess,
+                classes=found.loaded.classes, source=found.loaded.source, calibration=images,
+                memory=source.memory, seed=seed, latency=latency, progress=tell,
+            )  # fmt: skip
+            tell("save", 0)
+            outcome.written = slimmed.save(out, force=force)
+        show_slimmed(slimmed, out, as_json)
+
+
+def _check_usage(
+    out: Path | None, plan_only: bool, plan: Path | None, max_drop: float | None
+) -> None:
+    if out is None and not plan_only:
+        raise typer.BadParameter("say where to write the result, such as -o out/", param_hint="-o")
+    if plan_only and (plan is not None or max_drop is not None):
+        raise typer.BadParameter(
+            "it makes a plan for --macs and --params only, so leave --plan and --max-drop out",
+            param_hint="--plan-only",
+        )
+
+
+def _write_plan(
+    source: Source, budget: Budget, path: Path, force: bool, as_json: bool, outcome: Outcome
+) -> None:
+    """The plan that slimming would follow, as a file."""
+    from onebyone.errors import OutputError
+    from onebyone.plan_files import plan_to_json, write_plan
+    from onebyone.planning import plan as make_plan
+    from onebyone.report import plan_table
+    from onebyone.slimming import set_apart
+    from onebyone.statistics import observe
+
+    path = path if path.suffix == ".json" else path / "plan.json"
+    if path.exists() and not force:
+        raise OutputError(f"{path} exists; give another file, or replace it with --force")
+    with progress() as tell:
+        found = source.read(tell)
+        used, _ = set_apart(
+            found.images, found.held_out, calibration=source.images, seed=source.seed
+        )
+        statistics = observe(
+            found.loaded.model, used.inputs, seed=source.seed, memory=source.memory,
+            progress=lambda done: tell("observe", done),
+        )  # fmt: skip
+        tell("plan", 0)
+        made = replace(
+            make_plan(found.loaded.model, statistics, budget), source=found.loaded.source
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_plan(made, path)
+        outcome.written = path
+    if as_json:
+        show_json(plan_to_json(made))
+    else:
+        show(plan_table(made))
+    note(f"the plan is in {path}: edit it, and apply it with --plan {path}")

@@ -1,0 +1,70 @@
+"""Option texts → values; what does not parse is a usage error, before any work begins."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import typer
+
+UNITS = {
+    "": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
+    "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40,
+    "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40,
+}  # fmt: skip
+
+
+def lengths(text: str | None, option: str, counts: Sequence[int]) -> tuple[int, ...] | None:
+    """Whole lengths such as 3x224x224, as many as `counts` allows.
+
+    >>> lengths("3x224x224", "--input", (3,))
+    (3, 224, 224)
+    """
+    if text is None:
+        return None
+    parts = re.split("[x×X,]", text.strip())
+    if len(parts) not in counts or not all(p.strip().isdigit() and int(p) for p in parts):
+        wanted = " or ".join({1: "224", 2: "224x320", 3: "3x224x224"}.get(n, "") for n in counts)
+        raise typer.BadParameter(f"{text!r} is no size: give {wanted}", param_hint=option)
+    return tuple(int(p) for p in parts)
+
+
+def numbers(text: str | None, option: str) -> tuple[float, ...] | None:
+    """One number, or one a channel with commas between, on the scale 0 to 1.
+
+    >>> numbers("0.485,0.456,0.406", "--mean")
+    (0.485, 0.456, 0.406)
+    """
+    if text is None:
+        return None
+    try:
+        values = tuple(float(p) for p in re.split(r"[,\s]+", text.strip()))
+    except ValueError:
+        raise typer.BadParameter(
+            f"{text!r} is no list of numbers: give one, or one a channel, as in 0.5,0.4,0.4",
+            param_hint=option,
+        ) from None
+    if any(not abs(v) <= 1.5 for v in values):
+        raise typer.BadParameter(
+            f"{text!r} is not on the scale 0 to 1 of pixel values: divide by 255", param_hint=option
+        )
+    return values
+
+
+def memory(text: str, option: str = "--memory") -> int:
+    """Bytes: 2GiB, 512MiB, 1.5GB, 2e9; K, M, G and T alone are binary.
+
+    >>> memory("2GiB"), memory("2e9")
+    (2147483648, 2000000000)
+    """
+    found = re.fullmatch(r"\s*([\d.]+(?:e\d+)?)\s*([a-z]*)\s*", text.lower())
+    try:
+        size = int(float(found[1]) * UNITS[found[2]]) if found else 0
+    except (KeyError, ValueError):
+        size = 0
+    if size < 1 << 20:
+        raise typer.BadParameter(
+            f"{text!r} is no amount of memory from 1MiB up: give 2GiB, 512MiB or 2e9",
+            param_hint=option,
+        )
+    return size

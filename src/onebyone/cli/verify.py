@@ -1,0 +1,89 @@
+"""`onebyone verify`: compare a slimmed network with its original once more."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from onebyone.cli import values
+from onebyone.cli.failures import failures
+from onebyone.cli.reading import read_images, read_model, room, use_threads
+from onebyone.cli.showing import progress, show, show_json
+
+
+def verify(
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FOLDER", show_default=False, help="A folder that onebyone slim wrote."
+        ),
+    ],
+    data: Annotated[
+        str,
+        typer.Option(
+            metavar="DIR",
+            show_default=False,
+            help="Images to compare on, best ones that slimming has not seen: a folder, a .npy or "
+            ".npz file, or demo:test. Subfolders, one a class, give labels.",
+        ),
+    ],
+    original: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="The original network, where the plan does not say it."),
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(metavar="FILE", help="The original's weights, where it moved.")
+    ] = None,
+    trust: Annotated[
+        bool,
+        typer.Option("--trust", help="Read files that run code. Only for authors you trust."),
+    ] = False,
+    memory: Annotated[str, typer.Option(metavar="SIZE", help="Memory for images.")] = "2GiB",
+    threads: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="CPU threads to use.")
+    ] = None,
+    latency: Annotated[bool, typer.Option(help="Time both networks on this machine.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Compare a slimmed network with its original once more.
+
+    \b
+    Examples:
+      [bold]onebyone verify out/ --data more_photos/
+      onebyone verify out/ --data demo:test --json[/bold]
+    """
+    bytes_ = values.memory(memory)
+    with failures():
+        from onebyone.errors import ModelError
+        from onebyone.plan_files import read_plan
+        from onebyone.report import summary, to_json
+        from onebyone.verification import verify as compare
+
+        use_threads(threads)
+        if not (folder / "plan.json").is_file():
+            raise ModelError(f"{folder} is no folder that onebyone wrote: it has no plan.json")
+        plan = read_plan(folder / "plan.json")
+        source = plan.source or {}
+        if original is None and not source:
+            raise ModelError(f"{folder} does not say which network it was: give --original MODEL")
+        with progress() as tell:
+            tell("load", 0)
+            slimmed = read_model(str(folder), None, None, trust)
+            before = read_model(
+                original or str(source["spec"]), weights or source.get("weights"),
+                tuple(plan.input_shape), trust,
+            )  # fmt: skip
+            tell("read", 0)
+            most = room(bytes_, slimmed, slimmed.preprocess)
+            images = read_images(data, slimmed, slimmed.preprocess, most, 0)
+            tell("verify", 0)
+            result = compare(
+                before.model, slimmed.model, images, latency=latency,
+                progress=lambda done: tell("verify", done),
+            )  # fmt: skip
+        if as_json:
+            show_json(to_json(result, plan))
+        else:
+            show(summary(result, plan))
