@@ -1,18 +1,59 @@
-"""The report as one self-contained HTML file."""
+"""The report as one self-contained HTML file: no network, no font, and it reads without JavaScript."""
 
 from __future__ import annotations
 
-from html import escape
+from base64 import b64encode
+from hashlib import sha256
+from importlib.resources import files
 from pathlib import Path
+from string import Template
 
 from onebyone.files import write_text
 from onebyone.planning import Plan
-from onebyone.report.json import to_json
+from onebyone.report.cards import cards, headline, quality_sentence
+from onebyone.report.details import forms_list, layer_table, method
+from onebyone.report.markup import Content, join, tag, text
+from onebyone.report.picture import picture
 from onebyone.verification import Verification
 
 
 def report_html(verification: Verification, plan: Plan) -> str:
-    return f"<!doctype html><pre>{escape(str(to_json(verification, plan)))}</pre>"
+    """The page: what became of the network, a picture, a table, what the forms mean, and how.
+
+    Every text is escaped. The page's own policy forbids any request and any script but its own.
+    """
+    source = str(plan.source["spec"]) if plan.source and plan.source.get("spec") else "a network"
+    script = _asset("report.js")
+    return Template(_asset("report.html")).substitute(
+        title=text(f"{source}, slimmed by onebyone"),
+        source=text(source),
+        headline=text(_bound(headline(verification))),
+        quality=text(_bound(quality_sentence(verification))),
+        cards=cards(verification),
+        picture=picture(verification, plan),
+        table=layer_table(verification, plan),
+        forms=forms_list(plan),
+        method=method(verification, plan),
+        notes=_notes((*plan.notes, *verification.notes)),
+        style=_asset("report.css"),
+        script=script,
+        script_hash=f"sha256-{b64encode(sha256(script.encode()).digest()).decode()}",
+    )
+
+
+def _bound(sentence: str) -> str:
+    """With numbers and their percent signs on one line."""
+    return sentence.replace(" %", "\N{NO-BREAK SPACE}%")
+
+
+def _asset(name: str) -> str:
+    return files("onebyone.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _notes(notes: tuple[str, ...]) -> Content:
+    if not notes:
+        return ""
+    return join(tag("h3", "Notes"), tag("ul", *(tag("li", n) for n in notes), class_="notes"))
 
 
 def write_report(path: str | Path, verification: Verification, plan: Plan) -> None:

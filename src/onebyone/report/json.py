@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from math import isfinite
 from typing import Any
 
-from onebyone.planning import Plan
-from onebyone.verification import Verification
+from onebyone.planning import Decision, Plan
+from onebyone.verification import Side, Verification
 
 SCHEMA = "onebyone.report/1"
 
 
 def to_json(verification: Verification, plan: Plan) -> dict[str, Any]:
-    """Everything that was counted, measured and decided; None becomes null.
+    """Everything that was counted, measured and decided; null for what was not, or is not finite.
 
     `macs_kept` and `params_kept` are fractions of the original's, `accuracy_drop` is a fraction
     (0.01 is one point), errors are relative, latencies are milliseconds.
@@ -29,24 +30,33 @@ def to_json(verification: Verification, plan: Plan) -> dict[str, Any]:
         "accuracy_drop": drop,
         "held_out_images": verification.images,
         "agreement": verification.agreement,
-        "kl_nats": verification.kl,
-        "output_error": verification.output_error,
-        "before": asdict(before),
-        "after": asdict(after),
-        "layers": [
-            {
-                "layer": d.layer,
-                "form": d.form,
-                "ranks": list(d.ranks),
-                "macs_before": d.macs_before,
-                "macs_after": d.macs_after,
-                "params_before": d.params_before,
-                "params_after": d.params_after,
-                "predicted_error_nats": d.error,
-                "output_error": errors.get(d.layer),
-                "reason": d.reason,
-            }
-            for d in plan.decisions
-        ],
+        "kl_nats": _finite(verification.kl),
+        "output_error": _finite(verification.output_error),
+        "before": _side(before),
+        "after": _side(after),
+        "layers": [_layer(d, errors.get(d.layer)) for d in plan.decisions],
         "notes": [*plan.notes, *verification.notes],
     }
+
+
+def _layer(decision: Decision, measured: float | None) -> dict[str, Any]:
+    return {
+        "layer": decision.layer,
+        "form": decision.form,
+        "ranks": list(decision.ranks),
+        "macs_before": decision.macs_before,
+        "macs_after": decision.macs_after,
+        "params_before": decision.params_before,
+        "params_after": decision.params_after,
+        "predicted_error_nats": _finite(decision.error),
+        "output_error": _finite(measured),
+        "reason": decision.reason,
+    }
+
+
+def _side(side: Side) -> dict[str, Any]:
+    return asdict(side) | {"latency": [asdict(latency) for latency in side.latency]}
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and isfinite(value) else None

@@ -8,15 +8,12 @@ from onebyone.planning import Decision
 def count(value: int) -> str:
     """Three digits and a unit: 29.1 M.
 
-    >>> count(29_113_344), count(1_290), count(12)
-    ('29.1 M', '1,290', '12')
+    >>> count(29_113_344), count(1_290), count(12), count(999_999)
+    ('29.1 M', '1,290', '12', '1.00 M')
     """
-    for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
-        if value >= 10 * size or (unit != "k" and value >= size):
-            scaled = value / size
-            digits = 2 if scaled < 10 else 1 if scaled < 100 else 0
-            return f"{scaled:.{digits}f} {unit}"
-    return f"{value:,}"
+    if value < 10_000:
+        return f"{value:,}"
+    return _scaled(value, (("G", 10**9), ("M", 10**6), ("k", 10**3)))
 
 
 def size(value: int) -> str:
@@ -25,12 +22,23 @@ def size(value: int) -> str:
     >>> size(1_154_472), size(40)
     ('1.10 MiB', '40 B')
     """
-    for unit, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if value >= scale:
-            scaled = value / scale
-            digits = 2 if scaled < 10 else 1 if scaled < 100 else 0
-            return f"{scaled:.{digits}f} {unit}"
-    return f"{value} B"
+    if value < 2**10:
+        return f"{value} B"
+    return _scaled(value, (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)))
+
+
+def _scaled(value: int, units: tuple[tuple[str, int], ...]) -> str:
+    """In the largest unit of which there is one, once rounded to three digits."""
+    rounded = float(f"{value:.3g}")
+    unit, scale = next((u for u in units if rounded >= u[1]), units[-1])
+    return f"{_three(value / scale)} {unit}"
+
+
+def _three(value: float) -> str:
+    """Three digits: 1.23, 12.3, 123; all of them from 1,000 on."""
+    rounded = float(f"{value:.3g}") if value < 1000 else value
+    digits = 2 if rounded < 10 else 1 if rounded < 100 else 0
+    return f"{value:,.{digits}f}"
 
 
 def milliseconds(value: float) -> str:
@@ -39,8 +47,7 @@ def milliseconds(value: float) -> str:
     >>> milliseconds(4.3187), milliseconds(0.0412), milliseconds(812.4)
     ('4.32 ms', '0.041 ms', '812 ms')
     """
-    digits = 3 if value < 1 else 2 if value < 10 else 1 if value < 100 else 0
-    return f"{value:.{digits}f} ms"
+    return f"{value:.3f} ms" if value < 0.9995 else f"{_three(value)} ms"
 
 
 def percent(value: float) -> str:
@@ -48,9 +55,32 @@ def percent(value: float) -> str:
     return f"{100 * value:.2f} %"
 
 
+def points(after: float, before: float) -> str:
+    """The difference of two fractions: −0.12 points.
+
+    >>> points(0.9378, 0.939), points(0.9, 0.9)
+    ('−0.12 points', '±0.00 points')
+    """
+    difference = round(100 * (after - before), 2)
+    sign = "−" if difference < 0 else "+" if difference > 0 else "±"
+    return f"{sign}{abs(difference):.2f} points"
+
+
 def ratio(after: float, before: float) -> str:
     """What is left, as a factor: ×0.50; nothing where there was nothing."""
     return f"×{after / before:.2f}" if before else ""
+
+
+def share(after: float, before: float) -> str:
+    """What is left, as a part of the whole: 50 %, 4.2 %; nothing where there was nothing.
+
+    >>> share(145, 290), share(4.2, 100), share(1, 0)
+    ('50 %', '4.2 %', '')
+    """
+    if not before:
+        return ""
+    value = 100 * after / before
+    return f"{value:.0f} %" if value >= 9.95 or value == 0 else f"{value:.1f} %"
 
 
 def small(value: float) -> str:

@@ -2,134 +2,142 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 from rich import box
-from rich.console import Group, RenderableType
-from rich.markup import escape
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from onebyone.planning import Decision, Plan
-from onebyone.report.numbers import (
-    becomes,
-    count,
-    milliseconds,
-    percent,
-    ratio,
-    size,
-    small,
-)  # fmt: skip
-from onebyone.verification import Latency, Verification
+from onebyone.report.numbers import count, milliseconds, percent, points, ratio, size
+from onebyone.report.words import (
+    UNCHANGED,
+    chain,
+    conditions,
+    fidelity,
+    images,
+    layer_name,
+    reasons,
+)
+from onebyone.verification import Verification
 
-STYLES = {"keep": "dim", "refuse": "dim"}
+HEADS = ("layer", "form", "channels", "MACs", "kept", "params", "kept")
+GAP = 2
+SHORTEST_NAME = 16  # columns are dropped before names get less room than this
 
 
 def plan_table(plan: Plan) -> RenderableType:
-    """Every layer: what it was, what it becomes, MACs and parameters kept, the predicted loss."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left")
-    table.add_column("layer", overflow="fold", no_wrap=False)
-    table.add_column("was", no_wrap=True)
-    table.add_column("form", no_wrap=True)
-    table.add_column("becomes", no_wrap=True)
-    for name in ("MACs", "kept", "params", "kept"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for decision in plan.decisions:
-        table.add_row(*_row(decision), style=STYLES.get(decision.form))
-    table.add_section()
-    table.add_row(
-        "the whole network", "", "", "", count(plan.macs_after),
-        ratio(plan.macs_after, plan.macs_before), count(plan.params_after),
-        ratio(plan.params_after, plan.params_before), style="bold",
-    )  # fmt: skip
-    return Group(table, *_reasons(plan))
+    """Every layer: form, channels all the way through, MACs and parameters left, and why it stays."""
+    lines = [Text(line, style="dim") for line in reasons(plan)]
+    return Group(Text(), _PlanTable(plan), *([Text(), *lines] if lines else []))
+
+
+@dataclass(frozen=True)
+class _PlanTable:
+    """The table at whatever width there is.
+
+    Where all seven columns do not fit, the fractions of parameters and of MACs are left out, in this
+    order; a name too long for what is left is broken at its dots.
+    """
+
+    plan: Plan
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
+        rows = [_row(d) for d in self.plan.decisions]
+        total = _total(self.plan)
+        widths = [max(map(cell_len, column)) for column in zip(HEADS, *rows, total, strict=True)]
+        columns = list(range(len(HEADS)))
+        for dropped in (6, 4):
+            if _width(widths, columns) > options.max_width:
+                columns.remove(dropped)
+        room = max(SHORTEST_NAME, widths[0] - _width(widths, columns) + options.max_width)
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
+        for column in columns:
+            table.add_column(
+                HEADS[column], justify="right" if column > 2 else "left", no_wrap=column > 2,
+                overflow="fold",
+            )  # fmt: skip
+        for decision, row in zip(self.plan.decisions, rows, strict=True):
+            style = "dim" if decision.form in UNCHANGED else None
+            table.add_row(Text(broken(row[0], room)), *(row[c] for c in columns[1:]), style=style)
+        table.add_section()
+        table.add_row(*(total[c] for c in columns), style="bold")
+        yield table
+
+
+def _width(widths: list[int], columns: list[int]) -> int:
+    return sum(widths[c] for c in columns) + GAP * (len(columns) - 1)
 
 
 def _row(decision: Decision) -> tuple[str, ...]:
-    changed = decision.form not in ("keep", "refuse")
+    changed = decision.form not in UNCHANGED
     return (
-        escape(decision.layer) or "(the network)",
-        decision.conv.text() if decision.conv else "",
+        layer_name(decision.layer),
         decision.form,
-        becomes(decision),
-        count(decision.macs_after),
+        chain(decision),
+        count(decision.macs_after) if decision.conv else "–",
         ratio(decision.macs_after, decision.macs_before) if changed else "",
-        count(decision.params_after),
+        count(decision.params_after) if decision.conv else "–",
         ratio(decision.params_after, decision.params_before) if changed else "",
     )
 
 
-def _reasons(plan: Plan) -> list[Text]:
-    """Why layers stay, each reason once with its layers."""
-    found: dict[tuple[str, str], list[str]] = {}
-    for decision in plan.decisions:
-        if decision.reason:
-            found.setdefault((decision.form, decision.reason), []).append(decision.layer)
-    lines = []
-    for (form, reason), layers in found.items():
-        what = "kept" if form == "keep" else "left as it is"
-        named = ", ".join(layers[:4]) + (f" and {len(layers) - 4} more" if len(layers) > 4 else "")
-        lines.append(Text(f"{what}: {named}: {reason}", style="dim"))
-    return lines
+def _total(plan: Plan) -> tuple[str, ...]:
+    return (
+        "whole network", "", "", count(plan.macs_after), ratio(plan.macs_after, plan.macs_before),
+        count(plan.params_after), ratio(plan.params_after, plan.params_before),
+    )  # fmt: skip
+
+
+def broken(name: str, width: int) -> str:
+    """A long name in lines of at most `width`, broken after dots where there are any.
+
+    >>> broken("features.block12.conv", 16)
+    'features.\\nblock12.conv'
+    """
+    lines = [""]
+    for part in name.replace(".", ".\0").split("\0"):
+        if len(lines[-1]) + len(part) > width and lines[-1]:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)
 
 
 def summary(verification: Verification, plan: Plan) -> RenderableType:
     """Before and after side by side, and how close the lighter network stays."""
-    before, after = verification.before, verification.after
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("", no_wrap=True)
     for name in ("before", "after", ""):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_row("MACs", count(before.macs), count(after.macs), ratio(after.macs, before.macs))
-    table.add_row(
-        "parameters", count(before.params), count(after.params), ratio(after.params, before.params)
-    )
-    table.add_row(
-        "weights", size(before.weight_bytes), size(after.weight_bytes),
-        ratio(after.weight_bytes, before.weight_bytes),
-    )  # fmt: skip
-    for was, now in zip(before.latency, after.latency, strict=True):
-        images = "1 image" if was.batch == 1 else f"{was.batch} images"
-        table.add_row(
-            f"latency, {images}", milliseconds(was.median_ms), milliseconds(now.median_ms),
-            ratio(now.median_ms, was.median_ms),
-        )  # fmt: skip
+    for row in _compared(verification):
+        table.add_row(*row)
+    before, after = verification.before, verification.after
     if before.accuracy is not None and after.accuracy is not None:
-        points = 100 * (after.accuracy - before.accuracy)
         table.add_row(
             "top-1 accuracy", percent(before.accuracy), percent(after.accuracy),
-            f"{points:+.2f} points", style="bold",
+            points(after.accuracy, before.accuracy), style="bold",
         )  # fmt: skip
     lines = [Text(line) for line in fidelity(verification)]
     if before.latency:
         lines.append(Text(conditions(before.latency[0], after.latency[0]), style="dim"))
     lines += [Text(f"note: {text}", style="dim") for text in (*plan.notes, *verification.notes)]
-    return Group(table, *lines)
+    return Group(Text(), table, Text(), *lines)
 
 
-def fidelity(verification: Verification) -> list[str]:
-    """How close the lighter network stays to the original, in sentences."""
-    if not verification.images:
-        return ["No images were held out: how close the outputs stay was not measured."]
-    lines = []
-    images = f"{verification.images:,} held-out image" + "s" * (verification.images != 1)
-    if verification.agreement is not None and verification.kl is not None:
-        lines.append(
-            f"On {images} both networks choose the same class for "
-            f"{percent(verification.agreement)}; KL divergence {small(verification.kl)} nats."
-        )
-    if verification.output_error is not None:
-        lines.append(
-            f"Relative squared error of the output: {small(verification.output_error)}"
-            + ("." if lines else f", on {images}.")
-        )
-    return lines
-
-
-def conditions(before: Latency, after: Latency) -> str:
-    """How the clock was read."""
-    threads = "1 thread" if before.threads == 1 else f"{before.threads} threads"
-    return (
-        f"Latency: {before.runtime}, {before.device}, {threads}, {before.dtype}, medians of "
-        f"interleaved runs after {before.warmup} to warm up; for 1 image the quartiles are "
-        f"{before.low_ms:.3g}–{before.high_ms:.3g} ms before and "
-        f"{after.low_ms:.3g}–{after.high_ms:.3g} ms after."
-    )
+def _compared(verification: Verification) -> Iterator[tuple[str, str, str, str]]:
+    """Label, before, after and what is left of it, for everything that should get smaller."""
+    before, after = verification.before, verification.after
+    for label, spell, was, now in (
+        ("MACs", count, before.macs, after.macs),
+        ("parameters", count, before.params, after.params),
+        ("weights", size, before.weight_bytes, after.weight_bytes),
+    ):
+        yield label, spell(was), spell(now), ratio(now, was)
+    for was, now in zip(before.latency, after.latency, strict=True):
+        yield (
+            f"latency, {images(was.batch)}", milliseconds(was.median_ms),
+            milliseconds(now.median_ms), ratio(now.median_ms, was.median_ms),
+        )  # fmt: skip

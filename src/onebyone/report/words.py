@@ -1,0 +1,93 @@
+"""Names and sentences that the terminal and the page share."""
+
+from __future__ import annotations
+
+from onebyone.forms import FORMS
+from onebyone.planning import Decision, Plan
+from onebyone.report.numbers import becomes, percent, small
+from onebyone.verification import Latency, Verification
+
+UNCHANGED = ("keep", "refuse")
+
+
+def layer_name(layer: str) -> str:
+    """The qualified name; the root has none."""
+    return layer or "(the network)"
+
+
+def form_title(form: str) -> str:
+    """A form in plain words; a refused layer is left as it is."""
+    return FORMS[form].title if form in FORMS else "left as it is"
+
+
+def geometry(decision: Decision) -> str:
+    """The original layer: `64→128 3×3 /2`; nothing for a kind without formulas."""
+    if decision.conv is None:
+        return ""
+    return decision.conv.text() if decision.conv.kernel else f"{decision.conv.text()} linear"
+
+
+def chain(decision: Decision) -> str:
+    """The layer with all its channels: `64→24→128 3×3 /2`, or its geometry where it stays."""
+    if decision.conv is None or not decision.ranks:
+        return geometry(decision)
+    ends = f"{decision.conv.c_in}→{decision.conv.c_out}"
+    return becomes(decision) + geometry(decision).removeprefix(ends)
+
+
+def reasons(plan: Plan) -> list[str]:
+    """Why layers stay, each reason once with its layers."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for decision in plan.decisions:
+        if decision.reason:
+            key = (form_title(decision.form), decision.reason)
+            found.setdefault(key, []).append(layer_name(decision.layer))
+    lines = []
+    for (title, reason), layers in found.items():
+        named = ", ".join(layers[:4]) + (f" and {len(layers) - 4} more" if len(layers) > 4 else "")
+        lines.append(f"{title}: {named}: {reason}")
+    return lines
+
+
+def images(number: int) -> str:
+    """So many images."""
+    return f"{number:,} image" + "s" * (number != 1)
+
+
+def held_out(number: int) -> str:
+    """So many held-out images."""
+    return f"{number:,} held-out image" + "s" * (number != 1)
+
+
+def threads(number: int) -> str:
+    """So many threads."""
+    return f"{number} thread" + "s" * (number != 1)
+
+
+def fidelity(verification: Verification) -> list[str]:
+    """How close the lighter network stays to the original, in sentences."""
+    if not verification.images:
+        return ["No images were held out: how close the outputs stay was not measured."]
+    lines = []
+    many = held_out(verification.images)
+    if verification.agreement is not None and verification.kl is not None:
+        lines.append(
+            f"On {many} both networks choose the same class for "
+            f"{percent(verification.agreement)}; KL divergence {small(verification.kl)} nats."
+        )
+    if verification.output_error is not None:
+        lines.append(
+            f"Relative squared error of the output: {small(verification.output_error)}"
+            + ("." if lines else f", on {many}.")
+        )
+    return lines
+
+
+def conditions(before: Latency, after: Latency) -> str:
+    """How the clock was read."""
+    return (
+        f"Latency: {before.runtime}, {before.device}, {threads(before.threads)}, {before.dtype}, "
+        f"medians of interleaved runs after {before.warmup} to warm up; for {images(before.batch)} "
+        f"the quartiles are {before.low_ms:.3g}–{before.high_ms:.3g} ms before and "
+        f"{after.low_ms:.3g}–{after.high_ms:.3g} ms after."
+    )
