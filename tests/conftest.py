@@ -6,8 +6,14 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from hypothesis import settings
+from jaxtyping import install_import_hook
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+# The shapes in the signatures of the pure mathematics hold at every call, in tests only.
+install_import_hook(("onebyone.factorize", "onebyone.sampling"), "beartype.beartype")
+settings.register_profile("laws", deadline=None, derandomize=True, database=None, max_examples=60)
+settings.load_profile("laws")
 
 
 @pytest.fixture(scope="session", autouse=True)

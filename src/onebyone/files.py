@@ -1,13 +1,20 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and the names of those in a slimmed folder."""
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from onebyone.errors import OutputError
+
+PLAN, WEIGHTS, PROGRAM, ONNX = "plan.json", "weights.safetensors", "model.pt2", "model.onnx"
+REPORT, REPORT_JSON = "report.html", "report.json"
+SLIMMED = (PLAN, WEIGHTS, PROGRAM, ONNX, REPORT, REPORT_JSON)
+LINE = 160  # JSON values that fit on a line of this length are not broken up
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -21,10 +28,55 @@ def write_text(path: str | Path, text: str) -> None:
         handle, staged = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
-        os.chmod(staged, 0o644)
+        share(staged)
         os.replace(staged, path)
     except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
+    finally:
         if staged is not None:
             with suppress(OSError):
                 os.unlink(staged)
-        raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def check_writable(path: Path) -> None:
+    """Try whether a file or folder can be made here, before any work is done for it.
+
+    Raises OutputError where it cannot; nothing is left behind.
+    """
+    parent = next(p for p in path.absolute().parents if p.exists())
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=f".{path.name}-", dir=parent))
+    except OSError as error:
+        raise OutputError(
+            f"{path} cannot be written: {error.strerror or error}; give another place"
+        ) from error
+
+
+def share(path: str | Path) -> None:
+    """Give a file the permissions that a new one gets here; temporary files are the owner's alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    os.chmod(path, 0o666 & ~mask)
+
+
+def json_text(values: Any) -> str:
+    """JSON for people: what fits on one line stays on one.
+
+    >>> print(json_text({"ranks": {"in": 8}, "kernel": [3, 3]}))
+    {"ranks": {"in": 8}, "kernel": [3, 3]}
+    <BLANKLINE>
+    """
+    return _indented(values, 0) + "\n"
+
+
+def _indented(value: Any, depth: int) -> str:
+    flat = json.dumps(value, ensure_ascii=False)
+    if not isinstance(value, dict | list | tuple) or not value or len(flat) + 2 * depth <= LINE:
+        return flat
+    inner = "  " * (depth + 1)
+    if isinstance(value, dict):
+        items = [f"{json.dumps(str(k))}: {_indented(v, depth + 1)}" for k, v in value.items()]
+    else:
+        items = [_indented(v, depth + 1) for v in value]
+    left, right = "{}" if isinstance(value, dict) else "[]"
+    return f"{left}\n{inner}" + f",\n{inner}".join(items) + f"\n{'  ' * depth}{right}"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from onebyone.conv import ConvSpec
 from onebyone.errors import BudgetError, PlanError
-from onebyone.files import write_text
+from onebyone.files import json_text, write_text
 from onebyone.forms import FORMS
 from onebyone.planning import Budget, Decision, Plan
 
@@ -54,38 +55,76 @@ def _decision_to_json(decision: Decision) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def plan_from_json(values: dict[str, Any], where: str = "the plan") -> Plan:
+def plan_from_json(values: Any, where: str = "the plan") -> Plan:
     """The plan that `plan_to_json` wrote, perhaps edited; PlanError names what does not fit."""
-    if not isinstance(values, dict) or values.get("schema") != SCHEMA:
-        given = values.get("schema") if isinstance(values, dict) else type(values).__name__
+    schema = values.get("schema") if isinstance(values, dict) else type(values).__name__
+    if schema != SCHEMA:
         raise PlanError(
-            f"{where} is no plan of this version: schema {given!r}, expected {SCHEMA!r}"
+            f"{where} is no plan of this version: schema {schema!r}, expected {SCHEMA!r}"
         )
     try:
+        decisions = tuple(
+            _decision_from_json(layer, f"{where}, layer {number}")
+            for number, layer in enumerate(values["layers"], start=1)
+        )
+        twice = [n for n, count in Counter(d.layer for d in decisions).items() if count > 1]
+        if twice:
+            raise PlanError(f"{where} has the layer {twice[0]!r} twice: leave one of them out")
         return Plan(
-            Budget(**values["budget"]),
-            tuple(_decision_from_json(layer, where) for layer in values["layers"]),
-            tuple(values["input_shape"]), values["other_macs"], values["other_params"],
-            values["seed"], values["source"], tuple(values["notes"]),
+            Budget(**values["budget"]), decisions, tuple(map(_whole, values["input_shape"])),
+            _integer(values["other_macs"]), _integer(values["other_params"]), _integer(values["seed"]),
+            _source(values["source"]), tuple(map(str, values["notes"])),
         )  # fmt: skip
     except (KeyError, TypeError, ValueError, BudgetError) as error:
-        raise PlanError(f"{where} is damaged: {type(error).__name__}: {error}") from error
+        raise PlanError(f"{where} is damaged: {_described(error)}") from error
 
 
-def _decision_from_json(values: dict[str, Any], where: str) -> Decision:
-    name, form = values["layer"], values["form"]
-    conv = _conv_from_json(values["conv"])
-    if form != "refuse" and form not in FORMS:
-        raise PlanError(
-            f"{where}, layer {name!r}: there is no form {form!r}; the forms are {', '.join(FORMS)}"
-        )
-    ranks: tuple[int, ...] = ()
-    if form != "refuse":
-        ranks = _checked_ranks(form, values.get("ranks", {}), conv, f"{where}, layer {name!r}")
-    return Decision(
-        name, conv, values["positions_in"], values["positions_out"], form, ranks,
-        values["predicted_error_nats"], values["reason"],
-    )  # fmt: skip
+def _source(value: Any) -> dict[str, Any] | None:
+    if value is not None and not (isinstance(value, dict) and "spec" in value):
+        raise ValueError(f"the source {value!r} names no network")
+    return value
+
+
+def _described(error: Exception) -> str:
+    return f"{error} is missing" if isinstance(error, KeyError) else str(error)
+
+
+def _integer(value: Any) -> int:
+    """What is no layer's can be below 0: weights that layers share count in each of them."""
+    if type(value) is not int:
+        raise ValueError(f"{value!r} stands where a whole number is expected")
+    return value
+
+
+def _whole(value: Any) -> int:
+    if _integer(value) < 0:
+        raise ValueError(f"{value!r} stands where a whole number is expected")
+    return value
+
+
+def _decision_from_json(values: Any, where: str) -> Decision:
+    if not isinstance(values, dict):
+        raise PlanError(f"{where} is damaged: {values!r} is no layer")
+    if isinstance(values.get("layer"), str):
+        where += f" ({values['layer'] or 'the network itself'})"
+    try:
+        conv = _conv_from_json(values["conv"])
+        form = values["form"]
+        if form != "refuse" and form not in FORMS:
+            raise PlanError(
+                f"{where}: there is no form {form!r}; the forms are {', '.join(FORMS)} and refuse "
+                "(left as it is)"
+            )
+        ranks: tuple[int, ...] = ()
+        if form not in ("keep", "refuse"):
+            ranks = _checked_ranks(form, values.get("ranks", {}), conv, where)
+        return Decision(
+            str(values["layer"]), conv, _whole(values["positions_in"]),
+            _whole(values["positions_out"]), form, ranks, float(values["predicted_error_nats"]),
+            str(values["reason"]),
+        )  # fmt: skip
+    except (KeyError, TypeError, ValueError) as error:
+        raise PlanError(f"{where} is damaged: {_described(error)}") from error
 
 
 def _conv_from_json(values: dict[str, Any] | None) -> ConvSpec | None:
@@ -93,14 +132,14 @@ def _conv_from_json(values: dict[str, Any] | None) -> ConvSpec | None:
         return None
     values = dict(values)
     for key in ("kernel", "stride", "dilation"):
-        values[key] = tuple(values[key])
-    values["padding"] = tuple((before, after) for before, after in values["padding"])
+        values[key] = tuple(map(_whole, values[key]))
+    values["padding"] = tuple((_whole(n), _whole(m)) for n, m in values["padding"])
+    for key in ("c_in", "c_out", "groups"):
+        _whole(values[key])
     return ConvSpec(**values)
 
 
-def _checked_ranks(
-    form: str, given: dict[str, int], conv: ConvSpec | None, where: str
-) -> tuple[int, ...]:
+def _checked_ranks(form: str, given: Any, conv: ConvSpec | None, where: str) -> tuple[int, ...]:
     wanted = FORMS[form].ranks
     if conv is None:
         raise PlanError(f"{where}: a layer of this kind has no forms")
@@ -108,10 +147,11 @@ def _checked_ranks(
     if refusal is not None:
         raise PlanError(f"{where}: the form {form} does not suit {conv.text()}: {refusal}")
     if not isinstance(given, dict) or sorted(given) != sorted(wanted):
-        raise PlanError(f"{where}: the form {form} has ranks {list(wanted)}, not {given!r}")
+        expected = ", ".join(f'"{side}": a number' for side in wanted)
+        raise PlanError(f"{where}: the form {form} takes ranks {{{expected}}}, not {given!r}")
     for side in wanted:
         most = conv.c_in if side == "in" else conv.c_out
-        if not isinstance(given[side], int) or not 1 <= given[side] <= most:
+        if type(given[side]) is not int or not 1 <= given[side] <= most:
             raise PlanError(
                 f"{where}: rank {side}={given[side]!r} is not a whole number from 1 to {most}"
             )
@@ -120,7 +160,7 @@ def _checked_ranks(
 
 def write_plan(plan: Plan, path: Path) -> None:
     """Write the plan as JSON; the file appears whole or not at all."""
-    write_text(path, json.dumps(plan_to_json(plan), indent=2, ensure_ascii=False) + "\n")
+    write_text(path, json_text(plan_to_json(plan)))
 
 
 def read_plan(path: Path) -> Plan:
@@ -128,7 +168,9 @@ def read_plan(path: Path) -> Plan:
     try:
         values = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise PlanError(f"the plan {path} cannot be read: {error.strerror}") from error
+        raise PlanError(f"the plan {path} cannot be read: {error.strerror or error}") from error
     except ValueError as error:
-        raise PlanError(f"the plan {path} is not JSON: {error}") from error
+        raise PlanError(
+            f"the plan {path} is not JSON, so no plan that onebyone wrote: {error}"
+        ) from error
     return plan_from_json(values, str(path))

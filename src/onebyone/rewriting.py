@@ -24,7 +24,7 @@ from onebyone.surveying import deep_copy
 from onebyone.tree import evaluating, hooked, modules_by_name, replace_modules
 
 ROWS_PER_FEATURE = 8
-LEAST_ROWS, MOST_ROWS = 4096, 32768
+LEAST_ROWS, MOST_ROWS = 8192, 32768
 METRIC_SHRINKAGE = 1e-3
 RIDGE = 0.02  # times features / rows
 UNCHANGED = 1e-5  # relative residual under which a kept layer keeps its bits
@@ -220,7 +220,10 @@ def _solve(job: _Job, own: nn.Module) -> None:
     rank_out = decision.ranks[-1] if decision.form in ("channel", "tucker2", "pointwise") else None
     width = (rank_in or job.conv.c_in) * job.conv.taps
     ridge = RIDGE * width / len(patches)
-    factors = fit(kernel, patches, targets, job.metric, rank_in, rank_out, ridge, job.band)
+    factors = fit(
+        kernel, patches, targets, job.metric, rank_in, rank_out, ridge, job.band,
+        bias=decision.form != "keep" or job.conv.bias,
+    )  # fmt: skip
     job.solution = fill(skeleton(job.layer, decision.form, decision.ranks), decision.form, factors)
     job.solution.train(job.training)
 

@@ -22,14 +22,16 @@ def choose_positions(
 ) -> Int[Tensor, "items picked"]:
     """`wanted` of the flat positions 0 … positions − 1 for each item, none twice (all, if fewer).
 
-    Stratified: the range is cut into `wanted` equal parts and one position drawn from each.
+    Stratified: the range, as a circle, is cut into `wanted` equal parts and one drawn from each.
     """
     if wanted >= positions:
         return torch.arange(positions).expand(items, positions)
-    start = torch.arange(wanted + 1) * positions // wanted
-    width = start[1:] - start[:-1]
+    edge = torch.arange(wanted + 1) * positions // wanted
     draw = torch.rand(items, wanted, generator=generator)
-    return start[:-1] + (draw * width).long().clamp_max(width - 1)
+    place = edge[:-1] + (draw * (edge[1:] - edge[:-1])).long()
+    # The parts differ by one where they cannot be equal: turned by chance, no position is favored.
+    turn = torch.randint(positions, (items, 1), generator=generator)
+    return (torch.minimum(place, edge[1:] - 1) + turn) % positions
 
 
 def output_rows(
@@ -41,7 +43,8 @@ def output_rows(
     if conv.kernel:
         flat = output.reshape(len(output), channels, -1)
         if positions.shape[1] == flat.shape[2]:
-            return flat.transpose(1, 2).reshape(-1, channels).float()
+            # A copy always: an in-place activation behind the layer overwrites its output.
+            return flat.transpose(1, 2).reshape(-1, channels).to(torch.float32, copy=True)
         index = positions[:, None].expand(-1, channels, -1)
         return flat.gather(2, index).transpose(1, 2).reshape(-1, channels).float()
     flat = output.reshape(len(output), -1, channels)

@@ -1,234 +1,202 @@
-"""A slimmed network as a folder, and back: no pickle is written, none is read."""
+"""A slimmed network → a folder, whole or not at all; no pickle is written."""
 
 from __future__ import annotations
 
-import json
+import os
 import shutil
 import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_model, save_model
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from onebyone.building import skeleton
-from onebyone.conv import ConvSpec
-from onebyone.errors import MissingExtraError, ModelError, OneByOneError, OutputError, PlanError
+from onebyone.errors import MissingExtraError, ModelError, OutputError
 from onebyone.exporting.onnx import export_onnx
-from onebyone.exporting.program import export_program
-from onebyone.files import write_text
-from onebyone.plan_files import SCHEMA, plan_from_json, plan_to_json
-from onebyone.planning import Plan
-from onebyone.preprocessing import Preprocess
-from onebyone.tree import modules_by_name, replace_modules
+from onebyone.exporting.program import export_program, quiet
+from onebyone.files import (
+    ONNX,
+    PLAN,
+    PROGRAM,
+    REPORT,
+    REPORT_JSON,
+    SLIMMED,
+    WEIGHTS,
+    check_writable,
+    json_text,
+    share,
+    write_text,
+)  # fmt: skip
+from onebyone.loading.slimmed import FORMATS, is_slimmed
+from onebyone.plan_files import plan_to_json
+from onebyone.surveying import deep_copy
 
 if TYPE_CHECKING:
-    from onebyone.loading.loaded import Loaded
     from onebyone.slimming import Slimmed
 
-PLAN, WEIGHTS, PROGRAM, ONNX = "plan.json", "weights.safetensors", "model.pt2", "model.onnx"
+
+def check_folder(folder: Path, *, force: bool, inputs: Iterable[object] = ()) -> None:
+    """Raise OutputError where the folder cannot be written or holds what must not be lost.
+
+    What stands there is replaced if onebyone wrote it or with `force`; never if one of `inputs` (the
+    network, its weights, the images: texts that may be paths) or the working directory is in it.
+    """
+    folder = folder.resolve()
+    for path in [Path.cwd(), *(Path(str(i)).resolve() for i in inputs if i is not None)]:
+        if folder.exists() and path.exists() and path.is_relative_to(folder):
+            raise OutputError(
+                f"the result would replace {folder} and, with it, {path}, where this command reads "
+                "or works: give another folder"
+            )
+    if os.path.ismount(folder):
+        raise OutputError(
+            f"the folder {folder} is a mounted disk, which cannot be replaced as a whole: give a "
+            f"folder in it, such as {folder / 'slimmed'}"
+        )
+    if not force:
+        _check_replaceable(folder)
+    check_writable(folder)
 
 
-def check_folder(folder: Path, *, force: bool) -> None:
-    """OutputError if the folder exists and was not written by onebyone, unless forced."""
-    if not folder.exists() or force:
+def _check_replaceable(folder: Path) -> None:
+    if not folder.exists():
         return
     if not folder.is_dir():
         raise OutputError(
-            f"{folder} exists and is a file; give a folder, or replace it with --force"
+            f"{folder} exists and is a file; give a folder, or replace it with --force (force=True)"
         )
-    if not any(folder.iterdir()) or _is_ours(folder):
+    others = sorted(p.name for p in folder.iterdir() if p.name not in SLIMMED)
+    if not others and (is_slimmed(folder) or not any(folder.iterdir())):
         return
+    named = ", ".join(others[:3]) + (", …" if len(others) > 3 else "")
+    held = f"holds other things than a slimmed network ({named})" if others else "is not ours"
     raise OutputError(
-        f"the folder {folder} exists and holds other things than a slimmed network; give another "
-        "folder, or replace it with --force"
+        f"the folder {folder} exists and {held}; give another folder, or replace it with all that "
+        "is in it by --force (force=True)"
     )
-
-
-def _is_ours(folder: Path) -> bool:
-    try:
-        return json.loads((folder / PLAN).read_text(encoding="utf-8")).get("schema") == SCHEMA
-    except (OSError, ValueError, AttributeError):
-        return False
 
 
 def save_folder(slimmed: Slimmed, folder: Path, *, force: bool = False) -> Path:
     """Write everything beside the folder first, then put it in place at once."""
-    check_folder(folder, force=force)
-    folder = folder.absolute()
-    staged: Path | None = None
+    source = slimmed.plan.source or {}
+    check_folder(folder, force=force, inputs=(source.get("spec"), source.get("weights")))
+    folder = folder.resolve()
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        staged = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        staged.chmod(0o755)
-        _write_all(slimmed, staged)
-        _swap(staged, folder)
+        with _staged(folder) as staged:
+            _write_all(slimmed, staged)
+            _swap(staged, folder)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise OutputError(
             f"the folder {folder} cannot be written: {reason}; nothing was left there"
         ) from error
-    finally:
-        if staged is not None:
-            shutil.rmtree(staged, ignore_errors=True)
     return folder
 
 
-def _swap(staged: Path, folder: Path) -> None:
-    if not folder.exists():
-        staged.rename(folder)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent)) / "was"
-    folder.rename(old)
+@contextmanager
+def _staged(folder: Path) -> Iterator[Path]:
+    """A new folder on the same disk; what is left of it goes, whatever happens."""
+    around = tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent)
     try:
-        staged.rename(folder)
-    except OSError:
-        old.rename(folder)
-        raise
+        staged = Path(around, "new")
+        staged.mkdir()
+        yield staged
     finally:
-        shutil.rmtree(old.parent, ignore_errors=True)
+        shutil.rmtree(around, ignore_errors=True)
+
+
+def _swap(staged: Path, folder: Path) -> None:
+    """Put the staged folder in place; what stood there comes back if that fails or is interrupted."""
+    old = staged.with_name("old")
+    try:
+        if folder.exists():
+            folder.rename(old)
+        staged.rename(folder)
+    except BaseException:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        raise
 
 
 def _write_all(slimmed: Slimmed, folder: Path) -> None:
     from onebyone.report import to_json, write_report
 
-    model, notes = slimmed.model, list(slimmed.plan.notes)
-    save_model(model, str(folder / WEIGHTS), force_contiguous=True)
-    exported = export_program(model, slimmed.example)
-    if isinstance(exported, str):
-        notes.append(f"no {PROGRAM} and no {ONNX}: {exported}")
-    else:
-        torch.export.save(exported, folder / PROGRAM)
-        try:
-            export_onnx(exported, folder / ONNX)
-        except MissingExtraError as error:
-            notes.append(f"no {ONNX}: {error}")
-        except ModelError as error:
-            notes.append(f"no {ONNX}: {error}")
+    model = _on_cpu(slimmed.model)
+    notes = [*slimmed.plan.notes, *_write_weights(model, folder / WEIGHTS)]
+    notes += _write_programs(model, slimmed.example, folder)
     plan = replace(slimmed.plan, notes=tuple(notes))
-    values = plan_to_json(plan) | {"model": _about(slimmed)}
-    write_text(folder / PLAN, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
-    report = to_json(slimmed.verification, plan)
-    write_text(folder / "report.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
-    write_report(folder / "report.html", slimmed.verification, plan)
+    write_text(folder / PLAN, json_text(plan_to_json(plan) | {"model": _about(slimmed, model)}))
+    write_text(folder / REPORT_JSON, json_text(to_json(slimmed.verification, plan)))
+    write_report(folder / REPORT, slimmed.verification, plan)
 
 
-def _about(slimmed: Slimmed) -> dict[str, Any]:
+def _on_cpu(model: nn.Module) -> nn.Module:
+    """The model, or a copy where any of it is on another device."""
+    tensors = (*model.parameters(), *model.buffers())
+    return model if all(t.device.type == "cpu" for t in tensors) else deep_copy(model).cpu()
+
+
+def _write_weights(model: nn.Module, path: Path) -> list[str]:
+    """The state dict, tied tensors once, as `safetensors.torch.load_model` expects it; notes."""
+    state = model.state_dict()
+    seen: set[tuple[Any, ...]] = set()
+    tensors: dict[str, Tensor] = {}
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            continue
+        key = (value.data_ptr(), value.shape, value.stride(), value.dtype)
+        if key not in seen or not value.numel():
+            tensors[name] = value.detach().clone(memory_format=torch.contiguous_format)
+        seen.add(key)
+    save_file(tensors, path, metadata={"format": "pt"})
+    share(path)
+    others = [name for name, value in state.items() if not isinstance(value, Tensor)]
+    return [f"{WEIGHTS} has only tensors, so not {', '.join(others)}"] if others else []
+
+
+def _write_programs(model: nn.Module, example: Tensor, folder: Path) -> list[str]:
+    """The network for use without onebyone, as far as it can be exported; notes on what cannot."""
+    exported = export_program(model, example)
+    if isinstance(exported, str):
+        return [f"no {PROGRAM} and no {ONNX}: {exported}"]
+    buffer = BytesIO()  # torch's own writer tells of a full disk in many words, or not at all
+    with quiet():
+        torch.export.save(exported, buffer)
+    (folder / PROGRAM).write_bytes(buffer.getbuffer())
+    try:
+        export_onnx(exported, folder / ONNX)
+    except (MissingExtraError, ModelError) as error:
+        (folder / ONNX).unlink(missing_ok=True)
+        return [f"no {ONNX}: {error}"]
+    return []
+
+
+def _about(slimmed: Slimmed, model: nn.Module) -> dict[str, Any]:
     """What loading needs beyond the plan."""
-    tensors = [t for t in slimmed.model.state_dict().values() if t.is_floating_point()]
-    dtypes = sorted({str(t.dtype).removeprefix("torch.") for t in tensors})
-    last = torch.channels_last
+    tensors = {k: t for k, t in model.state_dict().items() if isinstance(t, Tensor)}
+    floats = {
+        str(t.dtype).removeprefix("torch.") for t in tensors.values() if t.is_floating_point()
+    }
     return {
-        "class": type(slimmed.model).__name__,
-        "dtype": dtypes[0] if len(dtypes) == 1 else None,
-        "channels_last": any(
-            t.ndim == 4 and t.is_contiguous(memory_format=last) and not t.is_contiguous()
-            for t in tensors
-        ),
+        "class": type(model).__name__,
+        "dtype": floats.pop() if len(floats) == 1 else None,
+        "channels_last": [name for name, tensor in tensors.items() if _channels_last(tensor)],
         "preprocess": slimmed.preprocess.to_json() if slimmed.preprocess else None,
         "classes": list(slimmed.classes) if slimmed.classes else None,
     }
 
 
-def load_folder(
-    folder: Path,
-    *,
-    weights: str | None = None,
-    trust: bool = False,
-    architecture: nn.Module | None = None,
-) -> Loaded:
-    """The network of a slimmed folder, in eval mode, with bit-equal outputs.
-
-    The original architecture is built again from the plan's source (or is `architecture`, which is
-    not changed), the planned layers are replaced and the weights filled in. Where there is no source,
-    or it cannot be built here, the exported program model.pt2 is taken.
-    """
-    from onebyone.loading.loaded import Loaded, example_of
-
-    values = _plan_values(folder)
-    plan = plan_from_json(values, str(folder / PLAN))
-    about = values.get("model") or {}
-    notes: tuple[str, ...] = ()
-    model: nn.Module | None = None
-    if architecture is None and plan.source is not None:
-        try:
-            architecture = _original(plan.source, plan.input_shape, trust)
-        except OneByOneError as error:
-            notes = (f"the source {plan.source.get('spec')!r} cannot be built here: {error}",)
-    if architecture is not None:
-        model = _refill(architecture, plan, about, Path(weights) if weights else folder / WEIGHTS)
-    elif (folder / PROGRAM).exists():
-        from onebyone.loading import module_of, open_program
-
-        model = module_of(open_program(folder / PROGRAM, trust=trust)).model
-    else:
-        raise ModelError(
-            f"{folder} has no {PROGRAM}, and its plan names no source to build the network from"
-            + (f" ({notes[0]})" if notes else "")
-            + ": load it with obo.load(folder, architecture=the original network)"
-        )
-    preprocess = Preprocess.from_json(about["preprocess"]) if about.get("preprocess") else None
-    classes = tuple(about["classes"]) if about.get("classes") else None
-    source = {"spec": str(folder.absolute()), "weights": weights}
-    return Loaded(
-        model.eval(), _typed(example_of(plan.input_shape), about), preprocess, classes, source,
-        notes=notes,
-    )  # fmt: skip
-
-
-def _typed(example: Tensor, about: dict[str, Any]) -> Tensor:
-    return example.to(getattr(torch, about["dtype"])) if about.get("dtype") else example
-
-
-def _plan_values(folder: Path) -> dict[str, Any]:
-    try:
-        return json.loads((folder / PLAN).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise PlanError(f"{folder / PLAN} cannot be read: {error}") from error
-
-
-def _original(source: dict[str, Any], input_shape: tuple[int, ...], trust: bool) -> nn.Module:
-    """The architecture with whatever weights cost nothing: they are replaced."""
-    from onebyone.loading import load
-
-    spec = str(source["spec"])
-    named = spec.partition(":")[0] in ("torchvision", "timm")
-    return load(
-        spec, weights="random" if named else None, input_size=tuple(input_shape), trust=trust
-    ).model
-
-
-def _refill(architecture: nn.Module, plan: Plan, about: dict[str, Any], weights: Path) -> nn.Module:
-    from onebyone.surveying import deep_copy
-
-    model = deep_copy(architecture)
-    if about.get("dtype"):
-        model.to(getattr(torch, about["dtype"]))
-    model = replace_modules(model, _skeletons(model, plan))
-    if about.get("channels_last"):
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    try:
-        load_model(model, str(weights))
-    except (RuntimeError, SafetensorError, OSError) as error:
-        raise ModelError(
-            f"the weights {weights} do not fit the network of the plan: {str(error).splitlines()[0]}"
-        ) from error
-    return model
-
-
-def _skeletons(model: nn.Module, plan: Plan) -> dict[str, nn.Module]:
-    modules = modules_by_name(model)
-    found: dict[str, nn.Module] = {}
-    for decision in plan.decisions:
-        if decision.form in ("keep", "refuse"):
-            continue
-        layer = modules.get(decision.layer)
-        if layer is None or decision.conv is None or ConvSpec.of(layer) != decision.conv:
-            raise PlanError(
-                f"the plan's layer {decision.layer!r} is not in the network it is loaded into"
-            )
-        found[decision.layer] = skeleton(layer, decision.form, decision.ranks)
-    return found
+def _channels_last(tensor: Tensor) -> bool:
+    """Whether the strides are those of channels-last; a 1×1 kernel's can be, contiguous or not."""
+    if tensor.ndim not in FORMATS:
+        return False
+    ordered = torch.empty_like(tensor, memory_format=FORMATS[tensor.ndim], device="meta")
+    plain = torch.empty(tensor.shape, device="meta")
+    return tensor.stride() == ordered.stride() and tensor.stride() != plain.stride()

@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from onebyone.clock import Clock, Progress
 from onebyone.data import Images, check_images, open_images
 from onebyone.errors import BudgetError, DataError
 from onebyone.planning import Budget, Plan
-from onebyone.planning import plan as make_plan
 from onebyone.preprocessing import Preprocess
-from onebyone.rewriting import rewrite
-from onebyone.statistics import Statistics, observe
-from onebyone.tree import evaluating
-from onebyone.verification import Verification, run, verify
+from onebyone.searching import Found, Trial, smallest
+from onebyone.statistics import observe
+from onebyone.verification import Verification, verify
 
 CALIBRATION = 512
 HELD_OUT_SHARE = 8
-TRIALS = 7
-Progress = Callable[[str, float], None]
+LEAST = 64  # images that are read whatever the memory
 
 
 @dataclass(frozen=True)
@@ -81,38 +77,53 @@ def slim(
     plan, perhaps edited, instead of making one under a budget.
     held_out: other images to verify on; by default those beyond `calibration` images, at least an
     eighth (half for max_drop), are held out of `images`; 0 holds none out.
-    memory: bytes for the activations of the calibration pass.
+    memory: bytes for the activations of the calibration pass; where `preprocess` says how large the
+    images are, no more are taken than fit in half of it, as `open_images` chooses them.
     Raises BudgetError, DataError, ModelError or PlanError, each with one clear message.
     """
-    clock = _Clock(progress or (lambda step, done: None))
+    clock = Clock(progress)
     budget = check_budget(macs, params, max_drop, plan)
     with clock.step("read"):
-        every = open_images(images, preprocess, seed=seed, classes=classes)
+        most = _most(preprocess, memory)
+        every = open_images(images, preprocess, limit=most, seed=seed, classes=classes)
         if held_out is not None and not isinstance(held_out, int | float):
-            held_out = open_images(held_out, preprocess, seed=seed, classes=classes)
+            held_out = open_images(held_out, preprocess, limit=most, seed=seed, classes=classes)
         used, kept_back = set_apart(
             every, held_out, calibration=calibration, labels=max_drop is not None, seed=seed
         )
     with clock.step("observe"):
-        statistics = observe(model, used.inputs, seed=seed, memory=memory, progress=clock.tell)
-    trial = _Trial(model, used.inputs, statistics, memory, clock)
-    notes: list[str] = []
-    if max_drop is not None:
-        chosen, lighter, notes = _search(trial, budget, max_drop, kept_back)
-    elif plan is not None:
-        chosen, lighter = plan, trial.rewritten(plan)
-    else:
-        assert budget is not None
-        chosen, lighter = trial(budget)
-    chosen = replace(chosen, source=source, notes=(*chosen.notes, *_told(every), *notes))
+        used = replace(used, inputs=used.inputs.to(_dtype(model)))
+        statistics = observe(model, used, seed=seed, memory=memory, progress=clock.tell)
+    trial = Trial(model, used, statistics, memory, clock)
+    found, note = _found(trial, budget, max_drop, plan, kept_back)
+    notes = (*found.plan.notes, *told(every), *note)
     with clock.step("verify"):
         result = verify(
-            model, lighter, kept_back, example=used.inputs[:1], latency=latency,
+            model, found.model, kept_back, example=used.inputs[:1], latency=latency,
             progress=clock.tell,
         )  # fmt: skip
     return Slimmed(
-        lighter, chosen, result, used.inputs[:1].clone(), preprocess, classes, clock.seconds
-    )
+        found.model, replace(found.plan, source=source, notes=notes), result,
+        used.inputs[:1].clone(), preprocess, classes, clock.seconds,
+    )  # fmt: skip
+
+
+def _found(
+    trial: Trial,
+    budget: Budget | None,
+    max_drop: float | None,
+    plan: Plan | None,
+    kept_back: Images | None,
+) -> tuple[Found, tuple[str, ...]]:
+    """The lighter network, and what there is to say about the search for it."""
+    if max_drop is not None:
+        assert kept_back is not None
+        found, note = smallest(trial, budget, max_drop, kept_back)
+        return found, (note,)
+    if plan is None:
+        assert budget is not None
+        plan = trial.planned(budget)
+    return Found(plan, trial.rewritten(plan)), ()
 
 
 def check_budget(
@@ -172,111 +183,22 @@ def _parted(
     return images.split(spare, seed) if spare else (images, None)
 
 
-def _told(images: Images) -> tuple[str, ...]:
-    """What there is to say about the images."""
-    if not images.skipped:
+def _most(preprocess: Preprocess | None, memory: int) -> int | None:
+    """How many images fit in half of the memory, as float32; None where their size is not known."""
+    return None if preprocess is None else max(LEAST, memory // 2 // (4 * prod(preprocess.size)))
+
+
+def _dtype(model: nn.Module) -> torch.dtype:
+    """What the network computes in: its first parameter's dtype."""
+    first = next(model.parameters(), None)
+    return torch.float32 if first is None or not first.is_floating_point() else first.dtype
+
+
+def told(images: Images) -> tuple[str, ...]:
+    """What there is to say about the images: files that could not be read, labels that are none."""
+    count = len(images.skipped)
+    if not count:
         return images.notes
-    first = "; ".join(images.skipped[:3])
-    return (*images.notes, f"{len(images.skipped):,} image files could not be read: {first}")
-
-
-class _Clock:
-    """Seconds by step, and word of progress."""
-
-    def __init__(self, progress: Progress) -> None:
-        self.progress, self.seconds, self.now = progress, {}, ""
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def step(self, name: str) -> Iterator[None]:
-        self.now = name
-        self.progress(name, 0.0)
-        began = time.perf_counter()
-        yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
-        self.progress(name, 1.0)
-
-    def tell(self, done: float) -> None:
-        self.progress(self.now, done)
-
-
-@dataclass(frozen=True)
-class _Trial:
-    """Plan and rewrite under one budget."""
-
-    model: nn.Module
-    inputs: Tensor
-    statistics: Statistics
-    memory: int
-    clock: _Clock
-
-    def __call__(self, budget: Budget) -> tuple[Plan, nn.Module]:
-        with self.clock.step("plan"):
-            chosen = make_plan(self.model, self.statistics, budget)
-        return chosen, self.rewritten(chosen)
-
-    def rewritten(self, chosen: Plan) -> nn.Module:
-        """The lighter network of a plan."""
-        with self.clock.step("rewrite"):
-            return rewrite(
-                self.model, chosen, self.inputs, statistics=self.statistics, memory=self.memory,
-                progress=self.clock.tell,
-            )  # fmt: skip
-
-
-def _search(
-    trial: _Trial, budget: Budget | None, max_drop: float, held_out: Images | None
-) -> tuple[Plan, nn.Module, list[str]]:
-    """The smallest network within max_drop, by bisection over the MACs kept."""
-    assert held_out is not None
-    whole = _accuracy(trial.model, held_out)
-    goal = whole - max_drop
-    top = budget.macs if budget and budget.macs else 1.0
-    params = budget.params if budget else None
-    best: tuple[Plan, nn.Module, float] | None = None
-    low, high = 0.0, top
-    with trial.clock.step("search"):
-        for index in range(TRIALS):
-            kept = top if budget and index == 0 else (low + high) / 2
-            try:
-                chosen, lighter = trial(Budget(macs=kept, params=params))
-            except BudgetError:
-                low = kept
-                continue
-            reached = _accuracy(lighter, held_out)
-            if reached >= goal - 1e-9:
-                best, high = (chosen, lighter, reached), kept
-            elif budget and index == 0:
-                raise BudgetError(
-                    f"macs={budget.macs}, params={budget.params} and max_drop={max_drop} cannot all "
-                    f"hold: the accuracy falls from {whole:.2%} to {reached:.2%}"
-                )
-            else:
-                low = kept
-            if high - low < 0.01:
-                break
-    if best is None:
-        raise BudgetError(
-            f"no network within max_drop={max_drop} was found down from {high:.2f} of the MACs: the "
-            f"original has {whole:.2%} on {len(held_out):,} held-out images; allow a larger drop"
-        )
-    note = (
-        f"max_drop={max_drop}: top-1 {whole:.2%} → {best[2]:.2%} on {len(held_out):,} held-out images, "
-        "which also chose the budget"
-    )
-    return best[0], best[1], [note]
-
-
-@torch.inference_mode()
-def _accuracy(model: nn.Module, images: Images) -> float:
-    hits = 0
-    with evaluating(model):
-        for inputs, labels in images.batches(64):
-            logits = run(model, inputs)
-            if logits.ndim != 2:
-                raise DataError(
-                    f"max_drop needs a classifier: the output has shape {tuple(logits.shape)}, not "
-                    "(N, classes)"
-                )
-            hits += int((logits.argmax(1).cpu() == labels).sum())
-    return hits / len(images)
+    named = "; ".join(images.skipped[:3]) + (f"; and {count - 3:,} more" if count > 3 else "")
+    what = "1 image file" if count == 1 else f"{count:,} image files"
+    return (*images.notes, f"{what} could not be read: {named}")

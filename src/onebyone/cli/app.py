@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
-from types import FrameType
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
 from onebyone.cli.demo import demo
 from onebyone.cli.failures import INTERRUPTED
+from onebyone.cli.signals import listen
 from onebyone.cli.slim import slim
 from onebyone.cli.verify import verify
 
@@ -60,13 +59,8 @@ def main() -> None:
     # OpenMP threads that wait by spinning slow a shared machine down many times; torch reads this
     # when it is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    signal.signal(signal.SIGTERM, _terminated)
+    listen()
     try:
         app()
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
-
-
-def _terminated(number: int, _: FrameType | None) -> NoReturn:
-    """Leave through every `finally`, so that nothing half-written stays."""
-    sys.exit(128 + number)

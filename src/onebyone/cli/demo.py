@@ -48,16 +48,17 @@ def demo(
       onebyone demo --macs 0.2 --network resnet -o out/[/bold]
     """
     with failures() as outcome:
-        from onebyone.data import open_images
-        from onebyone.loading import load
-        from onebyone.planning import Budget
-        from onebyone.saving import check_folder
-        from onebyone.slimming import slim
-
-        Budget(macs)
-        if out is not None:
-            check_folder(out, force=force)
         with progress() as tell:
+            tell("load", 0)
+            from onebyone.data import open_images
+            from onebyone.loading import load
+            from onebyone.planning import Budget
+            from onebyone.saving import check_folder
+            from onebyone.slimming import slim
+
+            Budget(macs)
+            if out is not None:
+                check_folder(out, force=force)
             loaded = load(f"demo:{network.value}")
             slimmed = slim(
                 loaded.model, open_images("demo"), macs=macs, held_out=open_images("demo:test"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,9 +14,10 @@ from typing import NoReturn
 
 import typer
 
+from onebyone.cli.signals import deafen, interrupted
 from onebyone.errors import OneByOneError
 
-BUG, MENDABLE, INTERRUPTED = 1, 2, 130
+BUG, MENDABLE, INTERRUPTED, UNHEARD = 1, 2, 130, 141
 ISSUES = "please report it with the lines above and the command you ran"
 
 
@@ -27,32 +30,37 @@ class Outcome:
 
 @contextmanager
 def failures() -> Iterator[Outcome]:
-    """Exit 2 for what the user can mend, 130 for an interrupt, 1 with a traceback for a bug."""
+    """Exit 2 for what the user can mend, 130 for an interrupt, 1 with a traceback for a bug.
+
+    141, in silence, where whoever read the output has gone, as other commands in a pipe do.
+    """
     outcome = Outcome()
     try:
         yield outcome
-    except (OneByOneError, MemoryError, OSError, RuntimeError) as error:
+    except (Exception, KeyboardInterrupt) as error:
+        if isinstance(error, typer.Exit):
+            raise
+        if isinstance(error, KeyboardInterrupt) or interrupted():
+            deafen()
+            left = (
+                f"{outcome.written} had been written" if outcome.written else "nothing was written"
+            )
+            _stop(f"interrupted; {left}", INTERRUPTED)
         if isinstance(error, OSError) and error.errno == errno.EPIPE:
-            raise  # whoever read our output has gone: the command ends in silence
+            _leave_in_silence()
         message = _message(error)
         if message is None:
             _bug(error)
         _stop(message, MENDABLE)
-    except KeyboardInterrupt:
-        left = f"{outcome.written} had been written" if outcome.written else "nothing was written"
-        _stop(f"interrupted; {left}", INTERRUPTED)
-    except Exception as error:
-        _bug(error)
 
 
 def _message(error: Exception) -> str | None:
     """What to tell about an error that the user can mend; None for any other."""
-    if isinstance(error, typer.Exit):
-        raise error
     if isinstance(error, OneByOneError):
         return str(error)
     text = str(error)
-    if isinstance(error, MemoryError) or "alloc" in text or "out of memory" in text:
+    full = isinstance(error, RuntimeError) and ("alloc" in text or "out of memory" in text)
+    if isinstance(error, MemoryError) or full:
         return (
             "there is not enough memory: give --memory less (such as 512MiB) or --images fewer. "
             f"The system says: {text.splitlines()[0] if text else type(error).__name__}"
@@ -61,6 +69,12 @@ def _message(error: Exception) -> str | None:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror or error}"
     return None
+
+
+def _leave_in_silence() -> NoReturn:
+    # What is still buffered would fail once more when Python flushes it at exit.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    raise typer.Exit(UNHEARD)
 
 
 def _bug(error: Exception) -> NoReturn:

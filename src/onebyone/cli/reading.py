@@ -7,14 +7,15 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from onebyone.cli import values
-from onebyone.cli.showing import Progress, note, skipped
+from onebyone.cli.showing import Progress, note
 
 if TYPE_CHECKING:
     from onebyone.data import Images
     from onebyone.loading import Loaded
     from onebyone.preprocessing import Preprocess
 
-LEAST_HELD_OUT = 64
+LEAST = 64  # images that are read whatever --memory says
+HELD_OUT = 1024  # images to compare on, where none are named and accuracy decides nothing
 
 
 @dataclass(frozen=True)
@@ -63,17 +64,21 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a command works on."""
+    """What a command works on; `memory` is what the images leave, in bytes."""
 
     loaded: Loaded
     preprocess: Preprocess | None
     images: Images
     held_out: Images | None
+    memory: int
 
 
 @dataclass(frozen=True)
 class Source:
-    """The options that say what to work on, parsed; `images` is how many to slim with."""
+    """The options that say what to work on, parsed; `images` is how many to slim with.
+
+    `labels`: accuracy decides, so the held-out images need labels, and as many as fit are read.
+    """
 
     model: str
     weights: str | None
@@ -85,22 +90,37 @@ class Source:
     images: int
     memory: int
     seed: int
+    labels: bool
+
+    @property
+    def paths(self) -> tuple[str | None, ...]:
+        """What must not be overwritten, where these are files or folders."""
+        return self.model, self.weights, self.data, self.held_out
 
     def read(self, tell: Progress) -> Inputs:
         """Load the network and the images, and check that they suit one another."""
+        from onebyone.slimming import set_apart
+
         tell("load", 0)
         loaded = read_model(self.model, self.weights, self.input_size, self.trust)
         preprocess = self.pictures.preprocess(loaded)
         tell("load", 1)
         tell("read", 0)
-        spare = room(self.memory, loaded, preprocess)
-        most = self.images + (spare if self.held_out is None else 0)
-        images = read_images(self.data, loaded, preprocess, most, self.seed)
+        fit = room(self.memory, loaded, preprocess)
+        if self.images > fit:
+            note(f"slimming with {fit:,} images at most: --memory has no room for {self.images:,}")
+        wanted, spare = min(self.images, fit), fit if self.labels else min(fit, HELD_OUT)
         held_out = None
         if self.held_out is not None:
-            held_out = read_images(self.held_out, loaded, preprocess, spare, self.seed)
+            held_out = read_held_out(self.held_out, loaded, preprocess, fit, self.seed)
+            spare = 0
+        images = read_images(self.data, loaded, preprocess, wanted + spare, self.seed)
+        images, held_out = set_apart(
+            images, held_out, calibration=wanted, labels=self.labels, seed=self.seed
+        )
         tell("read", 1)
-        return Inputs(loaded, preprocess, images, held_out)
+        used = sum(4 * i.inputs.numel() for i in (images, held_out) if i is not None)
+        return Inputs(loaded, preprocess, images, held_out, max(self.memory - used, used))
 
 
 def use_threads(threads: int | None) -> None:
@@ -124,18 +144,35 @@ def read_model(spec: str, weights: str | None, size: tuple[int, ...] | None, tru
 
 
 def room(memory: int, loaded: Loaded, preprocess: Preprocess | None) -> int:
-    """How many held-out images to read at most: a quarter of the memory for them."""
+    """How many images fit in a quarter of the memory, as float32; there are two sets of them."""
     shape: Any = preprocess.size if preprocess else loaded.example.shape[1:]
-    return max(LEAST_HELD_OUT, memory // 4 // (4 * prod(shape)))
+    return max(LEAST, memory // 4 // (4 * prod(shape)))
+
+
+def read_held_out(
+    data: str, loaded: Loaded, preprocess: Preprocess | None, fit: int, seed: int = 0
+) -> Images:
+    """Images to compare on, as many as fit; says so where that may not be all."""
+    images = read_images(data, loaded, preprocess, fit, seed)
+    if len(images) == fit:
+        note(f"comparing on {fit:,} images of {data}: --memory has no room for more")
+    return images
 
 
 def read_images(
     data: str, loaded: Loaded, preprocess: Preprocess | None, limit: int, seed: int
 ) -> Images:
-    """The images, checked to suit the network; tells what could not be read."""
+    """The images, checked to suit the network and the size that was asked for."""
     from onebyone.data import check_images, open_images
+    from onebyone.errors import DataError
 
     images = open_images(data, preprocess, limit=limit, seed=seed, classes=loaded.classes)
-    skipped(images.skipped)
     check_images(images, loaded.example)
+    shape = tuple(images.inputs.shape[1:])
+    if preprocess is not None and shape != preprocess.size:
+        given, wanted = ("×".join(map(str, n)) for n in (shape, preprocess.size))
+        raise DataError(
+            f"the images in {data} are {given} each and the size is {wanted}: arrays are taken as "
+            "they are, so give arrays of that size, or --size for theirs"
+        )
     return images

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from onebyone.data import Images
     from onebyone.slimming import Slimmed
 
 STEPS = {
@@ -60,7 +61,11 @@ def show(*parts: RenderableType) -> None:
     """Print rich renderables on stdout, plain where it is no terminal."""
     from rich.console import Console
 
-    console = Console(highlight=False)
+    class Plain(Console):
+        def on_broken_pipe(self) -> None:
+            raise  # to `failures`, which knows the exit code
+
+    console = Plain(highlight=False)
     for part in parts:
         console.print(part)
 
@@ -90,10 +95,8 @@ def note(*lines: str) -> None:
         typer.echo(f"note: {line}", err=True)
 
 
-def skipped(names: Sequence[str]) -> None:
-    """Say how many files could not be read, and which ones first."""
-    if not names:
-        return
-    more = f", and {len(names) - 3:,} more" if len(names) > 3 else ""
-    files = "file" if len(names) == 1 else "files"
-    note(f"{len(names):,} {files} could not be read: {'; '.join(names[:3])}{more}")
+def tell_images(images: Images) -> None:
+    """Say on stderr what there is to say about the images, such as files that could not be read."""
+    from onebyone.slimming import told
+
+    note(*told(images))

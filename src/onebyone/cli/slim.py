@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from onebyone.cli import values
 from onebyone.cli.failures import Outcome, failures
 from onebyone.cli.reading import Pictures, Source, use_threads
-from onebyone.cli.showing import note, progress, show, show_json, show_slimmed
-
-if TYPE_CHECKING:
-    from onebyone.planning import Budget
+from onebyone.cli.showing import note, progress, show, show_json, show_slimmed, tell_images
 
 BUDGET, MODEL, IMAGES, OUTPUT, WORK = (
     "How light (one at least)", "The network", "The images", "The result", "The work",
@@ -203,30 +200,32 @@ def slim(
     """
     source = Source(
         model, weights, values.lengths(input_size, "--input", (1, 2, 3, 4)), trust, data, held_out,
-        Pictures.parse(size, mean, std), images, values.memory(memory), seed,
+        Pictures.parse(size, mean, std), images, values.memory(memory), seed, max_drop is not None,
     )  # fmt: skip
-    _check_usage(out, plan_only, plan, max_drop)
+    _check_usage(out, plan_only, plan, (macs, params), max_drop)
     with failures() as outcome:
-        from onebyone.plan_files import read_plan
-        from onebyone.saving import check_folder
-        from onebyone.slimming import check_budget
-        from onebyone.slimming import slim as slim_network
-
-        given = read_plan(plan) if plan is not None else None
-        budget = check_budget(macs, params, max_drop, given)
-        use_threads(threads)
-        if budget is not None and plan_only:
-            _write_plan(source, budget, out or Path("plan.json"), force, as_json, outcome)
+        if plan_only:
+            use_threads(threads)
+            _write_plan(source, macs, params, out or Path("plan.json"), force, as_json, outcome)
             return
         assert out is not None
-        check_folder(out, force=force)
         with progress() as tell:
+            tell("load", 0)
+            from onebyone.plan_files import read_plan
+            from onebyone.saving import check_folder
+            from onebyone.slimming import check_budget
+            from onebyone.slimming import slim as slim_network
+
+            use_threads(threads)
+            given = read_plan(plan) if plan is not None else None
+            check_budget(macs, params, max_drop, given)
+            check_folder(out, force=force, inputs=source.paths)
             found = source.read(tell)
             slimmed = slim_network(
                 found.loaded.model, found.images, macs=macs, params=params, max_drop=max_drop,
-                plan=given, held_out=found.held_out, preprocess=found.preprocess,
+                plan=given, held_out=found.held_out or 0, preprocess=found.preprocess,
                 classes=found.loaded.classes, source=found.loaded.source, calibration=images,
-                memory=source.memory, seed=seed, latency=latency, progress=tell,
+                memory=found.memory, seed=seed, latency=latency, progress=tell,
             )  # fmt: skip
             tell("save", 0)
             outcome.written = slimmed.save(out, force=force)
@@ -234,10 +233,19 @@ def slim(
 
 
 def _check_usage(
-    out: Path | None, plan_only: bool, plan: Path | None, max_drop: float | None
+    out: Path | None,
+    plan_only: bool,
+    plan: Path | None,
+    fractions: tuple[float | None, float | None],
+    max_drop: float | None,
 ) -> None:
     if out is None and not plan_only:
         raise typer.BadParameter("say where to write the result, such as -o out/", param_hint="-o")
+    if plan is None and max_drop is None and fractions == (None, None):
+        raise typer.BadParameter(
+            "say how light: 0.5 keeps half of the MACs (or give --params, --max-drop or --plan)",
+            param_hint="--macs",
+        )
     if plan_only and (plan is not None or max_drop is not None):
         raise typer.BadParameter(
             "it makes a plan for --macs and --params only, so leave --plan and --max-drop out",
@@ -246,26 +254,34 @@ def _check_usage(
 
 
 def _write_plan(
-    source: Source, budget: Budget, path: Path, force: bool, as_json: bool, outcome: Outcome
+    source: Source,
+    macs: float | None,
+    params: float | None,
+    path: Path,
+    force: bool,
+    as_json: bool,
+    outcome: Outcome,
 ) -> None:
     """The plan that slimming would follow, as a file."""
-    from onebyone.errors import OutputError
-    from onebyone.plan_files import plan_to_json, write_plan
-    from onebyone.planning import plan as make_plan
-    from onebyone.report import plan_table
-    from onebyone.slimming import set_apart
-    from onebyone.statistics import observe
-
-    path = path if path.suffix == ".json" else path / "plan.json"
-    if path.exists() and not force:
-        raise OutputError(f"{path} exists; give another file, or replace it with --force")
     with progress() as tell:
+        tell("load", 0)
+        from onebyone.errors import OutputError
+        from onebyone.files import PLAN, check_writable
+        from onebyone.plan_files import plan_to_json, write_plan
+        from onebyone.planning import Budget
+        from onebyone.planning import plan as make_plan
+        from onebyone.report import plan_table
+        from onebyone.statistics import observe
+
+        budget = Budget(macs, params)
+        path = path if path.suffix == ".json" else path / PLAN
+        if path.exists() and not force:
+            raise OutputError(f"{path} exists; give another file, or replace it with --force")
+        check_writable(path)
         found = source.read(tell)
-        used, _ = set_apart(
-            found.images, found.held_out, calibration=source.images, seed=source.seed
-        )
+        tell_images(found.images)
         statistics = observe(
-            found.loaded.model, used.inputs, seed=source.seed, memory=source.memory,
+            found.loaded.model, found.images, seed=source.seed, memory=found.memory,
             progress=lambda done: tell("observe", done),
         )  # fmt: skip
         tell("plan", 0)

@@ -8,13 +8,14 @@ import torch
 from torch.export import ExportedProgram
 
 from onebyone.errors import MissingExtraError, ModelError
-from onebyone.exporting.program import quiet
+from onebyone.exporting.program import first_line, quiet
 
 
 def export_onnx(program: ExportedProgram, path: Path) -> None:
     """Write the program as ONNX with its weights inside.
 
-    Raises MissingExtraError without the packages, ModelError for what ONNX cannot express.
+    Raises MissingExtraError without the packages, ModelError for what ONNX cannot express, OSError
+    where the file cannot be written.
     """
     try:
         import onnx  # noqa: F401
@@ -29,5 +30,6 @@ def export_onnx(program: ExportedProgram, path: Path) -> None:
     except OSError:
         raise
     except Exception as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else ""
-        raise ModelError(f"ONNX export failed ({type(error).__name__}: {first[:200]})") from error
+        raise ModelError(
+            f"ONNX export failed ({type(error).__name__}: {first_line(error)})"
+        ) from error

@@ -16,7 +16,13 @@ from onebyone.tree import evaluating
 
 
 def export_program(model: nn.Module, example: Tensor) -> ExportedProgram | str:
-    """The program with any batch size, else with the example's; or the reason why there is none."""
+    """The program with any batch size, else with the example's; or the reason why there is none.
+
+    example: (1, C, H, W); it is brought to the model's own dtype.
+    """
+    first = next(model.parameters(), None)
+    if first is not None and first.is_floating_point():
+        example = example.to(first.dtype)
     batch = Dim("batch", min=1, max=4096)
     pair = torch.cat([example, example])
     with evaluating(model), quiet():
@@ -27,8 +33,15 @@ def export_program(model: nn.Module, example: Tensor) -> ExportedProgram | str:
         try:
             return torch.export.export(model, (example,))
         except Exception as error:
-            first = str(error).strip().splitlines()[0] if str(error).strip() else ""
-            return f"the model cannot be exported by torch.export ({type(error).__name__}: {first[:200]})"
+            return (
+                f"torch.export cannot export the network ({type(error).__name__}: "
+                f"{first_line(error)})"
+            )
+
+
+def first_line(error: Exception) -> str:
+    """What matters of an exporter's message, which can be pages long."""
+    return (str(error).strip().splitlines() or [""])[0][:200]
 
 
 @contextlib.contextmanager

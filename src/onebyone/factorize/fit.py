@@ -8,10 +8,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from onebyone.factorize.alternate import improve_basis
 from onebyone.factorize.least_squares import Fit, Regression
 from onebyone.factorize.metric import factor
 from onebyone.factorize.reduced_rank import LowRank, reduced_rank
 from onebyone.factorize.squeeze import squeeze_basis
+
+
+CHANNEL_SHRINKAGE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -42,32 +46,45 @@ def fit(
     rank_out: int | None,
     ridge: float,
     band: Band | None = None,
-    rounds: int = 2,
+    rounds: int = 3,
+    bias: bool = True,
 ) -> Factors:
     """Factors whose outputs on `patches` come nearest to `targets` in the metric G = L Lᵀ.
 
     The squeezing basis is `squeeze_basis` under the patches' own moments; given it, the core is the
     least-squares map from squeezed patches to targets, and its best cut to `rank_out` is
-    `reduced_rank` (exact, by Eckart–Young in the whitened space). `ridge` draws towards `weight`.
-    With a `band`, targets outside it are relaxed `rounds` times to what the last fit gave, as far as
-    that lies outside too (Zhang et al. 2016, §3.2, the nonlinear case, by majorisation).
+    `reduced_rank` (exact, by Eckart–Young in the whitened space). Then, `rounds` times: the basis is
+    improved given what follows it (`improve_basis`), and what follows is solved again. `ridge` draws
+    towards `weight`; `bias` False solves without an intercept. With a `band`, targets outside it are
+    relaxed in every round to what the last fit gave, as far as that lies outside too (Zhang et al.
+    2016, §3.2, the nonlinear case, by majorization).
     """
     c_out, taps, _ = weight.shape
-    reduce, prior, features = None, weight.double(), patches
-    if rank_in is not None:
-        channels, tap_moments = patch_moments(patches)
-        basis = squeeze_basis(weight, factor(channels, 1e-4), tap_moments, metric, rank_in)
-        reduce, prior = basis.reduce, basis.core
-        features = patches @ reduce.to(patches.dtype).T
-    flat = features.reshape(len(features), -1)
-    regression = Regression(flat, prior.reshape(c_out, -1), ridge)
-    found = _thin(regression.fit(targets), metric, rank_out)
-    for _ in range(rounds if band is not None else 0):
-        given = torch.addmm(found.bias.to(flat.dtype), flat, found.slope.to(flat.dtype).T)
-        found = _thin(regression.fit(relax(targets, given, band)), metric, rank_out)
-    core = found.slope if found.low is None else found.low.reduce
-    expand = None if found.low is None else found.low.expand
-    return Factors(core.reshape(-1, taps, features.shape[2]), found.bias, reduce, expand)
+    if rank_in is None:
+        flat = patches.reshape(len(patches), -1)
+        regression = Regression(flat, weight.reshape(c_out, -1), ridge, intercept=bias)
+        found = _thin(regression.fit(targets), metric, rank_out)
+        for _ in range(rounds if band is not None else 0):
+            found = _thin(
+                regression.fit(relax(targets, _given(found, flat), band)), metric, rank_out
+            )
+        return _factors(found, taps, None)
+    moments, tap_moments = patch_moments(patches)
+    channels = factor(moments, CHANNEL_SHRINKAGE)
+    reduce = squeeze_basis(weight, channels, tap_moments, metric, rank_in)
+    wanted, found = targets, None
+    for step in range(1 + rounds):
+        if found is not None:
+            behind = found.slope.reshape(c_out, taps, -1)
+            reduce = improve_basis(reduce, behind, patches, wanted, metric, channels)
+        flat = (patches @ reduce.to(patches.dtype).T).reshape(len(patches), -1)
+        prior = weight.double() @ (channels @ (reduce @ channels).T)
+        regression = Regression(flat, prior.reshape(c_out, -1), ridge)
+        found = _thin(regression.fit(wanted), metric, rank_out)
+        if band is not None and step < rounds:
+            wanted = relax(targets, _given(found, flat), band)
+    assert found is not None
+    return _factors(found, taps, reduce)
 
 
 @dataclass(frozen=True)
@@ -86,6 +103,17 @@ def _thin(found: Fit, metric: Tensor, rank: int | None) -> _Map:
     low = reduced_rank(found.slope, found.output_covariance, metric, rank)
     slope = low.expand @ low.reduce
     return _Map(slope, found.intercept + (found.slope - slope) @ found.feature_mean, low)
+
+
+def _given(found: _Map, flat: Tensor) -> Tensor:
+    """The outputs of a map on these features."""
+    return torch.addmm(found.bias.to(flat.dtype), flat, found.slope.to(flat.dtype).T)
+
+
+def _factors(found: _Map, taps: int, reduce: Tensor | None) -> Factors:
+    core = found.slope if found.low is None else found.low.reduce
+    expand = None if found.low is None else found.low.expand
+    return Factors(core.reshape(len(core), taps, -1), found.bias, reduce, expand)
 
 
 def relax(

@@ -25,7 +25,8 @@ class Regression:
     Minimises mean ‖y − B z − b‖² + ridge · Σ_j s_j ‖B_j − prior_j‖² with s = diag Cov(z) + its mean.
     The products run in the samples' dtype, the solve in float64; with fewer samples than features
     the dual problem is solved (Saunders, Gammerman & Vovk, "Ridge regression learning algorithm in
-    dual variables", 1998). `prior` comes back where the samples say nothing.
+    dual variables", 1998). `prior` comes back where the samples say nothing. Without `intercept` b is
+    zero, and the moments are not centered.
     """
 
     def __init__(
@@ -33,9 +34,11 @@ class Regression:
         features: Float[Tensor, "samples features"],
         prior: Float[Tensor, "targets features"],
         ridge: float,
+        intercept: bool = True,
     ) -> None:
         self.prior = prior.double()
-        self.mean = features.mean(0)
+        self.intercept = intercept
+        self.mean = features.mean(0) if intercept else torch.zeros_like(features[0])
         self.centred = features - self.mean
         self.guess = self.centred @ prior.to(features.dtype).T
         variance = self.centred.square().mean(0).double()
@@ -52,7 +55,7 @@ class Regression:
 
     def fit(self, targets: Float[Tensor, "samples targets"]) -> Fit:
         """The best slope and intercept for these targets."""
-        mean = targets.mean(0)
+        mean = targets.mean(0) if self.intercept else torch.zeros_like(targets[0])
         rest = targets - mean - self.guess
         if self.covariance is not None:
             cross = (self.centred.T @ rest).double() / len(targets)

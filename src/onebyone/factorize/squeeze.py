@@ -2,21 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from onebyone.factorize.metric import factor, spectrum
-
-
-@dataclass(frozen=True)
-class Basis:
-    """W x ≈ core (reduce x), channel-wise: every kernel tap reads the same `rank` mixtures."""
-
-    reduce: Float[Tensor, "rank c_in"]
-    core: Float[Tensor, "c_out taps rank"]
 
 
 def input_spectrum(
@@ -45,13 +35,11 @@ def squeeze_basis(
     taps: Float[Tensor, "taps taps"],
     metric: Float[Tensor, "c_out c_out"],
     rank: int,
-) -> Basis:
-    """The `rank` mixtures of the input channels that the loss needs most, and W in terms of them.
+) -> Float[Tensor, "rank c_in"]:
+    """The `rank` mixtures of the input channels that the loss needs most; every tap reads the same.
 
-    With x = L z, z white, and V the top eigenvectors of `input_spectrum`: reduce = Vᵀ L⁻¹,
-    core = W L V. (Zhang et al. 2016 for outputs; here for inputs, Kim et al. 2016, §3, weighted.)
+    With x = L z, z white, and V the top eigenvectors of `input_spectrum`: Vᵀ L⁻¹. (Zhang et al. 2016
+    for outputs; here for inputs, Kim et al. 2016, §3, weighted.)
     """
     _, vectors = input_spectrum(weight, channels, taps, metric)
-    kept = vectors[:, :rank]
-    reduce = torch.linalg.solve_triangular(channels.T, kept, upper=True).T
-    return Basis(reduce, weight.double() @ (channels @ kept))
+    return torch.linalg.solve_triangular(channels.T, vectors[:, :rank], upper=True).T

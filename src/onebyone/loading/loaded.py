@@ -12,6 +12,11 @@ from torch import Tensor, nn
 from onebyone.errors import ModelError
 from onebyone.preprocessing import Preprocess
 
+KINDS = (
+    "torchvision:NAME, timm:NAME, package.module:factory, FILE.pt2, FILE.onnx, a folder that "
+    "onebyone wrote, or demo"
+)
+
 
 @dataclass(frozen=True)
 class Loaded:

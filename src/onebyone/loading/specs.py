@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 import os
-import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +13,17 @@ from torch import Tensor, nn
 
 from onebyone.data import DEMO, DEMO_PREPROCESS
 from onebyone.errors import ModelError
+from onebyone.files import PLAN
 from onebyone.loading import zoo
 from onebyone.loading.archive import open_program
-from onebyone.loading.loaded import Loaded, example_of
+from onebyone.loading.factories import call_factory, find_factory, is_factory
+from onebyone.loading.loaded import KINDS, Loaded, example_of
 from onebyone.loading.onnx_graphs import read_onnx
 from onebyone.loading.programs import module_of, takes_any_batch
+from onebyone.loading.slimmed import is_slimmed, load_folder
 from onebyone.loading.weights import SUFFIXES, fit_weights, read_pickle, read_weights
 
 RANDOM = "random"
-KINDS = (
-    "torchvision:NAME, timm:NAME, package.module:factory, FILE.pt2, FILE.onnx, a folder that "
-    "onebyone wrote, or demo"
-)
 
 
 def load(
@@ -35,6 +33,7 @@ def load(
     input_size: tuple[int, ...] | None = None,
     trust: bool = False,
     seed: int = 0,
+    architecture: nn.Module | None = None,
 ) -> Loaded:
     """The model that `spec` names, in eval mode, with an example input.
 
@@ -47,7 +46,8 @@ def load(
       - `package.module:factory`: a function without arguments that returns a module, or a module
         and an example input; importable from the working directory; `weights` may be a file;
       - `FILE.pt2`, an exported program; `FILE.onnx`, through onnx2torch;
-      - a folder that `Slimmed.save` wrote;
+      - a folder that `Slimmed.save` wrote: the source that its plan names is built again, or
+        `architecture`, the original network, is taken for it, and else the exported program in it;
       - `demo` (or `demo:vgg`) and `demo:resnet`: two small trained networks, built in.
 
     `input_size` is C×H×W of the example input, needed where the model does not say it. Files are
@@ -62,14 +62,14 @@ def load(
     path = Path(text)
     kind, _, name = text.partition(":")
     if path.is_dir():
-        return _load_folder(path, weights, trust)
+        return _load_folder(path, weights, trust, architecture)
     if path.suffix.lower() in (".pt2", ".onnx", *SUFFIXES):
         return _load_file(path, weights, input_size, trust, given)
     if kind in ("torchvision", "timm"):
         return _load_named(kind, name, weights, input_size, trust, given)
     if kind == "demo":
         return _load_demo(name or "vgg", weights, trust, given)
-    if ":" in text:
+    if is_factory(text):
         return _load_factory(text, weights, input_size, trust, given)
     raise ModelError(f"{text!r} names no model{_hint(text)}: give {KINDS}")
 
@@ -83,14 +83,39 @@ def _hint(text: str) -> str:
     )
 
 
-def _load_folder(path: Path, weights: str | None, trust: bool) -> Loaded:
-    if not (path / "plan.json").is_file():
+def _load_folder(
+    path: Path, weights: str | None, trust: bool, architecture: nn.Module | None
+) -> Loaded:
+    if not (path / PLAN).is_file():
         raise ModelError(
-            f"the folder {path} was not written by onebyone: it has no plan.json. Give {KINDS}"
+            f"the folder {path} was not written by onebyone: it has no {PLAN}. Give {KINDS}"
         )
-    from onebyone.saving import load_folder  # type: ignore[import-not-found]
+    if weights == RANDOM:
+        raise ModelError(f"random weights are for torchvision: and timm: models, not for {path}")
 
-    return load_folder(path, weights=weights, trust=trust)
+    def build(source: Mapping[str, Any], shape: tuple[int, ...]) -> nn.Module:
+        return _rebuilt(source, shape, trust)
+
+    return load_folder(path, build, weights=weights, trust=trust, architecture=architecture)
+
+
+def _rebuilt(source: Mapping[str, Any], shape: tuple[int, ...], trust: bool) -> nn.Module:
+    """The architecture that a slimmed folder's plan names; its weights will be replaced."""
+    spec = str(source.get("spec"))
+    kind, _, name = spec.partition(":")
+    if kind in ("torchvision", "timm"):
+        entry = zoo.torchvision_model(name) if kind == "torchvision" else zoo.timm_model(name)
+        return _seeded(entry, source.get("classes"), 0)
+    if kind == "demo":
+        return load(spec, weights=RANDOM).model
+    if not trust and is_factory(spec):
+        raise ModelError(
+            f"its plan names {spec}, and calling that runs code. If you trust the folder, give "
+            "--trust (trust=True) to build the network by it"
+        )
+    if is_slimmed(Path(spec)):
+        raise ModelError(f"its plan names the slimmed folder {spec} without the plan in that")
+    return load(spec, input_size=shape, trust=trust).model
 
 
 def _load_file(
@@ -147,6 +172,7 @@ def _load_named(
         count = zoo.class_count(model, state)
         if count is not None:
             model, classes = _seeded(entry, count, given["seed"]), None
+            given |= {"classes": count}
         fit_weights(model, state, weights)  # type: ignore[arg-type]
     size = input_size or entry.size
     preprocess = entry.preprocess
@@ -186,16 +212,8 @@ def _load_factory(
     trust: bool,
     given: dict[str, Any],
 ) -> Loaded:
-    module_name, _, attribute = spec.partition(":")
-    module = _imported(module_name, spec)
-    factory = getattr(module, attribute, None)
-    if not callable(factory):
-        near = difflib.get_close_matches(attribute, [n for n in dir(module) if n[0] != "_"])
-        hint = (
-            f"the nearest are {', '.join(near)}" if near else "name a function that makes the model"
-        )
-        raise ModelError(f"{module_name} has no function {attribute!r}: {hint}")
-    model, example = _called(factory, spec)
+    module, factory = find_factory(spec)
+    model, example = call_factory(factory, spec)
     if weights == RANDOM:
         raise ModelError(
             f"random weights are for torchvision:, timm: and demo: models; {spec} makes its own"
@@ -208,51 +226,6 @@ def _load_factory(
         example = _sized(input_size, spec)
     given |= {"directory": os.getcwd()}
     return Loaded(model.eval(), example, None, None, given)
-
-
-def _imported(name: str, spec: str) -> Any:
-    """A module, also from the working directory."""
-    here = os.getcwd()
-    added = here not in sys.path
-    if added:
-        sys.path.insert(0, here)
-    try:
-        importlib.invalidate_caches()
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
-            raise ModelError(
-                f"the module {name} of {spec!r} cannot be found, not in {here} either: give {KINDS}"
-            ) from None
-        raise ModelError(f"importing {name} of {spec!r} failed: {error}") from error
-    except Exception as error:
-        raise ModelError(
-            f"importing {name} of {spec!r} failed: {type(error).__name__}: {error}"
-        ) from error
-    finally:
-        if added and here in sys.path:
-            sys.path.remove(here)
-
-
-def _called(factory: Any, spec: str) -> tuple[nn.Module, Tensor | None]:
-    try:
-        made = factory()
-    except Exception as error:
-        raise ModelError(
-            f"{spec} failed: {type(error).__name__}: {error}. It is called without arguments"
-        ) from error
-    if isinstance(made, nn.Module):
-        return made, None
-    if isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module):
-        if isinstance(made[1], Tensor):
-            return made[0], made[1]
-        raise ModelError(
-            f"{spec} gave a module and a {type(made[1]).__name__}, not an example tensor"
-        )
-    raise ModelError(
-        f"{spec} gave a {type(made).__name__}: an nn.Module, or (module, example input), is "
-        "expected"
-    )
 
 
 def _sized(size: tuple[int, ...] | None, spec: str) -> Tensor:

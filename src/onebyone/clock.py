@@ -1,0 +1,44 @@
+"""Seconds by step, and word of progress."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+Progress = Callable[[str, float], None]
+
+
+class Clock:
+    """Times the steps of long work and tells `progress(step, fraction done)`.
+
+    Steps may stand inside one another; the seconds of an inner one are not the outer one's too.
+    """
+
+    def __init__(self, progress: Progress | None = None) -> None:
+        self.progress = progress or (lambda step, done: None)
+        self.seconds: dict[str, float] = {}
+        self._steps: list[str] = []
+        self._since = 0.0
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Time what runs inside; 0 is told at its start and 1 at its end."""
+        self._count()
+        self._steps.append(name)
+        self.tell(0.0)
+        yield
+        self._count()
+        self.tell(1.0)
+        self._steps.pop()
+
+    def tell(self, done: float) -> None:
+        """The fraction done of the innermost step."""
+        self.progress(self._steps[-1], done)
+
+    def _count(self) -> None:
+        now = time.perf_counter()
+        if self._steps:
+            name = self._steps[-1]
+            self.seconds[name] = self.seconds.get(name, 0.0) + now - self._since
+        self._since = now

@@ -1,0 +1,61 @@
+"""The squeezing basis improved, given the layers behind it: the other half of an alternation."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from onebyone.factorize.metric import factor
+
+STEPS = 6  # of conjugate gradients
+
+
+def improve_basis(
+    reduce: Float[Tensor, "rank c_in"],
+    behind: Float[Tensor, "c_out taps rank"],
+    patches: Float[Tensor, "samples taps c_in"],
+    targets: Float[Tensor, "samples c_out"],
+    metric: Float[Tensor, "c_out c_out"],
+    channels: Float[Tensor, "c_in c_in"],
+) -> Float[Tensor, "rank c_in"]:
+    """A better `reduce` P for the map y ≈ b + Σ_k K_k P x_k, the K_k of `behind` held fixed.
+
+    Conjugate gradients on E‖Lᵀ(y − b − Σ_k K_k P x_k)‖², from the given P: a linear least-squares
+    problem in P, one half of an alternation (Kroonenberg & de Leeuw, "Principal component analysis of
+    three-mode data by means of alternating least squares algorithms", 1980). `metric` and `channels`
+    are triangular factors L of L Lᵀ. It is preconditioned by the Kronecker product of Σ_k K_kᵀ G K_k
+    and the channels' covariance, in which the rows of the result are orthonormal.
+    """
+    dtype, count = patches.dtype, len(patches)
+    maps = torch.einsum("qo,qkr->okr", metric, behind)  # Lᵀ K_k
+    left = torch.cholesky_inverse(factor(torch.einsum("okr,oks->rs", maps, maps)))
+    kernel = maps.permute(1, 2, 0).reshape(-1, len(maps)).to(dtype)
+    centered = (patches - patches.mean(0)).reshape(-1, patches.shape[2])
+    white = torch.linalg.solve_triangular(channels.to(dtype), centered.T, upper=False).T
+
+    def outputs(basis: Tensor) -> Tensor:
+        return (white @ basis.to(dtype).T).reshape(count, -1) @ kernel
+
+    def gradient(rest: Tensor) -> Tensor:
+        return ((rest @ kernel.T).reshape(len(white), -1).T @ white).double() / count
+
+    basis = reduce @ channels
+    rest = (targets - targets.mean(0)) @ metric.to(dtype) - outputs(basis)
+    residual = gradient(rest)
+    direction = left @ residual
+    size = (residual * direction).sum()
+    for _ in range(STEPS):
+        moved = outputs(direction)
+        curvature = moved.double().square().sum() / count
+        if not (curvature > 0 and size > 0):
+            break
+        length = size / curvature
+        basis = basis + length * direction
+        rest = rest - length.to(dtype) * moved
+        residual = gradient(rest)
+        step = left @ residual
+        before, size = size, (residual * step).sum()
+        direction = step + size / before * direction
+    orthonormal = torch.linalg.qr(basis.T).Q
+    return torch.linalg.solve_triangular(channels.T, orthonormal, upper=True).T

@@ -1,0 +1,85 @@
+"""Models made by a Python function that the user names."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from onebyone.errors import ModelError
+from onebyone.loading.loaded import KINDS
+from onebyone.loading.weights import SUFFIXES
+
+
+def is_factory(spec: str) -> bool:
+    """Whether a spec names a Python function."""
+    kind, colon, _ = spec.partition(":")
+    path = Path(spec)
+    file = path.is_dir() or path.suffix.lower() in (".pt2", ".onnx", *SUFFIXES)
+    return bool(colon) and not file and kind not in ("torchvision", "timm", "demo")
+
+
+def find_factory(spec: str) -> tuple[Any, Callable[[], Any]]:
+    """The module and the function of `package.module:function`; ModelError if there is none."""
+    module_name, _, attribute = spec.partition(":")
+    module = _imported(module_name, spec)
+    factory = getattr(module, attribute, None)
+    if not callable(factory):
+        near = difflib.get_close_matches(attribute, [n for n in dir(module) if n[0] != "_"])
+        hint = (
+            f"the nearest are {', '.join(near)}" if near else "name a function that makes the model"
+        )
+        raise ModelError(f"{module_name} has no function {attribute!r}: {hint}")
+    return module, factory
+
+
+def _imported(name: str, spec: str) -> Any:
+    """A module, also from the working directory."""
+    here = os.getcwd()
+    added = here not in sys.path
+    if added:
+        sys.path.insert(0, here)
+    try:
+        importlib.invalidate_caches()
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
+            raise ModelError(
+                f"the module {name} of {spec!r} cannot be found, not in {here} either: give {KINDS}"
+            ) from None
+        raise ModelError(f"importing {name} of {spec!r} failed: {error}") from error
+    except Exception as error:
+        raise ModelError(
+            f"importing {name} of {spec!r} failed: {type(error).__name__}: {error}"
+        ) from error
+    finally:
+        if added and here in sys.path:
+            sys.path.remove(here)
+
+
+def call_factory(factory: Any, spec: str) -> tuple[nn.Module, Tensor | None]:
+    """What the function makes: a module, and an example input where it gives one."""
+    try:
+        made = factory()
+    except Exception as error:
+        raise ModelError(
+            f"{spec} failed: {type(error).__name__}: {error}. It is called without arguments"
+        ) from error
+    if isinstance(made, nn.Module):
+        return made, None
+    if isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module):
+        if isinstance(made[1], Tensor):
+            return made[0], made[1]
+        raise ModelError(
+            f"{spec} gave a module and a {type(made[1]).__name__}, not an example tensor"
+        )
+    raise ModelError(
+        f"{spec} gave a {type(made).__name__}: an nn.Module, or (module, example input), is "
+        "expected"
+    )

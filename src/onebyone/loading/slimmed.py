@@ -1,0 +1,163 @@
+"""A slimmed folder → its network: the original's architecture, replanned, with the weights filled in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from onebyone.building import skeleton
+from onebyone.conv import ConvSpec
+from onebyone.errors import ModelError, OneByOneError, PlanError
+from onebyone.files import PLAN, PROGRAM, WEIGHTS
+from onebyone.loading.archive import open_program
+from onebyone.loading.loaded import Loaded, example_of
+from onebyone.loading.programs import module_of
+from onebyone.loading.weights import fit_weights, read_weights
+from onebyone.plan_files import SCHEMA, plan_from_json
+from onebyone.planning import Plan
+from onebyone.preprocessing import Preprocess
+from onebyone.surveying import deep_copy
+from onebyone.tree import modules_by_name, replace_modules
+
+FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
+Build = Callable[[Mapping[str, Any], tuple[int, ...]], nn.Module]
+
+
+def is_slimmed(folder: Path) -> bool:
+    """Whether onebyone wrote the folder: it has a plan of ours."""
+    try:
+        values = json.loads((folder / PLAN).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(values, dict) and values.get("schema") == SCHEMA
+
+
+def load_folder(
+    folder: Path,
+    build: Build,
+    *,
+    weights: str | None = None,
+    trust: bool = False,
+    architecture: nn.Module | None = None,
+) -> Loaded:
+    """The network of a slimmed folder, in eval mode, with outputs equal to the last bit.
+
+    `build(source, input shape)` gives the original's architecture from the plan's source, where
+    `architecture` (which is not changed) does not; its layers are replaced as planned and the
+    weights filled in. Where neither can be had, the exported program model.pt2 is taken.
+    Raises PlanError or ModelError for damaged files and where nothing is left to build from.
+    """
+    values = _read_plan(folder)
+    plan = plan_from_json(values, str(folder / PLAN))
+    about = values.get("model")
+    if not isinstance(about, dict):
+        raise PlanError(f"{folder / PLAN} does not describe a saved network: it has no `model`")
+    try:
+        base = _architecture(plan, architecture, build)
+        model = replace_modules(base, _skeletons(base, plan))
+    except OneByOneError as error:
+        if architecture is not None:
+            raise
+        model, fixed = _program(folder, trust, error)
+        notes = (f"loaded from {PROGRAM}: {error}",) if plan.source else ()
+        if weights is not None:
+            _fill(model, Path(weights), about, trust)
+    else:
+        fixed, notes = None, ()
+        _fill(model, Path(weights) if weights else folder / WEIGHTS, about, trust)
+    return Loaded(
+        model.eval(), _example(plan, about),
+        Preprocess.from_json(about["preprocess"]) if about.get("preprocess") else None,
+        tuple(about["classes"]) if about.get("classes") else None,
+        {"spec": str(folder.absolute()), "weights": weights, "plan": _changes(values)},
+        fixed, notes,
+    )  # fmt: skip
+
+
+def _read_plan(folder: Path) -> dict[str, Any]:
+    try:
+        return json.loads((folder / PLAN).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise PlanError(f"{folder / PLAN} cannot be read: {error}") from error
+
+
+def _changes(values: dict[str, Any]) -> dict[str, Any]:
+    """What of a plan is needed to build its network again, should its folder be gone."""
+    layers = [v for v in values["layers"] if v["form"] not in ("keep", "refuse")]
+    dropped = ("about", "cost", "model")
+    return {k: v for k, v in values.items() if k not in dropped} | {"layers": layers, "notes": []}
+
+
+def _architecture(plan: Plan, architecture: nn.Module | None, build: Build) -> nn.Module:
+    """What the plan was made for; itself a slimmed network where its source has a plan."""
+    source = plan.source or {}
+    if source.get("plan") is not None:
+        earlier = plan_from_json(source["plan"], "the plan of the network before")
+        base = _architecture(earlier, architecture, build)
+        return replace_modules(base, _skeletons(base, earlier))
+    if architecture is not None:
+        return deep_copy(architecture)
+    if not source:
+        raise ModelError("its plan does not say which network it was made from")
+    return build(source, plan.input_shape)
+
+
+def _skeletons(model: nn.Module, plan: Plan) -> dict[str, nn.Module]:
+    modules = modules_by_name(model)
+    found: dict[str, nn.Module] = {}
+    for decision in plan.decisions:
+        if decision.form in ("keep", "refuse"):
+            continue
+        layer = modules.get(decision.layer)
+        if layer is None or decision.conv is None or ConvSpec.of(layer) != decision.conv:
+            raise PlanError(
+                f"the plan's layer {decision.layer!r} is not in the network it is loaded into"
+            )
+        found[decision.layer] = skeleton(layer, decision.form, decision.ranks)
+    return found
+
+
+def _program(folder: Path, trust: bool, error: OneByOneError) -> tuple[nn.Module, int | None]:
+    """The exported network, and the only batch size it takes (None: any)."""
+    if not (folder / PROGRAM).is_file():
+        raise ModelError(
+            f"{folder} cannot be loaded: it has no {PROGRAM}, and {error}. Give the original "
+            "network: obo.load(folder, architecture=…)"
+        ) from error
+    program = module_of(open_program(folder / PROGRAM, trust=trust))
+    return program.model, program.fixed_batch
+
+
+def _fill(model: nn.Module, weights: Path, about: dict[str, Any], trust: bool) -> None:
+    """Load the weights with their own dtypes and memory formats, tied ones tied."""
+    state = read_weights(weights, trust=trust)
+    own = {k: t for k, t in model.state_dict().items() if isinstance(t, Tensor)}
+    names = {(t.data_ptr(), t.shape): k for k, t in own.items() if k in state and t.numel()}
+    for name, tensor in own.items():
+        twin = names.get((tensor.data_ptr(), tensor.shape))
+        if name not in state and twin is not None:
+            state[name] = state[twin]
+    last = frozenset(about.get("channels_last") or ())
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if name in state and tensor.shape == state[name].shape:
+            _conform(tensor, state[name].dtype, name in last)
+    fit_weights(model, state, weights)
+
+
+def _conform(tensor: Tensor, dtype: torch.dtype, channels_last: bool) -> None:
+    """Change the dtype and the memory format, in place."""
+    if tensor.dtype != dtype:
+        tensor.data = tensor.data.to(dtype)
+    if channels_last and tensor.ndim in FORMATS:
+        tensor.data = torch.empty_like(tensor.data, memory_format=FORMATS[tensor.ndim])
+
+
+def _example(plan: Plan, about: dict[str, Any]) -> Tensor:
+    example = example_of(plan.input_shape)
+    dtype = getattr(torch, str(about.get("dtype")), None)
+    return example.to(dtype) if isinstance(dtype, torch.dtype) else example

@@ -1,0 +1,703 @@
+"""Slimmed folders: written whole or not at all, and read back to the last bit."""
+
+import json
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, load_model
+from torch import Tensor, nn
+
+from onebyone import files, saving
+from onebyone.errors import MissingExtraError, ModelError, OutputError, PlanError
+from onebyone.loading import load
+from onebyone.slimming import Slimmed, slim
+
+FACTORY = """
+import torch
+from torch import nn
+def net():
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2)]
+    layers += [nn.Conv2d(16, 24, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    return nn.Sequential(*layers, nn.Linear(24, 5)).eval()
+"""
+
+
+class Net(nn.Module):
+    """Two 3×3 convolutions with a normalization, a 1×1 one and a classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 16, 3, padding=1)
+        self.norm = nn.BatchNorm2d(16)
+        self.second = nn.Conv2d(16, 24, 3, stride=2, bias=False)
+        self.third = nn.Conv2d(24, 24, 1)
+        self.last = nn.Linear(24, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.first(x)).relu()
+        x = self.third(self.second(x).relu()).relu()
+        return self.last(x.mean((2, 3)))
+
+
+class Tied(Net):
+    """The same convolution twice, under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.again = self.first
+        self.norm2 = nn.BatchNorm2d(3)
+        self.back = nn.Conv2d(16, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(self.back(self.again(x).relu()))
+
+
+def network(kind: type[nn.Module] = Net) -> nn.Module:
+    torch.manual_seed(0)
+    return kind().eval()
+
+
+def pictures(*shape: int, n: int = 24, seed: int = 0) -> Tensor:
+    return torch.randn(n, *shape, generator=torch.Generator().manual_seed(seed))
+
+
+def slimmed_of(model: nn.Module, shape: tuple[int, ...] = (3, 12, 12), **options: Any) -> Slimmed:
+    return slim(model, pictures(*shape), **({"macs": 0.6} | options), latency=False)
+
+
+@pytest.fixture(scope="module")
+def slimmed() -> Slimmed:
+    return slimmed_of(network())
+
+
+@pytest.fixture
+def no_onnx(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the slowest part of saving."""
+
+    def refuse(program: Any, path: Path) -> None:
+        raise MissingExtraError("left out by the test")
+
+    monkeypatch.setattr(saving, "export_onnx", refuse)
+
+
+@pytest.fixture
+def factory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    place = tmp_path / "project"
+    place.mkdir()
+    (place / "my_nets.py").write_text(FACTORY)
+    monkeypatch.chdir(place)
+    return place
+
+
+def moved(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder at another place, with another working directory."""
+    place = folder.parent / "elsewhere" / "it"
+    place.parent.mkdir()
+    shutil.move(folder, place)
+    (folder.parent / "empty").mkdir()
+    monkeypatch.chdir(folder.parent / "empty")
+    sys.modules.pop("my_nets", None)
+    return place
+
+
+def assert_same(first: nn.Module, second: nn.Module, inputs: Tensor) -> None:
+    with torch.no_grad():
+        expected, found = first(inputs), second(inputs)
+    assert found.dtype == expected.dtype
+    assert torch.equal(expected, found)
+
+
+@pytest.mark.usefixtures("no_onnx")
+class TestRoundTrip:
+    @pytest.mark.parametrize("spec", ["demo", "demo:resnet"])
+    def test_demo(self, spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        loaded = load(spec, weights=None if spec == "demo" else "random")
+        options: dict[str, Any] = {"source": loaded.source, "preprocess": loaded.preprocess}
+        done = slimmed_of(loaded.model, (1, 28, 28), **options)
+        again = load(moved(done.save(tmp_path / "out"), monkeypatch))
+        assert not again.notes
+        assert again.preprocess == loaded.preprocess
+        assert type(again.model) is type(loaded.model)
+        assert_same(done.model, again.model, pictures(1, 28, 28, seed=1))
+
+    def test_torchvision_with_classes_of_its_own(self, tmp_path: Path) -> None:
+        torchvision = pytest.importorskip("torchvision")
+        torch.manual_seed(0)
+        trained = torchvision.models.resnet18(num_classes=7)
+        torch.save(trained.state_dict(), tmp_path / "w.pt")
+        loaded = load("torchvision:resnet18", weights=tmp_path / "w.pt", input_size=(3, 32, 32))
+        done = slimmed_of(loaded.model, (3, 32, 32), source=loaded.source)
+        again = load(done.save(tmp_path / "out"))
+        assert type(again.model) is torchvision.models.ResNet
+        assert_same(done.model, again.model, pictures(3, 32, 32, n=5, seed=1))
+
+    def test_program(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        exported = torch.export.export(network(), (pictures(3, 12, 12, n=1),))
+        torch.export.save(exported, tmp_path / "net.pt2")
+        loaded = load(tmp_path / "net.pt2")
+        done = slimmed_of(loaded.model, source=loaded.source)
+        folder = done.save(tmp_path / "out")
+        assert not load(folder).notes
+        assert_same(done.model, load(folder).model, pictures(3, 12, 12, seed=1))
+        (tmp_path / "net.pt2").unlink()
+        again = load(moved(folder, monkeypatch))
+        assert "net.pt2 does not exist" in again.notes[0]
+        assert_same(done.model, again.model, pictures(3, 12, 12, seed=1))
+
+    def test_factory_is_called_only_where_trusted(
+        self, factory: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        loaded = load("my_nets:net", input_size=(3, 12, 12))
+        done = slimmed_of(loaded.model, source=loaded.source)
+        folder = done.save("out")
+        inputs = pictures(3, 12, 12, seed=1)
+        trusted = load(folder, trust=True)
+        assert type(trusted.model) is nn.Sequential
+        assert_same(done.model, trusted.model, inputs)
+        (factory / "my_nets.py").write_text("raise SystemExit('this must not run')")
+        sys.modules.pop("my_nets")
+        safe = load(folder)
+        assert "my_nets:net" in safe.notes[0]
+        assert "--trust" in safe.notes[0]
+        assert_same(done.model, safe.model, inputs)
+        away = load(moved(folder, monkeypatch), trust=True)
+        assert "cannot be found" in away.notes[0]
+        assert_same(done.model, away.model, inputs)
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda m: m,
+            lambda m: m.half(),
+            lambda m: m.bfloat16(),
+            lambda m: m.double(),
+            lambda m: m.to(memory_format=torch.channels_last),
+        ],
+        ids=["float32", "float16", "bfloat16", "float64", "channels-last"],
+    )
+    def test_module_without_a_source(
+        self, change: Callable[[nn.Module], nn.Module], tmp_path: Path
+    ) -> None:
+        model = change(network())
+        done = slimmed_of(model)
+        folder = done.save(tmp_path / "out")
+        inputs = pictures(3, 12, 12, seed=1).to(next(model.parameters()).dtype)
+        program, rebuilt = load(folder), load(folder, architecture=model)
+        assert program.example.dtype == inputs.dtype
+        assert type(rebuilt.model) is Net
+        for again in (program, rebuilt):
+            assert not again.notes
+            assert_same(done.model, again.model, inputs)
+            last = inputs.to(memory_format=torch.channels_last)
+            assert_same(done.model, again.model, last)
+
+    def test_memory_formats_come_back(self, tmp_path: Path) -> None:
+        model = network().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        done = slimmed_of(model)
+        again = load(done.save(tmp_path / "out"), architecture=network())
+        strides = {k: t.stride() for k, t in done.model.state_dict().items()}
+        assert {k: t.stride() for k, t in again.model.state_dict().items()} == strides
+
+    def test_mixed_dtypes(self, tmp_path: Path) -> None:
+        model = network()
+        model.third.bfloat16().register_forward_pre_hook(lambda m, args: args[0].bfloat16())
+        model.third.register_forward_hook(lambda m, args, y: y.float())
+        done = slimmed_of(model)
+        again = load(done.save(tmp_path / "out"), architecture=model)
+        assert again.model.third.weight.dtype == torch.bfloat16  # type: ignore[union-attr]
+        assert_same(done.model, again.model, pictures(3, 12, 12, seed=1))
+
+    def test_tied_layers_stay_tied(self, tmp_path: Path) -> None:
+        model = network(Tied)
+        done = slimmed_of(model)
+        folder = done.save(tmp_path / "out")
+        again = load(folder, architecture=model).model
+        assert again.first is again.again
+        assert_same(done.model, again, pictures(3, 12, 12, seed=1))
+        assert not [k for k in load_file(folder / "weights.safetensors") if k.startswith("again")]
+
+    def test_weights_from_another_file(self, slimmed: Slimmed, tmp_path: Path) -> None:
+        folder = slimmed.save(tmp_path / "out")
+        state = {k: v * 1.5 for k, v in slimmed.model.state_dict().items()}
+        torch.save(state, tmp_path / "tuned.pt")
+        rebuilt = load(folder, architecture=network(), weights=tmp_path / "tuned.pt").model
+        program = load(folder, weights=tmp_path / "tuned.pt").model
+        torch.testing.assert_close(rebuilt.last.weight, slimmed.model.last.weight * 1.5)  # type: ignore[union-attr]
+        assert_same(rebuilt, program, pictures(3, 12, 12, seed=1))
+
+    def test_slimming_what_was_slimmed(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        once = slimmed_of(load("demo").model, (1, 28, 28), source=load("demo").source, macs=0.6)
+        first = load(once.save(tmp_path / "first"))
+        twice = slimmed_of(first.model, (1, 28, 28), source=first.source)
+        second = twice.save(tmp_path / "second")
+        shutil.rmtree(tmp_path / "first")
+        again = load(moved(second, monkeypatch))
+        assert not again.notes
+        assert type(again.model) is type(load("demo").model)
+        assert_same(twice.model, again.model, pictures(1, 28, 28, seed=1))
+        assert twice.plan.macs_before == once.plan.macs_after
+
+    def test_slimming_twice_without_a_source(self, slimmed: Slimmed, tmp_path: Path) -> None:
+        first = load(slimmed.save(tmp_path / "first"))
+        twice = slimmed_of(first.model, source=first.source)
+        folder = twice.save(tmp_path / "second")
+        inputs = pictures(3, 12, 12, seed=1)
+        assert_same(twice.model, load(folder).model, inputs)
+        assert_same(twice.model, load(folder, architecture=network()).model, inputs)
+
+    def test_neither_program_nor_source(self, slimmed: Slimmed, tmp_path: Path) -> None:
+        folder = slimmed.save(tmp_path / "out")
+        (folder / "model.pt2").unlink()
+        with pytest.raises(ModelError, match=r"no model\.pt2.*architecture="):
+            load(folder)
+        assert_same(
+            slimmed.model,
+            load(folder, architecture=network()).model,
+            pictures(3, 12, 12, seed=1),
+        )
+
+    def test_another_architecture(self, slimmed: Slimmed, tmp_path: Path) -> None:
+        folder = slimmed.save(tmp_path / "out")
+        with pytest.raises(PlanError, match="'second' is not in the network"):
+            load(folder, architecture=nn.Sequential(nn.Conv2d(3, 16, 3)))
+
+    def test_training_mode_and_architecture_are_left_alone(
+        self, slimmed: Slimmed, tmp_path: Path
+    ) -> None:
+        architecture = network().train()
+        before = {k: v.clone() for k, v in architecture.state_dict().items()}
+        again = load(slimmed.save(tmp_path / "out"), architecture=architecture)
+        assert not again.model.training
+        assert architecture.training
+        assert type(architecture.second) is nn.Conv2d
+        torch.testing.assert_close(architecture.state_dict(), before, rtol=0, atol=0)
+
+    def test_what_cannot_be_exported(self, tmp_path: Path) -> None:
+        class Branching(Net):
+            def forward(self, x: Tensor) -> Tensor:
+                return super().forward(x) if float(x.sum()) < 1e9 else x
+
+        model = network(Branching)
+        done = slimmed_of(model)
+        folder = done.save(tmp_path / "out")
+        assert not (folder / "model.pt2").exists()
+        (note,) = json.loads((folder / "plan.json").read_text())["notes"]
+        assert "no model.pt2 and no model.onnx" in note
+        assert_same(done.model, load(folder, architecture=model).model, pictures(3, 12, 12, seed=1))
+
+
+WITHOUT = """
+import json, sys
+sys.modules["onebyone"] = None  # importing it is an error now
+import numpy, onnxruntime, torch
+from safetensors.torch import load_file
+inputs = torch.from_numpy(numpy.load("inputs.npy"))
+program = torch.export.load("out/model.pt2").module()
+numpy.save("program.npy", program(inputs).detach().numpy())
+session = onnxruntime.InferenceSession("out/model.onnx", providers=["CPUExecutionProvider"])
+(output,) = session.run(None, {session.get_inputs()[0].name: inputs.numpy()})
+numpy.save("onnx.npy", output)
+print(json.dumps(sorted(load_file("out/weights.safetensors"))))
+"""
+
+
+def test_all_files_work_without_onebyone(slimmed: Slimmed, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    slimmed.save(tmp_path / "out")
+    inputs = pictures(3, 12, 12, n=7, seed=1)
+    np.save(tmp_path / "inputs.npy", inputs.numpy())
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", WITHOUT],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    with torch.no_grad():
+        expected = slimmed.model(inputs)
+    assert torch.equal(torch.from_numpy(np.load(tmp_path / "program.npy")), expected)
+    torch.testing.assert_close(torch.from_numpy(np.load(tmp_path / "onnx.npy")), expected)
+    assert json.loads(done.stdout) == sorted(slimmed.model.state_dict())
+
+
+@pytest.mark.usefixtures("no_onnx")
+class TestFiles:
+    def test_weights_are_those_of_the_model(self, slimmed: Slimmed, tmp_path: Path) -> None:
+        folder = slimmed.save(tmp_path / "out")
+        state = load_file(folder / "weights.safetensors")
+        assert state.keys() == slimmed.model.state_dict().keys()
+        for name, tensor in slimmed.model.state_dict().items():
+            assert torch.equal(state[name], tensor)
+
+    def test_tied_weights_as_safetensors_loads_them(self, tmp_path: Path) -> None:
+        done = slimmed_of(network(Tied))
+        folder = done.save(tmp_path / "out")
+        other = load(folder, architecture=network(Tied)).model
+        nn.init.zeros_(next(other.first.parameters()))  # type: ignore[union-attr]
+        missing, unexpected = load_model(other, folder / "weights.safetensors")
+        assert not missing
+        assert not unexpected
+        assert_same(done.model, other, pictures(3, 12, 12, seed=1))
+
+    def test_same_bytes_every_time(self, tmp_path: Path) -> None:
+        folders = []
+        for name in ("one", "two"):
+            torch.manual_seed(len(name) if folders else 99)  # the caller's own state has no part
+            folders.append(slimmed_of(network(Tied)).save(tmp_path / name))
+        for file in ("plan.json", "weights.safetensors"):
+            assert (folders[0] / file).read_bytes() == (folders[1] / file).read_bytes()
+
+    def test_another_seed_gives_others(self, slimmed: Slimmed) -> None:
+        other = slimmed_of(network(), seed=1)
+        assert not torch.equal(
+            other.model.state_dict()["second.conv.weight"][0, 0],
+            slimmed.model.state_dict()["second.conv.weight"][0, 0],
+        )
+
+    def test_permissions_are_those_of_new_files(self, slimmed: Slimmed, tmp_path: Path) -> None:
+        before = os.umask(0o027)
+        try:
+            folder = slimmed.save(tmp_path / "out")
+        finally:
+            os.umask(before)
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o750
+        modes = {p.name: stat.S_IMODE(p.stat().st_mode) for p in folder.iterdir()}
+        assert set(modes.values()) == {0o640}, modes
+
+    def test_no_file_but_those_that_are_known(self, slimmed: Slimmed, tmp_path: Path) -> None:
+        folder = slimmed.save(tmp_path / "out")
+        assert {p.name for p in folder.iterdir()} == set(files.SLIMMED) - {files.ONNX}
+
+    def test_a_missing_package_is_told(self, slimmed: Slimmed, tmp_path: Path) -> None:
+        folder = slimmed.save(tmp_path / "out")
+        notes = json.loads((folder / "plan.json").read_text())["notes"]
+        assert notes == ["no model.onnx: left out by the test"]
+
+    def test_model_is_not_changed_by_saving(self, slimmed: Slimmed, tmp_path: Path) -> None:
+        slimmed.model.train()
+        try:
+            slimmed.save(tmp_path / "out")
+            assert slimmed.model.training
+        finally:
+            slimmed.model.eval()
+
+
+@pytest.mark.usefixtures("no_onnx")
+class TestWhatStandsThere:
+    def test_an_empty_folder_and_one_of_ours(self, slimmed: Slimmed, tmp_path: Path) -> None:
+        (tmp_path / "out").mkdir()
+        folder = slimmed.save(tmp_path / "out")
+        (folder / "report.html").write_text("old")
+        slimmed.save(folder)
+        assert (folder / "report.html").read_text() != "old"
+
+    @pytest.mark.parametrize("name", ["notes.txt", "plan.json"])
+    def test_a_folder_that_is_not_ours(self, name: str, slimmed: Slimmed, tmp_path: Path) -> None:
+        out = tmp_path / "out"
+        out.mkdir()
+        (out / name).write_text("{}")
+        with pytest.raises(OutputError, match=r"out exists and .*--force"):
+            slimmed.save(out)
+        assert [p.name for p in out.iterdir()] == [name]
+        slimmed.save(out, force=True)
+        assert (out / "weights.safetensors").exists()
+        assert not (out / "notes.txt").exists()
+
+    def test_ours_with_a_file_of_the_users(self, slimmed: Slimmed, tmp_path: Path) -> None:
+        folder = slimmed.save(tmp_path / "out")
+        (folder / "tuned.pt").write_text("precious")
+        with pytest.raises(OutputError, match=r"tuned\.pt"):
+            slimmed.save(folder)
+        assert (folder / "tuned.pt").read_text() == "precious"
+
+    def test_a_file(self, slimmed: Slimmed, tmp_path: Path) -> None:
+        (tmp_path / "out").write_text("a file")
+        with pytest.raises(OutputError, match="is a file"):
+            slimmed.save(tmp_path / "out")
+        slimmed.save(tmp_path / "out", force=True)
+        assert (tmp_path / "out" / "plan.json").exists()
+
+    def test_a_link_is_followed(self, slimmed: Slimmed, tmp_path: Path) -> None:
+        (tmp_path / "disk").mkdir()
+        (tmp_path / "out").symlink_to(tmp_path / "disk")
+        slimmed.save(tmp_path / "out")
+        assert (tmp_path / "out").is_symlink()
+        assert (tmp_path / "disk" / "plan.json").exists()
+
+    @pytest.mark.parametrize("force", [False, True])
+    def test_never_what_is_read_or_worked_in(
+        self, force: bool, tmp_path: Path, slimmed: Slimmed, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        folder = slimmed.save(tmp_path / "first")
+        before = (folder / "weights.safetensors").read_bytes()
+        first = load(folder)
+        twice = replace(slimmed, plan=replace(slimmed.plan, source=first.source))
+        for out in (folder, tmp_path):
+            with pytest.raises(OutputError, match="reads or works"):
+                twice.save(out, force=force)
+        monkeypatch.chdir(folder)
+        with pytest.raises(OutputError, match="reads or works"):
+            slimmed.save(".", force=force)
+        assert (folder / "weights.safetensors").read_bytes() == before
+
+    def test_a_mounted_disk(
+        self, slimmed: Slimmed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "out").mkdir()
+        monkeypatch.setattr(os.path, "ismount", lambda path: Path(path).name == "out")
+        with pytest.raises(OutputError, match=r"mounted disk.*out/slimmed"):
+            slimmed.save(tmp_path / "out")
+
+    def test_a_place_that_cannot_be_written(
+        self, slimmed: Slimmed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(*args: Any, **kwargs: Any) -> str:
+            raise OSError(30, "Read-only file system")
+
+        monkeypatch.setattr(files.tempfile, "mkdtemp", refuse)
+        with pytest.raises(OutputError, match="cannot be written: Read-only file system"):
+            slimmed.save(tmp_path / "out")
+        assert list(tmp_path.iterdir()) == []
+
+
+STAGES = ["save_file", "export_onnx", "write_text", "_swap"]
+
+
+class TestFailuresInTheMiddle:
+    @pytest.mark.parametrize("stage", STAGES)
+    @pytest.mark.parametrize(
+        "failure", [OSError(28, "No space left on device"), KeyboardInterrupt()]
+    )
+    @pytest.mark.parametrize("existing", [False, True])
+    def test_nothing_is_left_and_the_old_stays(
+        self,
+        stage: str,
+        failure: BaseException,
+        existing: bool,
+        slimmed: Slimmed,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        def fail(*args: Any, **kwargs: Any) -> None:
+            raise failure
+
+        monkeypatch.setattr(saving, "export_onnx", lambda program, path: None)
+        out = tmp_path / "out"
+        if existing:
+            slimmed.save(out)
+        before = contents(out)
+        monkeypatch.setattr(saving, stage, fail)
+        expected = OutputError if isinstance(failure, OSError) else KeyboardInterrupt
+        with pytest.raises(expected) as caught:
+            slimmed.save(out)
+        if expected is OutputError:
+            assert "No space left on device" in str(caught.value)
+        assert contents(out) == before
+        assert [p.name for p in tmp_path.iterdir()] == (["out"] if existing else [])
+
+    @pytest.mark.parametrize("failing", [1, 2])
+    @pytest.mark.parametrize("failure", [OSError(5, "Input/output error"), KeyboardInterrupt()])
+    def test_while_the_folders_change_places(
+        self,
+        failing: int,
+        failure: BaseException,
+        slimmed: Slimmed,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(saving, "export_onnx", lambda program, path: None)
+        out = slimmed.save(tmp_path / "out")
+        before = contents(out)
+        rename, calls = Path.rename, []
+
+        def sometimes(self: Path, target: Path) -> Path:
+            calls.append(self)
+            if len(calls) == failing:
+                raise failure
+            return rename(self, target)
+
+        monkeypatch.setattr(Path, "rename", sometimes)
+        with pytest.raises((OutputError, KeyboardInterrupt)):
+            slimmed.save(out)
+        assert len(calls) >= failing
+        assert contents(out) == before
+        assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+    def test_onnx_failing_is_only_noted(
+        self, slimmed: Slimmed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def half(program: Any, path: Path) -> None:
+            path.write_bytes(b"half of it")
+            raise ModelError("ONNX export failed (ValueError: no such operator)")
+
+        monkeypatch.setattr(saving, "export_onnx", half)
+        folder = slimmed.save(tmp_path / "out")
+        assert not (folder / "model.onnx").exists()
+        assert "no such operator" in json.loads((folder / "plan.json").read_text())["notes"][0]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in folder.iterdir()} if folder.exists() else {}
+
+
+@pytest.fixture(scope="module")
+def saved(slimmed: Slimmed, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(saving, "export_onnx", lambda program, path: None)
+        return slimmed.save(tmp_path_factory.mktemp("saved") / "out")
+
+
+class TestDamage:
+    def copied(self, saved: Path, tmp_path: Path, **changes: Callable[[Any], Any]) -> Path:
+        """A copy of the folder with top-level values of its plan changed."""
+        folder = Path(shutil.copytree(saved, tmp_path / "copy"))
+        values = json.loads((folder / "plan.json").read_text())
+        for key, change in changes.items():
+            values[key] = change(values[key])
+        (folder / "plan.json").write_text(json.dumps(values))
+        return folder
+
+    @pytest.mark.parametrize("name", ["plan.json", "weights.safetensors", "model.pt2"])
+    @pytest.mark.parametrize(
+        "damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"\0" * 64]
+    )
+    def test_damaged_files(
+        self, name: str, damage: Callable[[bytes], bytes], saved: Path, tmp_path: Path
+    ) -> None:
+        folder = self.copied(saved, tmp_path)
+        (folder / name).write_bytes(damage((folder / name).read_bytes()))
+        architecture = network() if name == "weights.safetensors" else None
+        with pytest.raises((PlanError, ModelError), match=name):
+            load(folder, architecture=architecture)
+
+    @pytest.mark.parametrize("name", ["plan.json", "weights.safetensors"])
+    def test_missing_files(self, name: str, saved: Path, tmp_path: Path) -> None:
+        folder = self.copied(saved, tmp_path)
+        (folder / name).unlink()
+        with pytest.raises(ModelError, match=name):
+            load(folder, architecture=network())
+
+    @pytest.mark.parametrize("value", [None, [], "text", {"preprocess": {"size": 3}}])
+    def test_model_description(self, value: Any, saved: Path, tmp_path: Path) -> None:
+        folder = self.copied(saved, tmp_path, model=lambda _: value)
+        with pytest.raises(Exception, match=r"plan\.json|preprocessing") as caught:
+            load(folder)
+        assert type(caught.value).__module__ == "onebyone.errors"
+
+    def test_a_source_that_is_its_own_folder(self, saved: Path, tmp_path: Path) -> None:
+        folder = self.copied(
+            saved, tmp_path, source=lambda _: {"spec": str(tmp_path / "copy"), "weights": None}
+        )
+        (note,) = load(folder).notes
+        assert "without the plan in that" in note
+
+    def test_a_source_that_would_run_code(
+        self, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        folder = self.copied(
+            saved, tmp_path, source=lambda _: {"spec": "evil:net", "weights": None}
+        )
+        (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+        monkeypatch.chdir(folder)
+        (note,) = load(".").notes
+        assert "evil:net" in note
+        assert not (tmp_path / "ran").exists()
+
+
+class TestPlans:
+    def test_read_and_written_again(self, saved: Path, slimmed: Slimmed) -> None:
+        plan = files_plan(saved)
+        assert plan.decisions == slimmed.plan.decisions
+        assert plan.budget == slimmed.plan.budget
+
+    @pytest.mark.parametrize(
+        ("edit", "message"),
+        [
+            ({"form": "magic"}, r"layer 2 \(second\): there is no form 'magic'.*keep"),
+            ({"ranks": {"in": 99}}, r"layer 2 \(second\): rank in=99 .*from 1 to 16"),
+            ({"ranks": {"in": 0}}, r"\(second\): rank in=0"),
+            ({"ranks": {"in": 2.5}}, r"\(second\): rank in=2.5"),
+            ({"ranks": {"in": True}}, r"\(second\): rank in=True"),
+            ({"ranks": {"out": 3}}, r'\(second\): the form squeeze takes ranks {"in": a number}'),
+            ({"ranks": 3}, r"\(second\): the form squeeze takes ranks"),
+            ({"form": "pointwise"}, r"\(second\): the form pointwise does not suit"),
+            ({"conv": None}, r"\(second\): a layer of this kind has no forms"),
+            ({"conv": {"kernel": 3}}, r"\(second\) is damaged"),
+            ({"positions_in": -1}, r"\(second\) is damaged: -1 stands"),
+            ({"layer": "first"}, "has the layer 'first' twice"),
+        ],
+    )
+    def test_nonsense_is_named(
+        self, edit: dict[str, Any], message: str, saved: Path, tmp_path: Path
+    ) -> None:
+        values = json.loads((saved / "plan.json").read_text())
+        layer = next(v for v in values["layers"] if v["layer"] == "second")
+        layer |= {"form": "squeeze", "ranks": {"in": 8}} | edit
+        (tmp_path / "plan.json").write_text(json.dumps(values))
+        with pytest.raises(PlanError, match=message):
+            files_plan(tmp_path)
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (lambda v: v.pop("layers"), "'layers' is missing"),
+            (lambda v: v["layers"].append(3), "3 is no layer"),
+            (
+                lambda v: v["layers"][0].pop("form"),
+                r"layer 1 \(first\) is damaged: 'form' is missing",
+            ),
+            (lambda v: v.update(schema="onebyone.plan/0"), "no plan of this version"),
+            (lambda v: v.update(budget={"macs": 7}), "macs=7"),
+            (lambda v: v.update(budget={"speed": 1}), "speed"),
+            (lambda v: v.update(source=3), "the source 3"),
+            (lambda v: v.update(seed="x"), "'x' stands where a whole number"),
+        ],
+    )
+    def test_damage_is_named(
+        self, change: Callable[[Any], Any], message: str, saved: Path, tmp_path: Path
+    ) -> None:
+        values = json.loads((saved / "plan.json").read_text())
+        change(values)
+        (tmp_path / "plan.json").write_text(json.dumps(values))
+        with pytest.raises(PlanError, match=message):
+            files_plan(tmp_path)
+
+    def test_ranks_left_behind_by_an_edit_to_keep(self, saved: Path, tmp_path: Path) -> None:
+        values = json.loads((saved / "plan.json").read_text())
+        for layer in values["layers"]:
+            layer["form"] = "keep"
+        (tmp_path / "plan.json").write_text(json.dumps(values))
+        plan = files_plan(tmp_path)
+        assert plan.macs_after == plan.macs_before
+
+    def test_edited_ranks_are_applied(self, slimmed: Slimmed, saved: Path, tmp_path: Path) -> None:
+        values = json.loads((saved / "plan.json").read_text())
+        for layer in values["layers"]:
+            if layer["layer"] == "second":
+                layer |= {"form": "tucker2", "ranks": {"in": 5, "out": 7}}
+        (tmp_path / "plan.json").write_text(json.dumps(values))
+        done = slimmed_of(network(), macs=None, plan=files_plan(tmp_path))
+        shapes = [tuple(p.shape) for p in done.model.second.parameters()]  # type: ignore[union-attr]
+        assert shapes == [(5, 16, 1, 1), (7, 5, 3, 3), (24, 7, 1, 1), (24,)]
+        assert done.verification.after.macs == done.plan.macs_after
+
+
+def files_plan(folder: Path) -> Any:
+    from onebyone.plan_files import read_plan
+
+    return read_plan(folder / "plan.json")

@@ -1,0 +1,179 @@
+"""observe: moments against direct computation, and a model that comes back as it was."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+from models import TRAPS, images
+from test_tree import check_untouched
+from torch import Tensor, nn
+
+import onebyone as obo
+from onebyone import statistics
+from onebyone.errors import ModelError
+from onebyone.statistics import Moments
+
+
+def tiny(classes: int = 3) -> nn.Sequential:
+    """A network so small that every position is sampled."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 5, 2), nn.ReLU(),
+            nn.Flatten(), nn.Linear(5 * 16, classes),
+        ).eval()  # fmt: skip
+
+
+def covariance(rows: Tensor) -> Tensor:
+    return torch.cov(rows.double().T, correction=0)
+
+
+def check_moments(model: nn.Module, inputs: Tensor) -> None:
+    """Law: covariances of outputs are those of all output positions of all images."""
+    found = statistics.observe(model, inputs)
+    with torch.no_grad():
+        first = model[0](inputs)  # type: ignore[operator]
+        second = model[:3](inputs)  # type: ignore[index,operator]
+    for name, maps in (("0", first), ("2", second)):
+        rows = maps.transpose(0, 1).flatten(1).T
+        seen = found.layers[name].outputs
+        assert seen.samples == len(rows)
+        torch.testing.assert_close(seen.covariance, covariance(rows), rtol=1e-3, atol=1e-5)
+    padded = torch.nn.functional.pad(inputs, (1, 1, 1, 1))
+    patches = padded.unfold(2, 3, 1).unfold(3, 3, 1).transpose(0, 1).flatten(1).T
+    seen = found.layers["0"].channels
+    torch.testing.assert_close(seen.covariance, covariance(patches), rtol=1e-3, atol=1e-4)
+
+
+def test_moments_are_those_of_all_positions() -> None:
+    check_moments(tiny(), images(20, 3, 5, 5))
+
+
+@pytest.mark.parametrize("parts", [2, 3])
+def test_moments_add_up(parts: int) -> None:
+    rows = torch.randn(60, 4, generator=torch.Generator().manual_seed(0)) + 2
+    whole, summed = Moments.of(rows), Moments.of(rows[:0])
+    for part in rows.chunk(parts):
+        summed = summed + Moments.of(part)
+    assert summed.samples == whole.samples
+    torch.testing.assert_close(summed.covariance, whole.covariance, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(whole.covariance, covariance(rows), rtol=1e-4, atol=1e-5)
+
+
+def check_fisher(model: nn.Module, inputs: Tensor) -> None:
+    """Law: at the logits of a classifier Σ g gᵀ is the Fisher information, diag p − p pᵀ."""
+    found = statistics.observe(model, inputs).layers["5"].gradients / len(inputs)
+    with torch.no_grad():
+        p = model(inputs).double().softmax(1)
+    expected = (p.mean(0)).diag() - p.T @ p / len(p)
+    torch.testing.assert_close(
+        found, expected, rtol=0, atol=0.08 * expected.diagonal().max().item()
+    )
+
+
+def test_gradients_of_a_classifier_are_the_fisher_information() -> None:
+    check_fisher(tiny(), images(3000, 3, 5, 5))
+
+
+def test_gradients_of_other_outputs_are_of_random_directions() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 6, 1)).eval()
+    found = obo.observe(model, images(200, 3, 6, 6)).layers["0"].gradients / 200
+    torch.testing.assert_close(found, 36 * torch.eye(6).double(), rtol=0, atol=6)
+
+
+def test_the_band_is_where_the_relu_is_open() -> None:
+    model, inputs = tiny(), images(50, 3, 5, 5)
+    seen = obo.observe(model, inputs).layers["0"]
+    with torch.no_grad():
+        y = model[0](inputs).transpose(0, 1).flatten(1)
+    felt = seen.lowest <= seen.highest
+    assert felt.any()
+    assert (seen.lowest[felt] >= 0).all()
+    assert (seen.highest[felt] <= y.max(1).values[felt] + 1e-6).all()
+
+
+def check_chunks_do_not_matter(model: nn.Module, inputs: Tensor) -> None:
+    """Law: little memory gives the same moments of what goes forward, where all is sampled."""
+    whole, parts = (statistics.observe(model, inputs, memory=m) for m in (2 << 30, 20_000))
+    for name, seen in whole.layers.items():
+        other = parts.layers[name]
+        torch.testing.assert_close(
+            other.outputs.covariance, seen.outputs.covariance, rtol=1e-3, atol=1e-5
+        )
+        torch.testing.assert_close(
+            other.channels.covariance, seen.channels.covariance, rtol=1e-3, atol=1e-5
+        )
+
+
+def test_chunks_do_not_matter() -> None:
+    check_chunks_do_not_matter(tiny(), images(30, 3, 5, 5))
+
+
+def test_the_same_seed_gives_the_same() -> None:
+    model, inputs = TRAPS["plain"].model(), TRAPS["plain"].images()
+    first, again, other = (obo.observe(model, inputs, seed=s) for s in (4, 4, 5))
+    name = "conv"
+    assert torch.equal(first.layers[name].gradients, again.layers[name].gradients)
+    assert torch.equal(first.layers[name].outputs.products, again.layers[name].outputs.products)
+    assert not torch.equal(first.layers[name].gradients, other.layers[name].gradients)
+
+
+@pytest.mark.parametrize(
+    "name", ["plain", "partly frozen", "NaN", "two inputs", "cannot be copied"]
+)
+def test_the_model_comes_back_as_it_was(name: str) -> None:
+    model, inputs = TRAPS[name].model().train(), TRAPS[name].images()
+    next(model.parameters()).grad = torch.ones_like(next(model.parameters()))
+    with pytest.raises(ModelError) if TRAPS[name].error else nullcontext():
+        check_untouched(model, lambda m: statistics.observe(m, inputs))
+
+
+def test_it_comes_back_also_from_a_failure_in_the_middle() -> None:
+    class Fails(nn.Sequential):
+        def forward(self, input: Tensor) -> Tensor:
+            y = super().forward(input)
+            if len(input) > 1:
+                raise RuntimeError("in the middle")
+            return y
+
+    model = Fails(*TRAPS["plain"].model().children()).train()
+    inputs = TRAPS["plain"].images()
+    with pytest.raises(ModelError, match="in the middle"):
+        check_untouched(model, lambda m: obo.observe(m, inputs))
+
+
+def test_the_model_may_run_under_no_grad_outside() -> None:
+    model, inputs = TRAPS["plain"].model(), TRAPS["plain"].images()
+    with torch.no_grad():
+        inside = obo.observe(model, inputs)
+    outside = obo.observe(model, inputs)
+    assert torch.equal(inside.layers["conv"].gradients, outside.layers["conv"].gradients)
+    assert inside.layers["conv"].gradients.abs().sum() > 0
+
+
+def test_nan_is_told() -> None:
+    with pytest.raises(ModelError, match="NaN"):
+        obo.observe(TRAPS["NaN"].model(), TRAPS["NaN"].images())
+
+
+def test_an_output_without_numbers_is_told() -> None:
+    class Names(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x).mean((2, 3)).argmax(1)
+
+    with pytest.raises(ModelError, match="no floating-point tensor"):
+        obo.observe(Names().eval(), images(4, 3, 5, 5))
+
+
+def test_progress_rises_to_one() -> None:
+    told: list[float] = []
+    obo.observe(tiny(), images(30, 3, 5, 5), memory=20_000, progress=told.append)
+    assert told == sorted(told)
+    assert told[-1] == 1
+    assert len(told) > 2
