@@ -417,7 +417,7 @@ TRAPS: dict[str, Trap] = {
         _layer(lambda: nn.ConvTranspose2d(16, 16, 2, stride=2)),
         refused={"first.1": "conv.ConvTranspose2d is not one of the plain layers"},
     ),
-    "two inputs": Trap(TwoInputs, error=(ModelError, "the model fails on an input")),
+    "two inputs": Trap(TwoInputs, error=(ModelError, "the network fails on an input")),
     "tuple output": Trap(lambda: Wrapped("tuple")),
     "dict output": Trap(lambda: Wrapped("dict")),
     "attention": Trap(Attentive),

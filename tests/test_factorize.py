@@ -56,13 +56,16 @@ def problem(
     return Problem(weight, bias, patches, targets, slopes.T @ slopes / len(slopes))
 
 
-def solve(p: Problem, form: str, ranks: tuple[int, ...], ridge: float = 0.0) -> fitting.Factors:
+def solve(
+    p: Problem, form: str, ranks: tuple[int, ...], ridge: float = 0.0, rounds: int = 3
+) -> fitting.Factors:
     """The library's factors for a form and its ranks."""
     return fitting.fit(
         p.weight, p.patches, p.targets, p.lower,
         rank_in=ranks[0] if form in ("squeeze", "tucker2") else None,
         rank_out=ranks[-1] if form in ("channel", "tucker2", "pointwise") else None,
         ridge=ridge,
+        rounds=rounds,
     )  # fmt: skip
 
 
@@ -190,6 +193,37 @@ def check_brute_force(form: str, seed: int, tolerance: float = 1e-3) -> None:
         best = brute_force(p, form, (rank,))
         assert found <= best * (1 + tolerance), (form, rank)
         assert best <= found * 1.02, "the search itself has not arrived"
+
+
+def check_first_basis(seed: int) -> None:
+    """Law: where the patches' covariance is a Kronecker product, the first basis is the best one."""
+    p = kronecker(problem(seed, c_out=4, c_in=4, samples=40, taps=2))
+    for rank in (1, 2):
+        found = loss(p, outputs(solve(p, "squeeze", (rank,), rounds=0), p.patches))
+        assert found <= brute_force(p, "squeeze", (rank,)) * 1.001
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_first_basis_is_the_best_where_taps_and_channels_part(seed: int) -> None:
+    check_first_basis(seed)
+
+
+def check_alternation(form: str, seed: int) -> None:
+    """Law: each round makes the loss no larger, and many arrive near the best factors there are."""
+    p = problem(seed, c_out=4, c_in=4, samples=40, taps=2)
+    ranks = (2, 2) if form == "tucker2" else (2,)
+    losses = [
+        loss(p, outputs(solve(p, form, ranks, rounds=n), p.patches)) for n in (0, 1, 2, 4, 8, 40)
+    ]
+    for before, after in zip(losses, losses[1:], strict=False):
+        assert after <= before * (1 + 1e-9)
+    assert losses[-1] <= 1.05 * brute_force(p, form, ranks)
+
+
+@pytest.mark.parametrize("form", ["squeeze", "tucker2"])
+@pytest.mark.parametrize("seed", range(4))
+def test_alternation_descends_to_the_best(form: str, seed: int) -> None:
+    check_alternation(form, seed)
 
 
 def check_core_is_refitted(seed: int) -> None:

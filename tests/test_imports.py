@@ -17,9 +17,9 @@ ROOT = Path(onebyone.__file__).parent
 # Each module may import only those above it, also inside functions.
 LAYOUT = """
 errors files clock conv preprocessing folders data demo.networks
-tree sampling
+tree running sampling
 factorize factorize.metric factorize.least_squares factorize.reduced_rank factorize.squeeze
-factorize.fit
+factorize.alternate factorize.fit
 surveying statistics
 forms allocation planning plan_files
 building lockstep rewriting
@@ -31,7 +31,7 @@ report.text report.json report.html report
 exporting exporting.program exporting.onnx
 saving searching slimming
 __init__
-cli.values cli.failures cli.showing cli.reading cli.slim cli.verify cli.demo cli.app cli
+cli.values cli.signals cli.failures cli.showing cli.reading cli.slim cli.verify cli.demo cli.app cli
 __main__
 """
 ORDER = [str(name) for name in LAYOUT.split()]

@@ -29,6 +29,8 @@ def allocate(layers: Sequence[Choices], limits: Sequence[float]) -> list[int] | 
     "Efficient bit allocation for an arbitrary set of quantizers", 1988), then spends what the
     convex hull leaves over, one best exchange at a time. None if no multipliers meet the limits.
     """
+    if not layers:
+        return []
     bounds = np.asarray(limits, dtype=np.float64)
     pruned = [_worthwhile(choices, bounds) for choices in layers]
     small = [Choices(c.errors[i], c.costs[i]) for c, i in zip(layers, pruned, strict=True)]
@@ -45,7 +47,7 @@ def _worthwhile(choices: Choices, limits: NDArray[np.float64]) -> NDArray[np.int
     kept: set[int] = set()
     for share in shares:
         weights = np.ones(1) if len(limits) == 1 else np.asarray([1 - share, share])
-        mixed = (choices.costs / limits) @ weights
+        mixed = (choices.costs / np.maximum(limits, 1)) @ weights
         order = np.lexsort((choices.errors, mixed))
         lowest = np.minimum.accumulate(choices.errors[order])
         first = np.concatenate([[True], lowest[1:] < lowest[:-1]])

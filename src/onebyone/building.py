@@ -53,7 +53,8 @@ def _plain(layer: nn.Module, conv: ConvSpec, at_input: bool) -> nn.Module:
 
 def _channels_last(weight: Tensor) -> bool:
     last = torch.channels_last
-    return weight.is_contiguous(memory_format=last) and not weight.is_contiguous()
+    # 1×1 kernels are contiguous in both formats: their strides tell.
+    return weight.is_contiguous(memory_format=last) and weight.stride(3) > 1
 
 
 def fill(block: nn.Module, form: str, factors: Factors) -> nn.Module:

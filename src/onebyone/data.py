@@ -107,7 +107,8 @@ def open_images(
     if isinstance(data, Images):
         images = data
     elif isinstance(data, str) and data in DEMO_FILES:
-        images = _from_file(DEMO / DEMO_FILES[data], preprocess or DEMO_PREPROCESS)
+        file = DEMO / DEMO_FILES[data]
+        return _from_file(file, preprocess or DEMO_PREPROCESS, limit, seed)
     elif isinstance(data, str | Path):
         return _from_path(Path(data), preprocess, limit, seed, classes)
     elif isinstance(data, Tensor | np.ndarray):
@@ -169,14 +170,18 @@ def _from_path(
         raise DataError(f"{path} does not exist: give a folder of images, a .npy or a .npz file")
     if path.suffix.lower() not in (".npy", ".npz"):
         raise DataError(f"{path} is neither a folder of images nor a .npy or .npz file")
-    images = _from_file(path, preprocess)
-    return images if limit is None else images.take(limit, seed)
+    return _from_file(path, preprocess, limit, seed)
 
 
-def _from_file(path: Path, preprocess: Preprocess | None) -> Images:
+def _from_file(path: Path, preprocess: Preprocess | None, limit: int | None, seed: int) -> Images:
+    """The images of an array file; those beyond the limit are never turned into floats."""
     try:
-        loaded = np.load(path, allow_pickle=False)
-        arrays = {"images": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
+        loaded = np.load(path, mmap_mode="r", allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            arrays = {"images": loaded}
+        else:
+            with loaded:
+                arrays = dict(loaded)
     except Exception as error:
         raise DataError(f"{path} cannot be read as an array of numbers: {error}") from error
     inputs = next((arrays[k] for k in ("images", "x", "arr_0") if k in arrays), None)
@@ -186,18 +191,28 @@ def _from_file(path: Path, preprocess: Preprocess | None) -> Images:
             "expected, and `labels` (or `y`) where there are labels"
         )
     labels = next((arrays[k] for k in ("labels", "y") if k in arrays), None)
-    return _labeled(_inputs(inputs, preprocess), labels)
+    count = len(inputs) if inputs.ndim else 0
+    if labels is not None:
+        labels = _classes(labels, count)
+    if limit is not None and limit < count:
+        index = _shuffled(count, seed)[:limit]
+        inputs = inputs[index.numpy()]
+        labels = None if labels is None else labels[index]
+    return Images(_inputs(inputs, preprocess), labels)
 
 
 def _labeled(inputs: Tensor, labels: Any) -> Images:
-    if labels is None:
-        return Images(inputs)
+    return Images(inputs, _classes(labels, len(inputs)))
+
+
+def _classes(labels: Any, count: int) -> Tensor:
+    """Labels of so many images as class numbers."""
     try:
-        tensor = torch.as_tensor(labels)
+        tensor = torch.as_tensor(np.array(labels) if isinstance(labels, np.ndarray) else labels)
     except (TypeError, ValueError) as error:
         raise DataError(f"the labels are no whole numbers: {error}") from None
-    _check_labels(tensor, len(inputs))
-    return Images(inputs, tensor.long())
+    _check_labels(tensor, count)
+    return tensor.long()
 
 
 def _inputs(values: Tensor | np.ndarray, preprocess: Preprocess | None) -> Tensor:

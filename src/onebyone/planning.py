@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -253,12 +254,12 @@ def _allocate(
     ]
     costs = [Choices(t.errors, t.costs[:, columns]) for t in tables]
     picks = None
-    if all(limit > 0 for limit in limits):
+    if all(limit >= 0 for limit in limits):
         picks = allocate(costs, limits)
     if picks is None:
         least = cheapest(costs) if costs else np.zeros(len(names))
         lowest = [
-            f"{n}={(low + fixed[c]) / totals[c]:.3f}"
+            f"{n}={ceil(1000 * (low + fixed[c]) / totals[c]) / 1000:.3f}"
             for n, c, low in zip(names, columns, least, strict=True)
         ]
         wanted = ", ".join(f"{n}={getattr(budget, n)}" for n in names)

@@ -18,6 +18,7 @@ from onebyone.factorize.fit import Band, fit
 from onebyone.factorize.metric import factor
 from onebyone.lockstep import Lockstep
 from onebyone.planning import Decision, Plan
+from onebyone.running import suited
 from onebyone.sampling import choose_positions, output_rows, patch_rows, positions_of
 from onebyone.statistics import LayerStatistics, Statistics, observe
 from onebyone.surveying import deep_copy
@@ -70,7 +71,7 @@ def rewrite(
     statistics = statistics or observe(model, inputs, seed=plan.seed, memory=memory)
     jobs = _jobs(model, plan, statistics)
     size = max(1, min(len(inputs), memory // max(24 * statistics.survey.live_bytes, 1)))
-    chunks = [part.to(statistics.survey.device) for part in inputs.split(size)]
+    chunks = [suited(model, part) for part in inputs.split(size)]
     with evaluating(model):
         _collect(model, jobs, chunks, plan.seed)
     lighter = deep_copy(model)

@@ -15,9 +15,9 @@ from onebyone.errors import BudgetError, DataError
 from onebyone.planning import Budget, Plan
 from onebyone.planning import plan as make_plan
 from onebyone.rewriting import rewrite
+from onebyone.running import output_of
 from onebyone.statistics import Statistics
 from onebyone.tree import evaluating
-from onebyone.verification import run
 
 TRIALS = 8
 RESOLUTION = 0.02  # of the original's MACs: nearer than that a smaller network is not looked for
@@ -183,7 +183,7 @@ def accuracy(model: nn.Module, images: Images) -> float:
     hits = 0
     with evaluating(model):
         for inputs, labels in images.batches(64):
-            logits = run(model, inputs)
+            logits = output_of(model, inputs)
             if logits.ndim != 2 or labels is None:
                 raise DataError(
                     f"max_drop needs a classifier: the output has shape {tuple(logits.shape)}, not "

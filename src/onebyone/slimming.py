@@ -7,7 +7,6 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from onebyone.clock import Clock, Progress
@@ -15,6 +14,7 @@ from onebyone.data import Images, check_images, open_images
 from onebyone.errors import BudgetError, DataError
 from onebyone.planning import Budget, Plan
 from onebyone.preprocessing import Preprocess
+from onebyone.running import suited
 from onebyone.searching import Found, Trial, smallest
 from onebyone.statistics import observe
 from onebyone.verification import Verification, verify
@@ -92,7 +92,6 @@ def slim(
             every, held_out, calibration=calibration, labels=max_drop is not None, seed=seed
         )
     with clock.step("observe"):
-        used = replace(used, inputs=used.inputs.to(_dtype(model)))
         statistics = observe(model, used, seed=seed, memory=memory, progress=clock.tell)
     trial = Trial(model, used, statistics, memory, clock)
     found, note = _found(trial, budget, max_drop, plan, kept_back)
@@ -104,7 +103,7 @@ def slim(
         )  # fmt: skip
     return Slimmed(
         found.model, replace(found.plan, source=source, notes=notes), result,
-        used.inputs[:1].clone(), preprocess, classes, clock.seconds,
+        suited(model, used.inputs[:1]).clone(), preprocess, classes, clock.seconds,
     )  # fmt: skip
 
 
@@ -186,12 +185,6 @@ def _parted(
 def _most(preprocess: Preprocess | None, memory: int) -> int | None:
     """How many images fit in half of the memory, as float32; None where their size is not known."""
     return None if preprocess is None else max(LEAST, memory // 2 // (4 * prod(preprocess.size)))
-
-
-def _dtype(model: nn.Module) -> torch.dtype:
-    """What the network computes in: its first parameter's dtype."""
-    first = next(model.parameters(), None)
-    return torch.float32 if first is None or not first.is_floating_point() else first.dtype
 
 
 def told(images: Images) -> tuple[str, ...]:

@@ -13,9 +13,10 @@ from torch.nn import functional as F
 
 from onebyone.data import open_images
 from onebyone.errors import ModelError
+from onebyone.running import call, first_output, suited
 from onebyone.sampling import choose_positions, output_rows, patch_rows, positions_of
 from onebyone.surveying import Seen, Survey, survey
-from onebyone.tree import evaluating, frozen, hooked, modules_by_name, random_state, tensors_in
+from onebyone.tree import evaluating, frozen, hooked, modules_by_name, random_state
 
 WORK_SHARE = 0.15  # of a layer's own arithmetic that sampling for one moment may cost
 LEAST_ROWS = 2048
@@ -108,19 +109,27 @@ def observe(
         recorder = _Recorder(found, len(inputs), generator)
         with hooked(recorder.attach(model)), torch.enable_grad():
             for index, part in enumerate(inputs.split(batch)):
-                _backward(model(part.to(found.device)), generator)
+                _backward(call(model, suited(model, part)), generator)
                 if progress is not None:
                     progress(min(1.0, (index + 1) * batch / len(inputs)))
-    return Statistics(found, len(inputs), recorder.layers, seed)
+    return Statistics(_only(found, recorder.layers), len(inputs), recorder.layers, seed)
+
+
+def _only(found: Survey, seen: dict[str, LayerStatistics]) -> Survey:
+    """The survey with a refusal for layers that ran on the first image but not in the batches."""
+    late = (
+        "it ran on one image alone but not in batches: the model's control flow depends on its data"
+    )
+    layers = [
+        replace(s, refusal=late) if s.refusal is None and s.layer not in seen else s
+        for s in found.layers
+    ]
+    return replace(found, layers=tuple(layers))
 
 
 def _backward(output: object, generator: torch.Generator) -> None:
     """Send the Fisher loss's gradient back through the network."""
-    result = next((t for t in tensors_in(output) if t.is_floating_point()), None)
-    if result is None:
-        raise ModelError(
-            "the model returns no floating-point tensor: there is nothing to keep close to"
-        )
+    result = first_output(output)
     if not result.isfinite().all():
         raise ModelError(
             "the model's output has NaN or infinite values on the calibration images: check its "

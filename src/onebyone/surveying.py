@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from onebyone.conv import ConvSpec
 from onebyone.errors import ModelError
+from onebyone.running import call, suited
 from onebyone.sampling import positions_of
 from onebyone.tree import hooked, modules_by_name, replace_modules, tensors_in
 
@@ -57,7 +58,7 @@ def survey(model: nn.Module, image: Tensor) -> Survey:
     Raises ModelError when the model fails on it or has no convolution and no linear layer.
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    image = image.to(device)
+    image = suited(model, image)
     layers: dict[str, nn.Module] = {
         n: m for n, m in modules_by_name(model).items() if isinstance(m, CONV_LIKE)
     }
@@ -68,8 +69,8 @@ def survey(model: nn.Module, image: Tensor) -> Survey:
         )
     watcher = _Watcher(layers)
     with torch.no_grad(), hooked(watcher.attach(model)), FlopCounterMode(display=False) as flops:
-        _run(model, image)
-    read = _attributes_read(model, [n for n, m in layers.items() if type(m) in PLAIN], image)
+        call(model, image)
+    read = _used_otherwise(model, [n for n, m in layers.items() if type(m) in PLAIN], image)
     shared = _shared_weights(model)
     order = {name: i for i, name in enumerate(watcher.calls)}
     seen = [
@@ -80,16 +81,6 @@ def survey(model: nn.Module, image: Tensor) -> Survey:
         tuple(seen), flops.get_total_flops() // 2, sum(p.numel() for p in model.parameters()),
         tuple(image.shape[1:]), watcher.activation_bytes, watcher.live_bytes, device,
     )  # fmt: skip
-
-
-def _run(model: nn.Module, image: Tensor) -> None:
-    try:
-        model(image)
-    except Exception as error:
-        raise ModelError(
-            f"the model fails on an input of shape {tuple(image.shape)}: "
-            f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        ) from error
 
 
 class _Watcher:
@@ -143,9 +134,7 @@ class _Watcher:
             refusal = (
                 "its forward never ran on the first image (unused, or other code uses its weight)"
             )
-        refusal = refusal or self.odd.get(name)
-        if refusal is None and read:
-            refusal = f"the model's own code reads its attribute `{read}`"
+        refusal = refusal or self.odd.get(name) or read
         return Seen(name, conv, inside, outside, self.calls[name], self.items.get(name, 1), refusal)
 
 
@@ -162,7 +151,12 @@ def _refuse(layer: nn.Module) -> str | None:
     weight = layer._parameters.get("weight")
     if weight is None:
         return "its weight is no parameter of its own (weight or spectral normalisation)"
-    if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks:
+    if (
+        layer._forward_hooks
+        or layer._forward_pre_hooks
+        or layer._backward_hooks
+        or layer._backward_pre_hooks
+    ):
         return "it carries hooks, whose effect a new layer would lose"
     if "forward" in vars(layer):
         return "its forward was replaced on the instance"
@@ -194,6 +188,7 @@ class _Probe(nn.Module):
     def __init__(self, layer: nn.Module, reads: list[str]) -> None:
         super().__init__()
         self.layer = layer
+        self.called = False
         self.__dict__["reads"] = reads
 
     def __getattr__(self, name: str) -> Any:
@@ -205,20 +200,26 @@ class _Probe(nn.Module):
             return value
 
     def forward(self, x: Tensor) -> Tensor:
+        self.called = True
         return self.layer(x)
 
 
-def _attributes_read(model: nn.Module, names: list[str], image: Tensor) -> dict[str, str]:
-    """One attribute that the model's code reads, for every layer where it does."""
-    layers = modules_by_name(model)
+def _used_otherwise(model: nn.Module, names: list[str], image: Tensor) -> dict[str, str]:
+    """Why other code would miss a layer: it reads its attributes, or calls it by another way."""
     reads: dict[str, list[str]] = {name: [] for name in names}
     shell = shallow_copy(model)
     copies = modules_by_name(shell)
-    shell = replace_modules(shell, {n: _Probe(copies[n], reads[n]) for n in names})
+    probes = {n: _Probe(copies[n], reads[n]) for n in names}
+    shell = replace_modules(shell, probes)
     with torch.no_grad():
-        _run(shell, image)
-    assert all(layers[n] is not copies[n] for n in names)
-    return {name: found[0] for name, found in reads.items() if found}
+        call(shell, image)
+    return {
+        name: f"the model's own code reads its attribute `{found[0]}`"
+        if found
+        else "the model calls it past the module tree (from a list or a closure of its own)"
+        for name, found in reads.items()
+        if found or not probes[name].called
+    }
 
 
 def shallow_copy(model: nn.Module) -> nn.Module:

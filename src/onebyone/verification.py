@@ -17,9 +17,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from onebyone.conv import ConvSpec
 from onebyone.data import open_images
 from onebyone.errors import DataError, ModelError
+from onebyone.running import output_of
 from onebyone.sampling import choose_positions, output_rows, positions_of
 from onebyone.surveying import PLAIN
-from onebyone.tree import evaluating, hooked, modules_by_name, tensors_in
+from onebyone.tree import evaluating, hooked, modules_by_name
 
 BATCH = 16  # images of the timed batch
 WARMUP = 2
@@ -142,20 +143,6 @@ def verify(
     )  # fmt: skip
 
 
-def run(model: nn.Module, inputs: Tensor) -> Tensor:
-    """The network's first floating-point output for a batch; the network is on its own device."""
-    first = next(model.parameters(), None)
-    inputs = inputs.to(inputs.device if first is None else first.device)
-    if first is not None and first.is_floating_point():
-        inputs = inputs.to(first.dtype)
-    output = next((t for t in tensors_in(model(inputs)) if t.is_floating_point()), None)
-    if output is None:
-        raise ModelError(
-            "the network returns no floating-point tensor: there is nothing to compare"
-        )
-    return output
-
-
 class _Comparison:
     """Running sums over batches of both networks' outputs."""
 
@@ -169,7 +156,7 @@ class _Comparison:
 
     def add(self, inputs: Tensor, labels: Tensor | None) -> None:
         """One batch through both."""
-        before, after = (run(network, inputs).double().cpu() for network in self.networks)
+        before, after = (output_of(network, inputs).double().cpu() for network in self.networks)
         if not before.isfinite().all():
             raise ModelError(
                 "the original network's output has NaN or infinite values on the held-out images"
@@ -273,7 +260,7 @@ def _layer_errors(model: nn.Module, lighter: nn.Module, inputs: Tensor) -> tuple
             for part in inputs.split(16):
                 for network in (model, lighter):
                     calls.clear()
-                    run(network, part)
+                    output_of(network, part)
     errors = []
     for name, (count, gap, square, total) in sums.items():
         variance = float(square - total.square().sum() / count)
@@ -285,8 +272,9 @@ def _layer_errors(model: nn.Module, lighter: nn.Module, inputs: Tensor) -> tuple
 def _side(
     model: nn.Module, one: Tensor, accuracy: float | None, latency: tuple[Latency, ...]
 ) -> Side:
-    with FlopCounterMode(display=False) as flops:
-        run(model, one)
+    # Parametrized layers cannot be counted in inference mode.
+    with torch.inference_mode(False), torch.no_grad(), FlopCounterMode(display=False) as flops:
+        output_of(model, one.clone())
     unique = {(t.data_ptr(), t.shape, t.dtype): t for t in model.state_dict().values()}
     size = sum(t.numel() * t.element_size() for t in unique.values())
     params = sum(p.numel() for p in model.parameters())
@@ -300,14 +288,14 @@ def _timed(networks: tuple[nn.Module, nn.Module], inputs: Tensor) -> list[Latenc
     with _threads(1):
         for network in networks:
             for _ in range(WARMUP):
-                run(network, inputs)
+                output_of(network, inputs)
         began = time.perf_counter()
         while len(seconds[0]) < LEAST_RUNS or (
             len(seconds[0]) < MOST_RUNS and time.perf_counter() - began < SECONDS
         ):
             for network, side in zip(networks, seconds, strict=True):
                 start = time.perf_counter()
-                run(network, inputs)
+                output_of(network, inputs)
                 if first.is_cuda:
                     torch.cuda.synchronize(first.device)
                 side.append(time.perf_counter() - start)

@@ -14,7 +14,6 @@ from onebyone.factorize.metric import factor
 from onebyone.factorize.reduced_rank import LowRank, reduced_rank
 from onebyone.factorize.squeeze import squeeze_basis
 
-
 CHANNEL_SHRINKAGE = 1e-4
 
 

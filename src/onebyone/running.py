@@ -1,0 +1,48 @@
+"""Run a network on a batch: on its own device, in its own dtype, failures as one clear message."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from onebyone.errors import ModelError, OneByOneError
+from onebyone.tree import tensors_in
+
+
+def suited(model: nn.Module, inputs: Tensor) -> Tensor:
+    """The inputs on the device and in the floating dtype of the network's first parameter."""
+    first = next((p for p in model.parameters() if p.is_floating_point()), None)
+    return inputs if first is None else inputs.to(first.device, first.dtype)
+
+
+def call(model: nn.Module, inputs: Tensor) -> object:
+    """What the network returns for inputs that suit it; ModelError where it fails on them."""
+    try:
+        return model(inputs)
+    except (OneByOneError, MemoryError):
+        raise
+    except Exception as error:
+        said = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        if isinstance(error, RuntimeError) and ("alloc" in said or "out of memory" in said):
+            raise
+        raise ModelError(
+            f"the network fails on an input of shape {tuple(inputs.shape)} "
+            f"({type(error).__name__}: {said}): give images of the size and the number of channels "
+            "that it takes"
+        ) from error
+
+
+def output_of(model: nn.Module, inputs: Tensor) -> Tensor:
+    """The network's first floating-point output for a batch."""
+    return first_output(call(model, suited(model, inputs)))
+
+
+def first_output(output: object) -> Tensor:
+    """The first floating-point tensor in what a network returned; ModelError if it has none."""
+    for found in tensors_in(output):
+        if torch.is_floating_point(found):
+            return found
+    raise ModelError(
+        f"the network returns no floating-point tensor but {type(output).__name__}: there is nothing to "
+        "keep close to"
+    )
