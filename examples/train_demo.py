@@ -48,8 +48,8 @@ def normalise(images: np.ndarray) -> Tensor:
     return (torch.tensor(images)[:, None].float() / 255 - MEAN) / STD
 
 
-def augment(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Shift by up to two pixels, mirror half of the images, and blank one 8×8 square in half."""
+def augment(x: Tensor, generator: torch.Generator, erase: float) -> Tensor:
+    """Shift by up to two pixels, mirror half of the images, blank an 8×8 square in some."""
     n, _, h, w = x.shape
     padded = F.pad(x, (2, 2, 2, 2), value=-MEAN / STD)
     dy, dx = torch.randint(0, 5, (2, n, 1, 1), generator=generator)
@@ -61,7 +61,7 @@ def augment(x: Tensor, generator: torch.Generator) -> Tensor:
     top, left = torch.randint(-4, 25, (2, n, 1, 1), generator=generator)
     y, z = torch.arange(h)[None, :, None], torch.arange(w)[None, None, :]
     hole = (y >= top) & (y < top + 8) & (z >= left) & (z < left + 8)
-    hole &= torch.rand(n, 1, 1, generator=generator) < 0.5
+    hole &= torch.rand(n, 1, 1, generator=generator) < erase
     return out.masked_fill(hole[:, None], -MEAN / STD)
 
 
@@ -100,10 +100,12 @@ def train(args: argparse.Namespace) -> None:
         order = torch.randperm(len(x), generator=generator)
         total = 0.0
         for index in order[: len(x) // args.batch * args.batch].split(args.batch):
-            batch = augment(x[index], generator).contiguous(memory_format=torch.channels_last)
+            batch = augment(x[index], generator, args.erase).contiguous(
+                memory_format=torch.channels_last
+            )
             with torch.autocast("cpu", torch.bfloat16, enabled=args.bfloat16):
                 logits = model(batch)
-            loss = F.cross_entropy(logits.float(), y[index], label_smoothing=0.05)
+            loss = F.cross_entropy(logits.float(), y[index], label_smoothing=args.smoothing)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -153,9 +155,11 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("/usr/share/datasets/fashion-mnist"))
     parser.add_argument("--network", choices=sorted(NETWORKS))
     parser.add_argument("--images", action="store_true", help="write the built-in images only")
-    parser.add_argument("--epochs", type=int, default=24)
+    parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--lr", type=float, default=0.3)
+    parser.add_argument("--lr", type=float, default=0.2)
+    parser.add_argument("--erase", type=float, default=0.0, help="fraction of images with a hole")
+    parser.add_argument("--smoothing", type=float, default=0.0, help="of the labels")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--bfloat16", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("-o", "--out", type=Path, required=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -215,7 +216,7 @@ def check_alternation(form: str, seed: int) -> None:
     losses = [
         loss(p, outputs(solve(p, form, ranks, rounds=n), p.patches)) for n in (0, 1, 2, 4, 8, 40)
     ]
-    for before, after in zip(losses, losses[1:], strict=False):
+    for before, after in itertools.pairwise(losses):
         assert after <= before * (1 + 1e-9)
     assert losses[-1] <= 1.05 * brute_force(p, form, ranks)
 

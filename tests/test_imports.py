@@ -22,7 +22,7 @@ factorize factorize.metric factorize.least_squares factorize.reduced_rank factor
 factorize.alternate factorize.fit
 surveying statistics
 forms allocation planning plan_files
-building lockstep rewriting
+building lockstep effort rewriting
 loading.loaded loading.layers loading.archive loading.programs loading.weights loading.zoo
 loading.factories loading.onnx_graphs loading.slimmed loading.specs loading
 verification

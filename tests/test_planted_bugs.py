@@ -250,9 +250,9 @@ def _wrong_basis(right: Any = fitting.improve_basis) -> Callable[..., Any]:
 
 
 def _in_another_metric(right: Any = fitting.improve_basis) -> Callable[..., Any]:
-    def basis(reduce: Tensor, behind: Tensor, patches: Tensor, targets: Tensor, *rest: Any) -> Any:
-        metric, channels = rest
-        return right(reduce, behind, patches, targets, torch.linalg.inv(metric).T, channels)
+    def basis(*given: Any) -> Any:
+        *rest, metric, channels = given
+        return right(*rest, torch.linalg.inv(metric).T, channels)
 
     return basis
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from onebyone.building import fill, skeleton
 from onebyone.conv import ConvSpec
 from onebyone.data import open_images
+from onebyone.effort import Effort, Work, efforts
 from onebyone.errors import ModelError, PlanError
 from onebyone.factorize.fit import Band, fit
 from onebyone.factorize.metric import factor
@@ -24,8 +25,7 @@ from onebyone.statistics import LayerStatistics, Statistics, observe
 from onebyone.surveying import deep_copy
 from onebyone.tree import evaluating, hooked, modules_by_name, replace_modules
 
-ROWS_PER_FEATURE = 8
-LEAST_ROWS, MOST_ROWS = 8192, 32768
+SOLVING = 2.5  # what the solutions may cost, in passes of the original over the images
 METRIC_SHRINKAGE = 1e-3
 RIDGE = 0.02  # times features / rows
 UNCHANGED = 1e-5  # relative residual under which a kept layer keeps its bits
@@ -43,7 +43,7 @@ class _Job:
     metric: Tensor
     band: Band
     calls: int
-    rows: int
+    effort: Effort
     positions: dict[tuple[int, int], Tensor] = field(default_factory=dict)
     targets: dict[tuple[int, int], Tensor] = field(default_factory=dict)
     patches: dict[tuple[int, int], Tensor] = field(default_factory=dict)
@@ -84,7 +84,7 @@ def _jobs(model: nn.Module, plan: Plan, statistics: Statistics) -> list[_Job]:
     """The planned layers in the order that data reaches them; PlanError where plan and model differ."""
     modules = modules_by_name(model)
     seen = {s.layer: s for s in statistics.survey.layers}
-    jobs: list[_Job] = []
+    planned: list[tuple[Decision, ConvSpec]] = []
     for decision in plan.decisions:
         name = decision.layer
         if name not in seen or name not in modules:
@@ -103,15 +103,26 @@ def _jobs(model: nn.Module, plan: Plan, statistics: Statistics) -> list[_Job]:
                 f"layer {name!r} is {conv.text()} in the model and "
                 f"{decision.conv.text() if decision.conv else 'unknown'} in the plan"
             )
-        gradients = statistics.layers[name].gradients / statistics.images
-        jobs.append(
-            _Job(
-                len(jobs), decision, conv, modules[name], modules[name].training,
-                factor(gradients, METRIC_SHRINKAGE), _band(statistics.layers[name]),
-                seen[name].calls, _rows(conv, decision),
-            )
-        )  # fmt: skip
-    return jobs
+        planned.append((decision, conv))
+    samples = [statistics.images * seen[d.layer].positions_out for d, _ in planned]
+    work = [Work(c, d, n) for (d, c), n in zip(planned, samples, strict=True)]
+    budget = SOLVING * statistics.survey.macs * statistics.images
+    return [
+        _job(index, decision, conv, modules[decision.layer], statistics, effort)
+        for index, ((decision, conv), effort) in enumerate(
+            zip(planned, efforts(work, budget), strict=True)
+        )
+    ]
+
+
+def _job(
+    index: int, decision: Decision, conv: ConvSpec, layer: nn.Module, statistics: Statistics,
+    effort: Effort,
+) -> _Job:  # fmt: skip
+    found = statistics.layers[decision.layer]
+    metric = factor(found.gradients / statistics.images, METRIC_SHRINKAGE)
+    calls = next(s.calls for s in statistics.survey.layers if s.layer == decision.layer)
+    return _Job(index, decision, conv, layer, layer.training, metric, _band(found), calls, effort)
 
 
 def _band(seen: LayerStatistics) -> Band:
@@ -121,12 +132,6 @@ def _band(seen: LayerStatistics) -> Band:
     return Band(
         torch.where(never, -infinite, seen.lowest), torch.where(never, infinite, seen.highest)
     )
-
-
-def _rows(conv: ConvSpec, decision: Decision) -> int:
-    """How many samples a layer is solved on: several times its unknowns per output."""
-    width = decision.ranks[0] if decision.form in ("squeeze", "tucker2") else conv.c_in
-    return max(LEAST_ROWS, min(MOST_ROWS, ROWS_PER_FEATURE * width * conv.taps))
 
 
 def _collect(model: nn.Module, jobs: list[_Job], chunks: list[Tensor], seed: int) -> None:
@@ -142,7 +147,7 @@ def _collect(model: nn.Module, jobs: list[_Job], chunks: list[Tensor], seed: int
             items = len(y) * job.calls * images / len(chunks[key[0]])
             generator = torch.Generator().manual_seed(hash((seed, job.index, *key)) % (1 << 62))
             chosen = choose_positions(
-                len(y), positions_of(job.conv, y), ceil(job.rows / items), generator
+                len(y), positions_of(job.conv, y), ceil(job.effort.rows / items), generator
             )
             job.positions[key] = chosen
             job.targets[key] = output_rows(job.conv, y, chosen)
@@ -220,10 +225,9 @@ def _solve(job: _Job, own: nn.Module) -> None:
     rank_in = decision.ranks[0] if decision.form in ("squeeze", "tucker2") else None
     rank_out = decision.ranks[-1] if decision.form in ("channel", "tucker2", "pointwise") else None
     width = (rank_in or job.conv.c_in) * job.conv.taps
-    ridge = RIDGE * width / len(patches)
     factors = fit(
-        kernel, patches, targets, job.metric, rank_in, rank_out, ridge, job.band,
-        bias=decision.form != "keep" or job.conv.bias,
+        kernel, patches, targets, job.metric, rank_in, rank_out, RIDGE * width / len(patches),
+        job.band, job.effort.rounds, bias=decision.form != "keep" or job.conv.bias,
     )  # fmt: skip
     job.solution = fill(skeleton(job.layer, decision.form, decision.ranks), decision.form, factors)
     job.solution.train(job.training)

@@ -9,17 +9,18 @@ from math import ceil
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from onebyone.data import open_images
 from onebyone.errors import ModelError
+from onebyone.factorize.squeeze import tap_products
 from onebyone.running import call, first_output, suited
 from onebyone.sampling import choose_positions, output_rows, patch_rows, positions_of
 from onebyone.surveying import Seen, Survey, survey
 from onebyone.tree import evaluating, frozen, hooked, modules_by_name, random_state
 
-WORK_SHARE = 0.15  # of a layer's own arithmetic that sampling for one moment may cost
-LEAST_ROWS = 2048
+WORK_SHARE = 0.06  # of a layer's own arithmetic that sampling for one moment may cost
+LEAST_ROWS = 4096
+TEMPERATURE = 2.0  # training images are often known by heart: their predictions say little at 1
 
 
 @dataclass(frozen=True)
@@ -96,9 +97,10 @@ def observe(
     """Run the images through the model once, forwards and backwards, and keep second moments.
 
     images: a tensor (N, C, H, W) or anything that `onebyone.data.open_images` takes; no labels are
-    needed. The loss is the cross-entropy towards a label drawn from the model's own prediction, so
-    that the gradients' second moment is the Fisher information (Martens 2020, §5); for an output
-    that is not (N, classes) it is vᵀ f(x), v ~ N(0, I). The model comes back as it was.
+    needed. What is sent back from logits is S v, S Sᵀ = diag(p) − p pᵀ for the model's own softened
+    prediction p, v of random signs: the gradients' second moment is then the Fisher information
+    (Martens 2020, §5), with less noise than from labels drawn from p. For an output that is not
+    (N, classes) it is v ~ N(0, I). The model comes back as it was.
     memory: bytes that the pass may take for activations; progress: told the fraction done.
     Raises ModelError for a model that fails on the images, returns NaN or has nothing to change.
     """
@@ -137,13 +139,17 @@ def _backward(output: object, generator: torch.Generator) -> None:
         )
     if not result.requires_grad:
         return
-    if result.ndim == 2 and result.shape[1] > 1:
-        drawn = torch.multinomial(result.detach().float().softmax(1).cpu(), 1, generator=generator)
-        loss = F.cross_entropy(result.float(), drawn[:, 0].to(result.device), reduction="sum")
-    else:
-        direction = torch.randn(result.shape, generator=generator).to(result)
-        loss = (direction * result).sum()
-    loss.backward()
+    result.backward(_direction(result.detach(), generator).to(result))
+
+
+def _direction(output: Tensor, generator: torch.Generator) -> Tensor:
+    """The gradient at the output: of random signs in the Fisher's metric for logits, else normal."""
+    if output.ndim != 2 or output.shape[1] < 2:
+        return torch.randn(output.shape, generator=generator)
+    prediction = (output.double().cpu() / TEMPERATURE).softmax(1)
+    signs = torch.randint(0, 2, prediction.shape, generator=generator).double() * 2 - 1
+    signed = prediction.sqrt() * signs
+    return signed - prediction * signed.sum(1, keepdim=True)
 
 
 class _Recorder:
@@ -181,10 +187,8 @@ class _Recorder:
             chosen = choose_positions(len(y), count, wanted, self.generator)
             patches = patch_rows(conv, x, chosen)
             outputs = Moments.of(output_rows(conv, y.detach(), chosen))
-            centred = patches - patches.mean((0, 1))
-            taps = torch.einsum("nkc,njc->kj", centred, centred).double().cpu()
             part = LayerStatistics(
-                Moments.of(patches.reshape(-1, conv.c_in)), taps, outputs,
+                Moments.of(patches.reshape(-1, conv.c_in)), tap_products(patches).cpu(), outputs,
                 torch.zeros(conv.c_out, conv.c_out, dtype=torch.float64),
                 torch.full((conv.c_out,), torch.inf), torch.full((conv.c_out,), -torch.inf),
             )  # fmt: skip

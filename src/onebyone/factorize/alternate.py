@@ -8,18 +8,20 @@ from torch import Tensor
 
 from onebyone.factorize.metric import factor
 
-STEPS = 6  # of conjugate gradients
+STEPS = 5  # of conjugate gradients
+MOST_ROWS = 4096  # samples that they run on
 
 
 def improve_basis(
     reduce: Float[Tensor, "rank c_in"],
-    behind: Float[Tensor, "c_out taps rank"],
+    core: Float[Tensor, "core_out taps rank"],
+    expand: Float[Tensor, "c_out core_out"] | None,
     patches: Float[Tensor, "samples taps c_in"],
     targets: Float[Tensor, "samples c_out"],
     metric: Float[Tensor, "c_out c_out"],
     channels: Float[Tensor, "c_in c_in"],
 ) -> Float[Tensor, "rank c_in"]:
-    """A better `reduce` P for the map y ≈ b + Σ_k K_k P x_k, the K_k of `behind` held fixed.
+    """A better `reduce` P for y ≈ b + Σ_k K_k P x_k, K_k = expand · core_k held fixed.
 
     Conjugate gradients on E‖Lᵀ(y − b − Σ_k K_k P x_k)‖², from the given P: a linear least-squares
     problem in P, one half of an alternation (Kroonenberg & de Leeuw, "Principal component analysis of
@@ -27,9 +29,16 @@ def improve_basis(
     are triangular factors L of L Lᵀ. It is preconditioned by the Kronecker product of Σ_k K_kᵀ G K_k
     and the channels' covariance, in which the rows of the result are orthonormal.
     """
+    every = -(-len(patches) // MOST_ROWS)
+    patches, targets = patches[::every], targets[::every]
     dtype, count = patches.dtype, len(patches)
-    maps = torch.einsum("qo,qkr->okr", metric, behind)  # Lᵀ K_k
-    left = torch.cholesky_inverse(factor(torch.einsum("okr,oks->rs", maps, maps)))
+    wanted = (targets - targets.mean(0)) @ metric.to(dtype)
+    out = metric.T if expand is None else metric.T @ expand
+    if expand is not None:  # what lies outside its span no P can change
+        span, out = torch.linalg.qr(out)
+        wanted = wanted @ span.to(dtype)
+    maps = torch.einsum("qo,okr->qkr", out, core)  # Lᵀ K_k
+    left = torch.cholesky_inverse(factor(torch.einsum("qkr,qks->rs", maps, maps)))
     kernel = maps.permute(1, 2, 0).reshape(-1, len(maps)).to(dtype)
     centered = (patches - patches.mean(0)).reshape(-1, patches.shape[2])
     white = torch.linalg.solve_triangular(channels.to(dtype), centered.T, upper=False).T
@@ -41,7 +50,7 @@ def improve_basis(
         return ((rest @ kernel.T).reshape(len(white), -1).T @ white).double() / count
 
     basis = reduce @ channels
-    rest = (targets - targets.mean(0)) @ metric.to(dtype) - outputs(basis)
+    rest = wanted - outputs(basis)
     residual = gradient(rest)
     direction = left @ residual
     size = (residual * direction).sum()

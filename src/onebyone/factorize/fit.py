@@ -12,7 +12,7 @@ from onebyone.factorize.alternate import improve_basis
 from onebyone.factorize.least_squares import Fit, Regression
 from onebyone.factorize.metric import factor
 from onebyone.factorize.reduced_rank import LowRank, reduced_rank
-from onebyone.factorize.squeeze import squeeze_basis
+from onebyone.factorize.squeeze import squeeze_basis, tap_products
 
 CHANNEL_SHRINKAGE = 1e-4
 
@@ -74,8 +74,8 @@ def fit(
     wanted, found = targets, None
     for step in range(1 + rounds):
         if found is not None:
-            behind = found.slope.reshape(c_out, taps, -1)
-            reduce = improve_basis(reduce, behind, patches, wanted, metric, channels)
+            now = _factors(found, taps, reduce)
+            reduce = improve_basis(reduce, now.core, now.expand, patches, wanted, metric, channels)
         flat = (patches @ reduce.to(patches.dtype).T).reshape(len(patches), -1)
         prior = weight.double() @ (channels @ (reduce @ channels).T)
         regression = Regression(flat, prior.reshape(c_out, -1), ridge)
@@ -131,10 +131,9 @@ def relax(
 def patch_moments(
     patches: Float[Tensor, "samples taps c_in"],
 ) -> tuple[Float[Tensor, "c_in c_in"], Float[Tensor, "taps taps"]]:
-    """Covariance of the channels over all taps, and of the taps over all channels (mean diagonal 1)."""
+    """Covariance of the channels over all taps, and of the taps over the channels (mean diagonal 1)."""
     rows = patches.reshape(-1, patches.shape[2])
-    centred = rows - rows.mean(0)
-    channels = (centred.T @ centred).double() / len(rows)
-    shaped = centred.reshape(patches.shape).transpose(1, 2).reshape(-1, patches.shape[1])
-    taps = (shaped.T @ shaped).double()
+    mean = rows.mean(0)
+    channels = (rows.T @ rows).double() / len(rows) - mean.double().outer(mean.double())
+    taps = tap_products(patches)
     return channels, taps / taps.diagonal().mean().clamp_min(torch.finfo(torch.float32).tiny)

@@ -29,6 +29,17 @@ def input_spectrum(
     return spectrum(white.T @ white)
 
 
+def tap_products(
+    patches: Float[Tensor, "samples taps c_in"], most: int = 1 << 16
+) -> Float[Tensor, "taps taps"]:
+    """Products of the centered taps, summed over channels and over about `most` values of each tap."""
+    every = max(1, patches.shape[0] * patches.shape[2] // most)
+    part = patches[::every]
+    centered = part - part.mean((0, 1))
+    values = centered.transpose(1, 2).reshape(-1, patches.shape[1])
+    return (values.T @ values).double()
+
+
 def squeeze_basis(
     weight: Float[Tensor, "c_out taps c_in"],
     channels: Float[Tensor, "c_in c_in"],
