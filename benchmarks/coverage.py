@@ -62,8 +62,8 @@ def smallest(name: str) -> tuple[obo.Loaded, int]:
 
 
 def count_macs(model: nn.Module, example: Tensor) -> int:
-    """PyTorch's own count for one image."""
-    with torch.no_grad(), FlopCounterMode(display=False) as flops:
+    """PyTorch's own count for one image, with gradients: fused inference kernels go uncounted."""
+    with torch.enable_grad(), FlopCounterMode(display=False) as flops:
         model(example)
     return flops.get_total_flops() // 2
 
@@ -174,7 +174,7 @@ def held(plan: Plan) -> dict[str, float]:
     for decision in plan.decisions:
         if decision.refused or decision.reason.startswith("no form"):
             shares[general(decision)] += decision.macs_before
-    shares["products outside convolutions and linear layers"] += plan.other_macs
+    shares["products in no layer's own forward, such as attention's"] += plan.other_macs
     return {r: n / plan.macs_before for r, n in shares.most_common() if n}
 
 

@@ -22,7 +22,7 @@ from onebyone.allocation import Choices, allocate
 from onebyone.building import fill, skeleton
 from onebyone.conv import ConvSpec
 from onebyone.factorize.fit import Factors
-from onebyone.factorize.metric import spectrum, tails
+from onebyone.factorize.metric import energies, spectrum, tails
 from onebyone.forms import FORMS
 from onebyone.statistics import LayerStatistics, Statistics
 from onebyone.surveying import deep_copy
@@ -65,8 +65,8 @@ def _fractions(values: Tensor) -> np.ndarray:
 def _weight_errors(layer: Layer) -> tuple[np.ndarray, np.ndarray]:
     inside = layer.kernel.permute(2, 0, 1).reshape(layer.conv.c_in, -1)
     return (
-        _fractions(torch.linalg.eigvalsh(inside @ inside.T).flip(0).clamp_min(0)),
-        _fractions(torch.linalg.eigvalsh(layer.rows @ layer.rows.T).flip(0).clamp_min(0)),
+        _fractions(energies(inside @ inside.T)),
+        _fractions(energies(layer.rows @ layer.rows.T)),
     )
 
 
@@ -93,8 +93,7 @@ def _tucker_factors(layer: Layer, form: str, ranks: tuple[int, ...]) -> Factors:
 
 
 def _output_errors(layer: Layer) -> tuple[np.ndarray, np.ndarray]:
-    values, _ = spectrum(layer.seen.outputs.covariance)
-    return np.ones(layer.conv.c_in + 1), _fractions(values)
+    return np.ones(layer.conv.c_in + 1), _fractions(energies(layer.seen.outputs.covariance))
 
 
 def _pca_factors(layer: Layer, form: str, ranks: tuple[int, ...]) -> Factors:

@@ -63,10 +63,10 @@ def test_moments_add_up(parts: int) -> None:
 
 
 def check_fisher(model: nn.Module, inputs: Tensor) -> None:
-    """Law: at the logits of a classifier Σ g gᵀ is the Fisher information, diag p − p pᵀ."""
+    """Law: at a classifier's logits Σ g gᵀ is the Fisher information of the softened prediction p."""
     found = statistics.observe(model, inputs).layers["5"].gradients / len(inputs)
     with torch.no_grad():
-        p = model(inputs).double().softmax(1)
+        p = (model(inputs).double() / statistics.TEMPERATURE).softmax(1)
     expected = (p.mean(0)).diag() - p.T @ p / len(p)
     torch.testing.assert_close(
         found, expected, rtol=0, atol=0.08 * expected.diagonal().max().item()

@@ -13,6 +13,7 @@ ROUNDS = (3, 1, 0)
 ROWS_PER_FEATURE = 8
 LEAST_ROWS, MOST_ROWS = 8192, 32768  # where they can be had and paid
 FEWEST_ROWS = 1024
+LEAST_MACS = 1e9  # nobody waits for that
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,17 @@ class Work:
         """Unknowns per output of the least-squares problem."""
         return (self.rank_in or self.conv.c_in) * self.conv.taps
 
+    @property
+    def cut(self) -> int:
+        """What cutting the rank of the outputs takes: eigenvectors in float64."""
+        cuts = self.decision.form in ("channel", "tucker2", "pointwise")
+        return 20 * min(self.conv.c_out, self.width) ** 3 if cuts else 0
+
     def cost(self, effort: Effort) -> float:
         """Multiply–accumulates of a solution."""
         rows, width, conv = effort.rows, self.width, self.conv
         once = rows * width * min(rows, width) + min(rows, width) ** 3
-        targets = 2 * rows * width * conv.c_out
+        targets = 2 * rows * width * conv.c_out + self.cut
         if self.rank_in is None:
             return once + (1 + effort.rounds) * targets
         out = self.decision.ranks[-1] if self.decision.form == "tucker2" else conv.c_out
@@ -62,7 +69,7 @@ def efforts(layers: Sequence[Work], macs: float) -> list[Effort]:
     """
     wanted = [_wanted(work) for work in layers]
     costs = [work.cost(effort) for work, effort in zip(layers, wanted, strict=True)]
-    limit = _level(costs, macs)
+    limit = _level(costs, max(macs, LEAST_MACS))
     return [
         effort if cost <= limit else _within(work, effort.rows, limit)
         for work, effort, cost in zip(layers, wanted, costs, strict=True)

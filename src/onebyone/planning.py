@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from onebyone.allocation import Choices, allocate, cheapest
 from onebyone.conv import ConvSpec
 from onebyone.errors import BudgetError, PlanError
-from onebyone.factorize.metric import factor, spectrum, tails
-from onebyone.factorize.squeeze import input_spectrum
+from onebyone.factorize.metric import energies, factor, tails
+from onebyone.factorize.squeeze import input_energy
 from onebyone.forms import FORMS
 from onebyone.statistics import LayerStatistics, Statistics
 from onebyone.surveying import Seen
@@ -229,9 +229,12 @@ def _ranks(size: int) -> list[int]:
 def _tails(kernel: Tensor, seen: LayerStatistics, images: int) -> tuple[np.ndarray, np.ndarray]:
     """Predicted loss for each rank of the input and of the output side, in nats per image."""
     metric = factor(seen.gradients / images)
+    outside = energies(metric.T @ seen.outputs.covariance @ metric)
+    if kernel.shape[1] == 1:  # no form of a pointwise layer cuts its input side
+        return np.zeros(0), (tails(outside) / 2).numpy()
     taps = seen.taps / seen.taps.diagonal().mean().clamp_min(1e-30)
-    inside, _ = input_spectrum(kernel.cpu(), factor(seen.channels.covariance), taps, metric)
-    outside, _ = spectrum(metric.T @ seen.outputs.covariance @ metric)
+    channels = factor(seen.channels.covariance)
+    inside = energies(input_energy(kernel.cpu(), channels, taps, metric))
     return (tails(inside) / 2).numpy(), (tails(outside) / 2).numpy()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -25,7 +26,8 @@ from onebyone.statistics import LayerStatistics, Statistics, observe
 from onebyone.surveying import deep_copy
 from onebyone.tree import evaluating, hooked, modules_by_name, replace_modules
 
-SOLVING = 2.5  # what the solutions may cost, in passes of the original over the images
+CHUNK = 64  # images at once: more would leave the processor's cache
+SOLVING = 1.2  # what the solutions may cost, in passes of the original over the images
 METRIC_SHRINKAGE = 1e-3
 RIDGE = 0.02  # times features / rows
 UNCHANGED = 1e-5  # relative residual under which a kept layer keeps its bits
@@ -70,7 +72,7 @@ def rewrite(
     inputs = open_images(images).inputs
     statistics = statistics or observe(model, inputs, seed=plan.seed, memory=memory)
     jobs = _jobs(model, plan, statistics)
-    size = max(1, min(len(inputs), memory // max(24 * statistics.survey.live_bytes, 1)))
+    size = max(1, min(CHUNK, memory // max(24 * statistics.survey.live_bytes, 1)))
     chunks = [suited(model, part) for part in inputs.split(size)]
     with evaluating(model):
         _collect(model, jobs, chunks, plan.seed)
@@ -136,7 +138,7 @@ def _band(seen: LayerStatistics) -> Band:
 
 def _collect(model: nn.Module, jobs: list[_Job], chunks: list[Tensor], seed: int) -> None:
     """One pass of the original: its outputs at sampled positions are the targets."""
-    images = sum(len(chunk) for chunk in chunks)
+    *starts, images = itertools.accumulate((len(chunk) for chunk in chunks), initial=0)
     current: list[int] = [0]
     counts: Counter[int] = Counter()
 
@@ -144,11 +146,12 @@ def _collect(model: nn.Module, jobs: list[_Job], chunks: list[Tensor], seed: int
         def take(_: nn.Module, args: tuple[Tensor], y: Tensor) -> None:
             key = (current[0], counts[job.index])
             counts[job.index] += 1
-            items = len(y) * job.calls * images / len(chunks[key[0]])
-            generator = torch.Generator().manual_seed(hash((seed, job.index, *key)) % (1 << 62))
-            chosen = choose_positions(
-                len(y), positions_of(job.conv, y), ceil(job.effort.rows / items), generator
-            )
+            # Drawn for all images at once, so that chunks of any size see the same positions.
+            items = len(y) // len(chunks[key[0]])
+            generator = torch.Generator().manual_seed(hash((seed, job.index, key[1])) % (1 << 62))
+            wanted = ceil(job.effort.rows / (items * images * job.calls))
+            every = choose_positions(items * images, positions_of(job.conv, y), wanted, generator)
+            chosen = every[items * starts[key[0]] :][: len(y)]
             job.positions[key] = chosen
             job.targets[key] = output_rows(job.conv, y, chosen)
             if job.calls > 1:

@@ -19,7 +19,7 @@ from onebyone.surveying import Seen, Survey, survey
 from onebyone.tree import evaluating, frozen, hooked, modules_by_name, random_state
 
 WORK_SHARE = 0.06  # of a layer's own arithmetic that sampling for one moment may cost
-LEAST_ROWS = 4096
+LEAST_ROWS, MOST_ROWS = 4096, 32768
 TEMPERATURE = 2.0  # training images are often known by heart: their predictions say little at 1
 
 
@@ -172,7 +172,8 @@ class _Recorder:
         conv = seen.conv
         assert conv is not None
         share = WORK_SHARE * conv.macs(seen.positions_out) * self.images / macs_per_row
-        return ceil(max(share, least) / (self.images * seen.items_per_image * seen.calls))
+        rows = max(min(share, MOST_ROWS), least)
+        return ceil(rows / (self.images * seen.items_per_image * seen.calls))
 
     def _hook(self, seen: Seen) -> Callable[[nn.Module, tuple[Tensor], Tensor], Tensor]:
         conv = seen.conv

@@ -37,6 +37,11 @@ def spectrum(matrix: Float[Tensor, "d d"]) -> tuple[Float[Tensor, " d"], Float[T
     return values.flip(0).clamp_min(0), vectors.flip(1)
 
 
+def energies(matrix: Float[Tensor, "d d"]) -> Float[Tensor, " d"]:
+    """The eigenvalues of `spectrum` alone, several times cheaper."""
+    return torch.linalg.eigvalsh((matrix + matrix.T) / 2).flip(0).clamp_min(0)
+
+
 def tails(values: Float[Tensor, " d"]) -> Float[Tensor, " d_plus_1"]:
     """What is lost when the first r values are kept, for r = 0 … d: Σ_{i ≥ r} values[i]."""
     zero = values.new_zeros(1)

@@ -31,7 +31,12 @@ def reduced_rank(
     Lᵀ B Cov(z) Bᵀ L: reduce = Uᵀ Lᵀ B, expand = L⁻ᵀ U. (Izenman, "Reduced-rank regression for the
     multivariate linear model", 1975; Zhang et al. 2016, §3.1, with G = I.)
     """
-    _, vectors = spectrum(metric.T @ output_covariance.double() @ metric)
-    kept = vectors[:, :rank]
+    inner = metric.T @ slope
+    energy = metric.T @ output_covariance.double() @ metric
+    if inner.shape[1] < len(inner):  # the energy lies in the span of few features
+        span = torch.linalg.qr(inner).Q
+        kept = span @ spectrum(span.T @ energy @ span)[1][:, :rank]
+    else:
+        kept = spectrum(energy)[1][:, :rank]
     expand = torch.linalg.solve_triangular(metric.T, kept, upper=True)
-    return LowRank(kept.T @ (metric.T @ slope), expand)
+    return LowRank(kept.T @ inner, expand)

@@ -9,13 +9,13 @@ from torch import Tensor
 from onebyone.factorize.metric import factor, spectrum
 
 
-def input_spectrum(
+def input_energy(
     weight: Float[Tensor, "c_out taps c_in"],
     channels: Float[Tensor, "c_in c_in"],
     taps: Float[Tensor, "taps taps"],
     metric: Float[Tensor, "c_out c_out"],
-) -> tuple[Float[Tensor, " c_in"], Float[Tensor, "c_in c_in"]]:
-    """Loss-weighted energy of each direction of the whitened input channels, from large to small.
+) -> Float[Tensor, "c_in c_in"]:
+    """Loss-weighted energy of the directions of the whitened input channels, as a quadratic form.
 
     The covariance of a patch is taken as a Kronecker product of that of the channels and that of
     the taps (the assumption of Grosse & Martens, "A Kronecker-factored approximate Fisher matrix
@@ -26,7 +26,7 @@ def input_spectrum(
     white = metric.T @ weight.double().reshape(c_out, -1)
     white = torch.einsum("okc,kj->ojc", white.reshape(c_out, k, c_in), root).reshape(-1, c_in)
     white = white @ channels
-    return spectrum(white.T @ white)
+    return white.T @ white
 
 
 def tap_products(
@@ -49,8 +49,8 @@ def squeeze_basis(
 ) -> Float[Tensor, "rank c_in"]:
     """The `rank` mixtures of the input channels that the loss needs most; every tap reads the same.
 
-    With x = L z, z white, and V the top eigenvectors of `input_spectrum`: Vᵀ L⁻¹. (Zhang et al. 2016
+    With x = L z, z white, and V the top eigenvectors of `input_energy`: Vᵀ L⁻¹. (Zhang et al. 2016
     for outputs; here for inputs, Kim et al. 2016, §3, weighted.)
     """
-    _, vectors = input_spectrum(weight, channels, taps, metric)
+    _, vectors = spectrum(input_energy(weight, channels, taps, metric))
     return torch.linalg.solve_triangular(channels.T, vectors[:, :rank], upper=True).T

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,11 @@ def fit_weights(model: nn.Module, state: Mapping[str, Tensor], path: str | Path)
             + "; ".join(f"{len(names)} {what} ({_some(names)})" for what, names in found if names)
             + ". Give the file that belongs to this model, or the model that made it"
         )
-    model.load_state_dict(state, strict=False)
+    # Some modules load no weights without their format's version, which few files keep; names and
+    # shapes fit, so it is the model's own.
+    versioned = OrderedDict(state)
+    versioned._metadata = getattr(own, "_metadata", None)  # type: ignore[attr-defined]
+    model.load_state_dict(versioned, strict=False)
 
 
 def mismatches(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
