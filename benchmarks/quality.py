@@ -87,8 +87,9 @@ def plot(found: dict[str, dict[float, list[Point]]], title: str, path: Path) -> 
         mean = [stats.mean(p[2] for p in curves[n]) for n in levels]
         axes.plot(levels, mean, marker=marker, label=name)
     axes.set(
-        title=title, xlabel="MACs kept", ylabel="points of top-1 accuracy lost", yscale="symlog"
-    )
+        title=title.replace("; ", "\n"), xlabel="MACs kept", yscale="symlog",
+        ylabel="points of top-1 accuracy lost", yticks=(0, 1, 10, 100), yticklabels=(0, 1, 10, 100),
+    )  # fmt: skip
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=150)
