@@ -164,8 +164,7 @@ def check_saved(slimmed: obo.Slimmed, images: Tensor) -> None:
 def general(decision: Decision) -> str:
     """Why a layer stays as it is, without what is particular to it."""
     reason = re.sub(r" \(\d+ groups\)", "", decision.reason)
-    reason = re.sub(r"(tied to that of) .*", r"\1 another layer", reason)
-    return reason.partition(": every cheaper form")[0]
+    return re.sub(r"(tied to that of) .*", r"\1 another layer", reason)
 
 
 def held(plan: Plan) -> dict[str, float]:

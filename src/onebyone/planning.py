@@ -188,7 +188,7 @@ def _reason(chosen: _Candidate, candidates: int) -> str:
         return ""
     if candidates == 1:
         return "no form of it is cheaper than the layer itself"
-    return "the budget is better spent here: every cheaper form costs more accuracy than elsewhere"
+    return "its cheaper forms cost more accuracy than those of other layers"
 
 
 def _candidates(

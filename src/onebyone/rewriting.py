@@ -72,7 +72,7 @@ def rewrite(
     inputs = open_images(images).inputs
     statistics = statistics or observe(model, inputs, seed=plan.seed, memory=memory)
     jobs = _jobs(model, plan, statistics)
-    size = max(1, min(CHUNK, memory // max(24 * statistics.survey.live_bytes, 1)))
+    size = max(1, min(CHUNK, memory // max(40 * statistics.survey.live_bytes, 1)))
     chunks = [suited(model, part) for part in inputs.split(size)]
     with evaluating(model):
         _collect(model, jobs, chunks, plan.seed)

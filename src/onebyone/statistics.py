@@ -107,7 +107,7 @@ def observe(
     inputs = open_images(images).inputs
     with evaluating(model), frozen(model), random_state(seed) as generator:
         found = survey(model, inputs[:1])
-        batch = max(1, min(len(inputs), 64, memory // max(3 * found.activation_bytes, 1)))
+        batch = max(1, min(len(inputs), 64, memory // max(6 * found.activation_bytes, 1)))
         recorder = _Recorder(found, len(inputs), generator)
         with hooked(recorder.attach(model)), torch.enable_grad():
             for index, part in enumerate(inputs.split(batch)):
