@@ -225,8 +225,8 @@ def _low_rank(change: Callable[..., fitting.LowRank]) -> Callable[[Patch], objec
     return lambda p: p.setattr(fitting, "reduced_rank", lambda *a: change(right, *a))
 
 
-def _not_unwhitened(right: Any, slope: Tensor, covariance: Tensor, lower: Tensor, rank: int) -> Any:
-    found = right(slope, covariance, lower, rank)
+def _not_unwhitened(right: Any, slope: Tensor, root: Tensor, lower: Tensor, rank: int) -> Any:
+    found = right(slope, root, lower, rank)
     return replace(found, expand=lower.T @ found.expand)
 
 
@@ -286,7 +286,7 @@ FACTORIZE = {
         lambda: test_factorize.check_brute_force("channel", 0),
     ),
     "covariance of the inputs ignored": Bug(
-        _low_rank(lambda right, b, c, lower, r: right(b, b @ b.T, lower, r)),
+        _low_rank(lambda right, b, c, lower, r: right(b, b.T, lower, r)),
         lambda: test_factorize.check_brute_force("channel", 0),
     ),
     "one rank less than asked": Bug(
@@ -294,7 +294,7 @@ FACTORIZE = {
         lambda: test_factorize.check_family("channel", 0, 3),
     ),
     "smallest directions kept": Bug(
-        _low_rank(lambda right, b, c, lower, r: right(b, c.inverse(), lower, r)),
+        _low_rank(lambda right, b, c, lower, r: right(b, torch.linalg.pinv(c).T, lower, r)),
         lambda: test_factorize.check_against_weight_svd("channel", 0),
     ),
     "not un-whitened on the input side": Bug(

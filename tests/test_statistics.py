@@ -54,9 +54,14 @@ def test_moments_are_those_of_all_positions() -> None:
 @pytest.mark.parametrize("parts", [2, 3])
 def test_moments_add_up(parts: int) -> None:
     rows = torch.randn(60, 4, generator=torch.Generator().manual_seed(0)) + 2
-    whole, summed = Moments.of(rows), Moments.of(rows[:0])
+    whole, summed, filled = Moments.none(4), Moments.none(4), Moments.none(4)
+    whole.add(rows)
     for part in rows.chunk(parts):
-        summed = summed + Moments.of(part)
+        filled.add(part)
+        of_part = Moments.none(4)
+        of_part.add(part)
+        summed = summed + of_part
+    torch.testing.assert_close(filled.covariance, whole.covariance, rtol=1e-4, atol=1e-5)
     assert summed.samples == whole.samples
     torch.testing.assert_close(summed.covariance, whole.covariance, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(whole.covariance, covariance(rows), rtol=1e-4, atol=1e-5)
@@ -67,7 +72,7 @@ def check_fisher(model: nn.Module, inputs: Tensor) -> None:
     found = statistics.observe(model, inputs).layers["5"].gradients / len(inputs)
     with torch.no_grad():
         p = (model(inputs).double() / statistics.TEMPERATURE).softmax(1)
-    expected = (p.mean(0)).diag() - p.T @ p / len(p)
+    expected = ((p.mean(0)).diag() - p.T @ p / len(p)).float()
     torch.testing.assert_close(
         found, expected, rtol=0, atol=0.08 * expected.diagonal().max().item()
     )
@@ -80,7 +85,7 @@ def test_gradients_of_a_classifier_are_the_fisher_information() -> None:
 def test_gradients_of_other_outputs_are_of_random_directions() -> None:
     model = nn.Sequential(nn.Conv2d(3, 6, 1)).eval()
     found = obo.observe(model, images(200, 3, 6, 6)).layers["0"].gradients / 200
-    torch.testing.assert_close(found, 36 * torch.eye(6).double(), rtol=0, atol=6)
+    torch.testing.assert_close(found, 36 * torch.eye(6), rtol=0, atol=6)
 
 
 def test_the_band_is_where_the_relu_is_open() -> None:

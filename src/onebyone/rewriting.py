@@ -20,7 +20,7 @@ from onebyone.factorize.fit import Band, fit
 from onebyone.factorize.metric import factor
 from onebyone.lockstep import Lockstep
 from onebyone.planning import Decision, Plan
-from onebyone.running import suited
+from onebyone.running import release_memory, suited
 from onebyone.sampling import choose_positions, output_rows, patch_rows, positions_of
 from onebyone.statistics import LayerStatistics, Statistics, observe
 from onebyone.surveying import deep_copy
@@ -42,8 +42,8 @@ class _Job:
     conv: ConvSpec
     layer: nn.Module
     training: bool
-    metric: Tensor
-    band: Band
+    seen: LayerStatistics
+    images: int
     calls: int
     effort: Effort
     positions: dict[tuple[int, int], Tensor] = field(default_factory=dict)
@@ -122,9 +122,10 @@ def _job(
     effort: Effort,
 ) -> _Job:  # fmt: skip
     found = statistics.layers[decision.layer]
-    metric = factor(found.gradients / statistics.images, METRIC_SHRINKAGE)
     calls = next(s.calls for s in statistics.survey.layers if s.layer == decision.layer)
-    return _Job(index, decision, conv, layer, layer.training, metric, _band(found), calls, effort)
+    return _Job(
+        index, decision, conv, layer, layer.training, found, statistics.images, calls, effort
+    )
 
 
 def _band(seen: LayerStatistics) -> Band:
@@ -194,6 +195,7 @@ def _pass_through(
     shell = replace_modules(lighter, {j.decision.layer: _Solver(j, lockstep) for j in jobs})
 
     def solve(index: int) -> None:
+        release_memory()
         _solve(jobs[index], own[jobs[index].decision.layer])
         progress((index + 1) / len(jobs))
 
@@ -227,10 +229,11 @@ def _solve(job: _Job, own: nn.Module) -> None:
         return
     rank_in = decision.ranks[0] if decision.form in ("squeeze", "tucker2") else None
     rank_out = decision.ranks[-1] if decision.form in ("channel", "tucker2", "pointwise") else None
+    metric = factor(job.seen.gradients / job.images, METRIC_SHRINKAGE)
     width = (rank_in or job.conv.c_in) * job.conv.taps
     factors = fit(
-        kernel, patches, targets, job.metric, rank_in, rank_out, RIDGE * width / len(patches),
-        job.band, job.effort.rounds, bias=decision.form != "keep" or job.conv.bias,
+        kernel, patches, targets, metric, rank_in, rank_out, RIDGE * width / len(patches),
+        _band(job.seen), job.effort.rounds, bias=decision.form != "keep" or job.conv.bias,
     )  # fmt: skip
     job.solution = fill(skeleton(job.layer, decision.form, decision.ranks), decision.form, factors)
     job.solution.train(job.training)

@@ -134,7 +134,10 @@ class _Search:
         macs = self._guess()
         begun = max(self.high - self.low, 2 * RESOLUTION)
         while self.high - self.low > RESOLUTION and len(self.tried) < TRIALS:
-            self.attempt(macs)
+            try:
+                self.attempt(macs)
+            except BudgetError:  # no plan reaches it
+                self.low = macs
             width = max(self.high - self.low, RESOLUTION)
             self.trial.clock.tell(log(width / begun) / log(RESOLUTION / begun))
             macs = self._guess() if len(self.tried) < GUESSES else self.low + width / 2

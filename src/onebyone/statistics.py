@@ -3,38 +3,53 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from math import ceil
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from onebyone.conv import ConvSpec
 from onebyone.data import open_images
 from onebyone.errors import ModelError
 from onebyone.factorize.squeeze import tap_products
-from onebyone.running import call, first_output, suited
+from onebyone.running import call, first_output, release_memory, suited
 from onebyone.sampling import choose_positions, output_rows, patch_rows, positions_of
 from onebyone.surveying import Seen, Survey, survey
 from onebyone.tree import evaluating, frozen, hooked, modules_by_name, random_state
 
 WORK_SHARE = 0.06  # of a layer's own arithmetic that sampling for one moment may cost
 LEAST_ROWS, MOST_ROWS = 4096, 32768
+OVER = 2  # bytes that a pass takes for each byte of activations
 TEMPERATURE = 2.0  # training images are often known by heart: their predictions say little at 1
 
 
-@dataclass(frozen=True)
+@dataclass
 class Moments:
-    """Sums over samples, so that the parts of a data set can be added up."""
+    """Sums over samples, so that the parts of a data set can be added up; products in float32."""
 
     samples: int
     total: Float[Tensor, " d"]
     products: Float[Tensor, "d d"]
 
     @staticmethod
-    def of(rows: Float[Tensor, "samples d"]) -> Moments:
-        """The sums of these rows; products run in the rows' dtype, the result is float64."""
-        return Moments(len(rows), rows.sum(0).double().cpu(), (rows.T @ rows).double().cpu())
+    def none(size: int, device: torch.device | str = "cpu") -> Moments:
+        """The sums of no samples yet."""
+        return Moments(
+            0, torch.zeros(size, dtype=torch.float64, device=device),
+            torch.zeros(size, size, device=device),
+        )  # fmt: skip
+
+    def add(self, rows: Float[Tensor, "samples d"]) -> None:
+        """Take these rows in."""
+        self.samples += len(rows)
+        self.total += rows.sum(0)
+        self.products.addmm_(rows.T, rows)
+
+    def to(self, device: torch.device | str) -> Moments:
+        """The same sums on another device."""
+        return Moments(self.samples, self.total.to(device), self.products.to(device))
 
     def __add__(self, other: Moments) -> Moments:
         return Moments(
@@ -43,19 +58,20 @@ class Moments:
 
     @property
     def covariance(self) -> Float[Tensor, "d d"]:
-        """Centred second moments."""
+        """Centred second moments, in float64."""
         mean = self.total / self.samples
-        return self.products / self.samples - mean.outer(mean)
+        return self.products.double() / self.samples - mean.outer(mean)
 
 
-@dataclass(frozen=True)
+@dataclass
 class LayerStatistics:
     """What one layer saw, summed over `images`.
 
-    `channels`: its input pixels; `taps`: products of the taps of its input patches, summed over
-    channels, with `patches` counting them; `outputs`: its outputs before any normalisation;
-    `gradients`: Σ g gᵀ over all output positions, g the gradient of the loss there; `lowest` and
-    `highest`: the least and the greatest output of each channel that had a gradient at all.
+    `channels`: its input pixels, of no channels for a pointwise or linear layer, whose input no form
+    squeezes; `taps`: products of the taps of its input patches, summed over channels; `outputs`: its
+    outputs before any normalisation; `gradients`: Σ g gᵀ over all output positions, g the gradient of
+    the loss there; `lowest` and `highest`: the least and the greatest output of each channel that had
+    a gradient at all.
     """
 
     channels: Moments
@@ -64,6 +80,22 @@ class LayerStatistics:
     gradients: Float[Tensor, "c_out c_out"]
     lowest: Float[Tensor, " c_out"]
     highest: Float[Tensor, " c_out"]
+
+    @staticmethod
+    def none(conv: ConvSpec, device: torch.device | str = "cpu") -> LayerStatistics:
+        """What a layer saw that has not run yet."""
+        return LayerStatistics(
+            Moments.none(conv.c_in if conv.taps > 1 else 0, device),
+            torch.zeros(conv.taps, conv.taps, dtype=torch.float64, device=device),
+            Moments.none(conv.c_out, device),
+            torch.zeros(conv.c_out, conv.c_out, device=device),
+            torch.full((conv.c_out,), torch.inf, device=device),
+            torch.full((conv.c_out,), -torch.inf, device=device),
+        )
+
+    def to(self, device: torch.device | str) -> LayerStatistics:
+        """The same sums on another device."""
+        return LayerStatistics(*(getattr(self, part.name).to(device) for part in fields(self)))
 
     def __add__(self, other: LayerStatistics) -> LayerStatistics:
         return LayerStatistics(
@@ -107,14 +139,16 @@ def observe(
     inputs = open_images(images).inputs
     with evaluating(model), frozen(model), random_state(seed) as generator:
         found = survey(model, inputs[:1])
-        batch = max(1, min(len(inputs), 64, memory // max(6 * found.activation_bytes, 1)))
+        batch = max(1, min(len(inputs), 64, memory // max(OVER * found.activation_bytes, 1)))
         recorder = _Recorder(found, len(inputs), generator)
         with hooked(recorder.attach(model)), torch.enable_grad():
             for index, part in enumerate(inputs.split(batch)):
                 _backward(call(model, suited(model, part)), generator)
                 if progress is not None:
                     progress(min(1.0, (index + 1) * batch / len(inputs)))
-    return Statistics(_only(found, recorder.layers), len(inputs), recorder.layers, seed)
+    release_memory()
+    layers = {name: seen.to("cpu") for name, seen in recorder.layers.items()}
+    return Statistics(_only(found, layers), len(inputs), layers, seed)
 
 
 def _only(found: Survey, seen: dict[str, LayerStatistics]) -> Survey:
@@ -167,58 +201,46 @@ class _Recorder:
             if seen.refusal is None
         ]
 
-    def _wanted(self, seen: Seen, items: int, macs_per_row: int, least: int) -> int:
-        """Positions to sample in each item, so that the sampling stays cheap beside the layer."""
-        conv = seen.conv
-        assert conv is not None
-        share = WORK_SHARE * conv.macs(seen.positions_out) * self.images / macs_per_row
-        rows = max(min(share, MOST_ROWS), least)
-        return ceil(rows / (self.images * seen.items_per_image * seen.calls))
-
     def _hook(self, seen: Seen) -> Callable[[nn.Module, tuple[Tensor], Tensor], Tensor]:
         conv = seen.conv
         assert conv is not None
 
         def hook(_: nn.Module, args: tuple[Tensor], y: Tensor) -> Tensor:
             x = args[0].detach()
-            count = positions_of(conv, y)
-            wanted = self._wanted(
-                seen, len(y), conv.taps * conv.c_in**2, max(LEAST_ROWS, 4 * conv.c_in)
-            )
-            chosen = choose_positions(len(y), count, wanted, self.generator)
-            patches = patch_rows(conv, x, chosen)
-            outputs = Moments.of(output_rows(conv, y.detach(), chosen))
-            part = LayerStatistics(
-                Moments.of(patches.reshape(-1, conv.c_in)), tap_products(patches).cpu(), outputs,
-                torch.zeros(conv.c_out, conv.c_out, dtype=torch.float64),
-                torch.full((conv.c_out,), torch.inf), torch.full((conv.c_out,), -torch.inf),
-            )  # fmt: skip
-            self._add(seen.layer, part)
+            layer = self.layers.setdefault(seen.layer, LayerStatistics.none(conv, x.device))
+            squeezed = conv.taps > 1
+            width = conv.c_in if squeezed else conv.c_out
+            chosen = self._choose(seen, y, conv.taps * width**2, width)
+            if squeezed:
+                patches = patch_rows(conv, x, chosen)
+                layer.channels.add(patches.reshape(-1, conv.c_in))
+                layer.taps += tap_products(patches)
+            layer.outputs.add(output_rows(conv, y.detach(), chosen))
             if not y.requires_grad:
                 y = y + torch.zeros(1, dtype=y.dtype, device=y.device, requires_grad=True)
-            wanted = self._wanted(seen, len(y), conv.c_out**2, max(LEAST_ROWS, 4 * conv.c_out))
-            chosen = choose_positions(len(y), count, wanted, self.generator)
+            chosen = self._choose(seen, y, conv.c_out**2, conv.c_out)
             values = output_rows(conv, y.detach(), chosen)
-            scale = count / chosen.shape[1]
-            y.register_hook(
-                lambda g: self._gradient(seen, values, output_rows(conv, g, chosen), scale)
-            )
+            scale = positions_of(conv, y) / chosen.shape[1]
+            y.register_hook(lambda g: _feel(layer, values, output_rows(conv, g, chosen), scale))
             return y
 
         return hook
 
-    def _gradient(self, seen: Seen, values: Tensor, gradients: Tensor, scale: float) -> None:
-        """Add Σ g gᵀ, and widen the band of outputs that some gradient reached."""
-        layer = self.layers[seen.layer]
-        felt = gradients != 0
-        low = torch.where(felt, values, torch.inf).amin(0).cpu()
-        high = torch.where(felt, values, -torch.inf).amax(0).cpu()
-        self.layers[seen.layer] = replace(
-            layer,
-            gradients=layer.gradients + scale * (gradients.T @ gradients).double().cpu(),
-            lowest=torch.minimum(layer.lowest, low),
-            highest=torch.maximum(layer.highest, high),
-        )
+    def _choose(self, seen: Seen, y: Tensor, macs_per_row: int, width: int) -> Tensor:
+        """Positions to sample in each item, so that the sampling stays cheap beside the layer."""
+        conv = seen.conv
+        assert conv is not None
+        share = WORK_SHARE * conv.macs(seen.positions_out) * self.images / macs_per_row
+        rows = max(min(share, MOST_ROWS), LEAST_ROWS, 4 * width)
+        wanted = ceil(rows / (self.images * seen.items_per_image * seen.calls))
+        return choose_positions(len(y), positions_of(conv, y), wanted, self.generator)
 
-    def _add(self, name: str, part: LayerStatistics) -> None:
-        self.layers[name] = self.layers[name] + part if name in self.layers else part
+
+def _feel(layer: LayerStatistics, values: Tensor, gradients: Tensor, scale: float) -> None:
+    """Add Σ g gᵀ, and widen the band of outputs that some gradient reached."""
+    felt = gradients != 0
+    low = torch.where(felt, values, torch.inf).amin(0)
+    high = torch.where(felt, values, -torch.inf).amax(0)
+    layer.gradients.addmm_(gradients.T, gradients, alpha=scale)
+    torch.minimum(layer.lowest, low, out=layer.lowest)
+    torch.maximum(layer.highest, high, out=layer.highest)

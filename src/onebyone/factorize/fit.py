@@ -9,9 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from onebyone.factorize.alternate import improve_basis
-from onebyone.factorize.least_squares import Fit, Regression
+from onebyone.factorize.least_squares import Regression
 from onebyone.factorize.metric import factor
-from onebyone.factorize.reduced_rank import LowRank, reduced_rank
+from onebyone.factorize.reduced_rank import reduced_rank
 from onebyone.factorize.squeeze import squeeze_basis, tap_products
 
 CHANNEL_SHRINKAGE = 1e-4
@@ -62,11 +62,10 @@ def fit(
     if rank_in is None:
         flat = patches.reshape(len(patches), -1)
         regression = Regression(flat, weight.reshape(c_out, -1), ridge, intercept=bias)
-        found = _thin(regression.fit(targets), metric, rank_out)
+        found = _thin(regression, targets, metric, rank_out)
         for _ in range(rounds if band is not None else 0):
-            found = _thin(
-                regression.fit(relax(targets, _given(found, flat), band)), metric, rank_out
-            )
+            relaxed = relax(targets, _given(found, flat), band)
+            found = _thin(regression, relaxed, metric, rank_out)
         return _factors(found, taps, None)
     moments, tap_moments = patch_moments(patches)
     channels = factor(moments, CHANNEL_SHRINKAGE)
@@ -79,7 +78,7 @@ def fit(
         flat = (patches @ reduce.to(patches.dtype).T).reshape(len(patches), -1)
         prior = weight.double() @ (channels @ (reduce @ channels).T)
         regression = Regression(flat, prior.reshape(c_out, -1), ridge)
-        found = _thin(regression.fit(wanted), metric, rank_out)
+        found = _thin(regression, wanted, metric, rank_out)
         if band is not None and step < rounds:
             wanted = relax(targets, _given(found, flat), band)
     assert found is not None
@@ -88,31 +87,34 @@ def fit(
 
 @dataclass(frozen=True)
 class _Map:
-    """A linear map, whole and (where its rank was cut) in two parts."""
+    """A linear map `slope`, or where its rank was cut `expand · slope`, and a bias."""
 
     slope: Tensor
     bias: Tensor
-    low: LowRank | None
+    expand: Tensor | None
 
 
-def _thin(found: Fit, metric: Tensor, rank: int | None) -> _Map:
+def _thin(regression: Regression, targets: Tensor, metric: Tensor, rank: int | None) -> _Map:
     """The fit itself, or its best cut to a rank with the mean output kept."""
+    found = regression.fit(targets)
     if rank is None:
         return _Map(found.slope, found.intercept, None)
-    low = reduced_rank(found.slope, found.output_covariance, metric, rank)
-    slope = low.expand @ low.reduce
-    return _Map(slope, found.intercept + (found.slope - slope) @ found.feature_mean, low)
+    low = reduced_rank(found.slope, regression.root(found.slope), metric, rank)
+    lost = found.slope @ found.feature_mean - low.expand @ (low.reduce @ found.feature_mean)
+    return _Map(low.reduce, found.intercept + lost, low.expand)
 
 
 def _given(found: _Map, flat: Tensor) -> Tensor:
     """The outputs of a map on these features."""
-    return torch.addmm(found.bias.to(flat.dtype), flat, found.slope.to(flat.dtype).T)
+    through = flat @ found.slope.to(flat.dtype).T
+    if found.expand is not None:
+        through = through @ found.expand.to(flat.dtype).T
+    return through + found.bias.to(flat.dtype)
 
 
 def _factors(found: _Map, taps: int, reduce: Tensor | None) -> Factors:
-    core = found.slope if found.low is None else found.low.reduce
-    expand = None if found.low is None else found.low.expand
-    return Factors(core.reshape(len(core), taps, -1), found.bias, reduce, expand)
+    core = found.slope.reshape(len(found.slope), taps, -1)
+    return Factors(core, found.bias, reduce, found.expand)
 
 
 def relax(

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from onebyone.factorize.metric import factor
+
 
 @dataclass(frozen=True)
 class Fit:
-    """y ≈ slope · z + intercept, with the covariance of slope · z."""
+    """y ≈ slope · z + intercept."""
 
     slope: Float[Tensor, "targets features"]
     intercept: Float[Tensor, " targets"]
     feature_mean: Float[Tensor, " features"]
-    output_covariance: Float[Tensor, "targets targets"]
 
 
 class Regression:
@@ -36,7 +38,7 @@ class Regression:
         ridge: float,
         intercept: bool = True,
     ) -> None:
-        self.prior = prior.double()
+        self.prior = prior
         self.intercept = intercept
         self.mean = features.mean(0) if intercept else torch.zeros_like(features[0])
         self.centred = features - self.mean
@@ -59,15 +61,24 @@ class Regression:
         rest = targets - mean - self.guess
         if self.covariance is not None:
             cross = (self.centred.T @ rest).double() / len(targets)
-            slope = self.prior + torch.cholesky_solve(cross, self.lower).T
-            outputs = slope @ self.covariance @ slope.T
+            slope = torch.cholesky_solve(cross, self.lower).T.add_(self.prior)
         else:
             dual = torch.cholesky_solve(rest.double(), self.lower) / len(targets)
-            slope = self.prior + (dual.T @ self.scaled) / self.penalty.sqrt()
-            fitted = self.centred.double() @ slope.T
-            outputs = fitted.T @ fitted / len(fitted)
+            slope = (dual.T @ self.scaled).div_(self.penalty.sqrt()).add_(self.prior)
         centre = self.mean.double()
-        return Fit(slope, mean.double() - slope @ centre, centre, outputs)
+        return Fit(slope, mean.double() - slope @ centre, centre)
+
+    def root(self, slope: Float[Tensor, "targets features"]) -> Float[Tensor, "parts targets"]:
+        """R with Rᵀ R the covariance of slope · z, of as few rows as there are samples or features."""
+        if self.covariance is None:
+            return self.centred.double() @ slope.T / len(self.centred) ** 0.5
+        return (slope @ self.spread).T
+
+    @cached_property
+    def spread(self) -> Float[Tensor, "features features"]:
+        """Triangular L with L Lᵀ the features' covariance."""
+        assert self.covariance is not None
+        return factor(self.covariance)
 
 
 def _cholesky(matrix: Tensor, diagonal: Tensor) -> Tensor:

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from onebyone.factorize.metric import spectrum
 
+SOUND = 1e-12  # of the largest eigenvalue: below is rounding
+
 
 @dataclass(frozen=True)
 class LowRank:
@@ -21,22 +23,46 @@ class LowRank:
 
 def reduced_rank(
     slope: Float[Tensor, "c_out features"],
-    output_covariance: Float[Tensor, "c_out c_out"],
+    root: Float[Tensor, "parts c_out"],
     metric: Float[Tensor, "c_out c_out"],
     rank: int,
 ) -> LowRank:
     """The rank-r map nearest to `slope` in E‖Lᵀ(B − B̂) z‖², L Lᵀ = the metric G.
 
-    `output_covariance` is B Cov(z) Bᵀ and `metric` the triangular L. With U the top eigenvectors of
-    Lᵀ B Cov(z) Bᵀ L: reduce = Uᵀ Lᵀ B, expand = L⁻ᵀ U. (Izenman, "Reduced-rank regression for the
-    multivariate linear model", 1975; Zhang et al. 2016, §3.1, with G = I.)
+    `root` is any R with Rᵀ R = B Cov(z) Bᵀ and `metric` the triangular L. With U the top right
+    singular vectors of R L: reduce = Uᵀ Lᵀ B, expand = L⁻ᵀ U. (Izenman, "Reduced-rank regression for
+    the multivariate linear model", 1975; Zhang et al. 2016, §3.1, with G = I.)
     """
-    inner = metric.T @ slope
-    energy = metric.T @ output_covariance.double() @ metric
-    if inner.shape[1] < len(inner):  # the energy lies in the span of few features
-        span = torch.linalg.qr(inner).Q
-        kept = span @ spectrum(span.T @ energy @ span)[1][:, :rank]
-    else:
-        kept = spectrum(energy)[1][:, :rank]
+    inner = root.double() @ metric
+    kept = _thin_vectors(inner) if len(inner) < len(slope) else spectrum(inner.T @ inner)[1]
+    if kept.shape[1] < rank:
+        kept = _completed(kept, slope, metric, rank)
+    kept = kept[:, :rank]
     expand = torch.linalg.solve_triangular(metric.T, kept, upper=True)
-    return LowRank(kept.T @ inner, expand)
+    return LowRank((metric @ kept).T @ slope, expand)
+
+
+def _thin_vectors(inner: Float[Tensor, "parts c_out"]) -> Float[Tensor, "c_out found"]:
+    """Right singular vectors of a matrix with few rows, those above rounding."""
+    values, vectors = spectrum(inner @ inner.T)
+    sound = values > SOUND * values[0]
+    return torch.linalg.qr(inner.T @ vectors[:, sound]).Q
+
+
+def _completed(
+    kept: Float[Tensor, "c_out found"],
+    slope: Float[Tensor, "c_out features"],
+    metric: Float[Tensor, "c_out c_out"],
+    rank: int,
+) -> Float[Tensor, "c_out rank"]:
+    """Orthonormal columns past what the samples say: the largest of Lᵀ B itself, by a random sketch.
+
+    (Halko, Martinsson & Tropp, "Finding structure with randomness", 2011, algorithm 4.3.)
+    """
+    sketch = torch.randn(
+        slope.shape[1], rank - kept.shape[1], generator=torch.Generator().manual_seed(0)
+    ).to(slope)
+    span = metric.T @ (slope @ sketch)
+    span = span - kept @ (kept.T @ span)
+    span = metric.T @ (slope @ (slope.T @ (metric @ torch.linalg.qr(span).Q)))
+    return torch.linalg.qr(torch.cat([kept, span], 1)).Q
