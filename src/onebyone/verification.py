@@ -12,12 +12,12 @@ from math import ceil
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from onebyone.conv import ConvSpec
 from onebyone.data import open_images
 from onebyone.errors import DataError, ModelError
-from onebyone.running import output_of
+from onebyone.measurement.counting import count
+from onebyone.running import output_of, suited
 from onebyone.sampling import choose_positions, output_rows, positions_of
 from onebyone.surveying import PLAIN
 from onebyone.tree import evaluating, hooked, modules_by_name
@@ -54,7 +54,7 @@ class Latency:
 class Side:
     """One of the two networks: cost for one image, size of its weights, what was measured.
 
-    `macs` is PyTorch's own count (`torch.utils.flop_counter`, halved); `weight_bytes` adds up the
+    `macs` is what `onebyone.measurement.counting` counts; `weight_bytes` adds up the
     tensors of the state dict, tied ones once; `accuracy` is top-1 on the held-out images, None where
     they have no labels; `latency` is empty where it was not measured.
     """
@@ -272,13 +272,10 @@ def _layer_errors(model: nn.Module, lighter: nn.Module, inputs: Tensor) -> tuple
 def _side(
     model: nn.Module, one: Tensor, accuracy: float | None, latency: tuple[Latency, ...]
 ) -> Side:
-    # Parametrized layers cannot be counted in inference mode.
-    with torch.inference_mode(False), torch.no_grad(), FlopCounterMode(display=False) as flops:
-        output_of(model, one.clone())
     unique = {(t.data_ptr(), t.shape, t.dtype): t for t in model.state_dict().values()}
     size = sum(t.numel() * t.element_size() for t in unique.values())
     params = sum(p.numel() for p in model.parameters())
-    return Side(flops.get_total_flops() // 2, params, size, accuracy, latency)
+    return Side(count(model, suited(model, one)).macs, params, size, accuracy, latency)
 
 
 def _timed(networks: tuple[nn.Module, nn.Module], inputs: Tensor) -> list[Latency]:
