@@ -262,8 +262,8 @@ def _layer_errors(model: nn.Module, lighter: nn.Module, inputs: Tensor) -> tuple
                     calls.clear()
                     output_of(network, part)
     errors = []
-    for name, (count, gap, square, total) in sums.items():
-        variance = float(square - total.square().sum() / count)
+    for name, (rows, gap, square, total) in sums.items():
+        variance = float(square - total.square().sum() / rows)
         scale = variance if variance > 1e-9 * float(square) else float(square)
         errors.append(LayerError(name, float(gap) / scale if scale else 0.0))
     return tuple(errors)
