@@ -118,7 +118,8 @@ def _check_weights(model: nn.Module) -> None:
 def _fitted(model: nn.Module, setting: Setting) -> nn.Module:
     """The model itself where nothing about it changes, else a copy."""
     try:
-        device = None if setting.device is None else torch.device(setting.device)
+        given = setting.device
+        device = None if given is None else torch.empty(0, device=given).device  # with its number
         if not (setting.training or setting.channels_last or _moves(model, device, setting.dtype)):
             return model
         own = deep_copy(model).to(device=device, dtype=setting.dtype)
@@ -207,9 +208,8 @@ def _compiled(ready: Ready, training: bool) -> Ready:
     try:
         run()
     except Exception as error:
-        said = " ".join(
-            str(error.__cause__ or error).partition("\n\n")[0].split()
-        )  # advice to developers follows
+        # Advice to PyTorch's developers follows after an empty line.
+        said = " ".join(str(error.__cause__ or error).partition("\n\n")[0].split())
         raise ModelError(
             f"torch.compile cannot compile the network here ({said}): time it without"
         ) from error
