@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from onebyone.data import Images, open_images
     from onebyone.errors import OneByOneError
     from onebyone.loading import Loaded, load
+    from onebyone.measurement.measuring import Measurement, measure
     from onebyone.plan_files import read_plan, write_plan
     from onebyone.planning import Budget, Decision, Plan, plan
     from onebyone.preprocessing import Preprocess
@@ -22,6 +23,7 @@ _HOMES = {
     "Decision": "planning",
     "Images": "data",
     "Loaded": "loading",
+    "Measurement": "measurement.measuring",
     "OneByOneError": "errors",
     "Plan": "planning",
     "Preprocess": "preprocessing",
@@ -29,6 +31,7 @@ _HOMES = {
     "Statistics": "statistics",
     "Verification": "verification",
     "load": "loading",
+    "measure": "measurement.measuring",
     "observe": "statistics",
     "open_images": "data",
     "plan": "planning",
@@ -45,6 +48,7 @@ __all__ = [
     "Decision",
     "Images",
     "Loaded",
+    "Measurement",
     "OneByOneError",
     "Plan",
     "Preprocess",
@@ -52,6 +56,7 @@ __all__ = [
     "Statistics",
     "Verification",
     "load",
+    "measure",
     "observe",
     "open_images",
     "plan",
