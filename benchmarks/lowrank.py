@@ -25,8 +25,7 @@ from onebyone.factorize.fit import Factors
 from onebyone.factorize.metric import energies, spectrum, tails
 from onebyone.forms import FORMS
 from onebyone.statistics import LayerStatistics, Statistics
-from onebyone.surveying import deep_copy
-from onebyone.tree import modules_by_name, replace_modules
+from onebyone.tree import deep_copy, modules_by_name, replace_modules
 
 
 @dataclass(frozen=True)
