@@ -1,0 +1,408 @@
+"""compare: what each way of building C×H×W → C′×H′×W′ costs, counted and timed, beside the direct one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from math import ceil, gcd, prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from onebyone import blocks
+from onebyone.blocks import AnyShape, Block, positive
+from onebyone.errors import ModelError, ShapeError
+from onebyone.measurement.counting import count
+from onebyone.measurement.latency import Latency, time_models
+from onebyone.sources import source
+from onebyone.tree import random_state
+from onebyone.windows import Shape, Window, shape_of, shape_text
+
+DIRECT, BEFORE = "direct", "bottleneck_before"
+SECONDS = 4.0  # on the clock, for all variants together: half for inference, half for training
+MOST_BYTES = 8 * 2**30  # that the timing may take, roughly
+FLOAT = 4  # bytes
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to build the layer, counted for one image and timed for the whole batch.
+
+    `params` are those of the block as it was asked for, with biases or without, `params_with_bias`
+    those with. `activation_bytes` is what its operators write to new memory in float32.
+    `intensity_macs_per_byte` is MACs over the bytes that they read and write, weights included. The
+    ratios are this over direct, those of latencies of medians; None where nothing was timed. `code`
+    builds the block with PyTorch alone, `note` is for people.
+    """
+
+    name: str
+    title: str
+    says: str
+    paper: str
+    width: int | None
+    output_shape: Shape
+    params: int
+    params_with_bias: int
+    macs: int
+    activation_bytes: int
+    bytes_moved: int
+    code: str
+    params_ratio: float
+    macs_ratio: float
+    inference: Latency | None = None
+    training: Latency | None = None
+    inference_ratio: float | None = None
+    training_ratio: float | None = None
+    note: str = ""
+
+    @property
+    def intensity_macs_per_byte(self) -> float:
+        """MACs for each byte read or written; 0 where there are none."""
+        return self.macs / self.bytes_moved if self.bytes_moved else 0.0
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A variant that cannot be built for these shapes, and why."""
+
+    name: str
+    title: str
+    width: int | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class BreakEven:
+    """The width at which the bottleneck before costs what direct does, biases left out.
+
+    macs: w·(C·P + k²·C′·P′) = k²·C·C′·P′; params: w·(C + k²·C′) = k²·C·C′. Both exact.
+    """
+
+    macs: Fraction
+    params: Fraction
+
+    @property
+    def most_macs(self) -> int:
+        """The largest width with fewer MACs than direct; 0 where there is none."""
+        return ceil(self.macs) - 1
+
+    @property
+    def most_params(self) -> int:
+        """The largest width with fewer parameters than direct; 0 where there is none."""
+        return ceil(self.params) - 1
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All variants in the order of the table, direct first, and those that cannot be built."""
+
+    input_shape: Shape
+    output_shape: Shape
+    kernel: int
+    window: Window
+    widths: tuple[int, ...]
+    bias: bool
+    batch: int
+    break_even: BreakEven
+    variants: tuple[Variant, ...]
+    refused: tuple[Refused, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def direct(self) -> Variant:
+        """The k×k convolution that the others are compared with."""
+        return self.variants[0]
+
+    def __getitem__(self, name: str) -> Variant:
+        """The first variant of this name; KeyError with the names that there are."""
+        for variant in self.variants:
+            if variant.name == name:
+                return variant
+        names = ", ".join(dict.fromkeys(v.name for v in self.variants))
+        raise KeyError(f"no variant is called {name!r}: there are {names}")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What one variant is to be built for."""
+
+    input: Shape
+    output: Shape
+    kernel: int
+    width: int
+    groups: int
+    bias: bool
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One row of the table: `build` may raise ShapeError; `wide` ones come once for each width."""
+
+    title: str
+    says: str
+    paper: str
+    build: Callable[[Asked], Block]
+    wide: bool = False
+
+
+KINDS: dict[str, Kind] = {
+    DIRECT: Kind(
+        "direct", "one k×k convolution",
+        "LeCun et al., Gradient-Based Learning Applied to Document Recognition, 1998",
+        lambda a: blocks.Direct(a.input, a.output, a.kernel, bias=a.bias),
+    ),
+    BEFORE: Kind(
+        "1×1 before", "1×1 to w channels, then k×k (the bottleneck of GoogLeNet)",
+        "Szegedy et al., Going Deeper with Convolutions, 2014",
+        lambda a: blocks.BottleneckBefore(a.input, a.output, a.kernel, width=a.width, bias=a.bias),
+        wide=True,
+    ),
+    "bottleneck_after": Kind(
+        "1×1 after", "k×k to w channels, then 1×1",
+        "Zhang et al., Accelerating Very Deep Convolutional Networks, 2016",
+        lambda a: blocks.BottleneckAfter(a.input, a.output, a.kernel, width=a.width, bias=a.bias),
+        wide=True,
+    ),
+    "bottleneck_both": Kind(
+        "1×1 both sides", "1×1 to w, k×k on w channels, 1×1 (the bottleneck of ResNet, no shortcut)",
+        "He et al., Deep Residual Learning for Image Recognition, 2015",
+        lambda a: blocks.BottleneckBoth(a.input, a.output, a.kernel, width=a.width, bias=a.bias),
+        wide=True,
+    ),
+    "inception": Kind(
+        "Inception", "1×1, 3×3, 5×5 and max-pool side by side, 1×1 in each (its kernels are fixed)",
+        "Szegedy et al., Going Deeper with Convolutions, 2014",
+        lambda a: blocks.InceptionBranch(a.input, a.output, bias=a.bias),
+    ),
+    "fire": Kind(
+        "fire", "1×1 to w channels, then 1×1 and k×k side by side (SqueezeNet)",
+        "Iandola et al., SqueezeNet, 2016",
+        lambda a: blocks.Fire(a.input, a.output, a.kernel, width=a.width, bias=a.bias),
+        wide=True,
+    ),
+    "depthwise_separable": Kind(
+        "depthwise separable", "k×k on each channel alone, then 1×1 (MobileNet)",
+        "Howard et al., MobileNets, 2017",
+        lambda a: blocks.DepthwiseSeparable(a.input, a.output, a.kernel, bias=a.bias),
+    ),
+    "inverted_residual": Kind(
+        "inverted residual", "1×1 to 6·C, k×k on each channel alone, 1×1 (MobileNetV2, no shortcut)",
+        "Sandler et al., MobileNetV2: Inverted Residuals and Linear Bottlenecks, 2018",
+        lambda a: blocks.InvertedResidual(a.input, a.output, a.kernel, bias=a.bias),
+    ),
+    "grouped": Kind(
+        "grouped", "k×k in g groups that do not see one another (AlexNet, ResNeXt)",
+        "Xie et al., Aggregated Residual Transformations for Deep Neural Networks, 2017",
+        lambda a: blocks.Grouped(a.input, a.output, a.kernel, groups=a.groups, bias=a.bias),
+    ),
+    "cp": Kind(
+        "CP", "1×1 to w, k×1 and 1×k on each channel alone, 1×1 (CP decomposition)",
+        "Lebedev et al., Speeding-up CNNs Using Fine-tuned CP-Decomposition, 2015",
+        lambda a: blocks.CPLike(a.input, a.output, a.kernel, width=a.width, bias=a.bias),
+        wide=True,
+    ),
+    "network_in_network": Kind(
+        "network in network", "k×k, then two 1×1: more depth, not fewer MACs",
+        "Lin et al., Network In Network, 2014",
+        lambda a: blocks.NetworkInNetwork(a.input, a.output, a.kernel, bias=a.bias),
+    ),
+    "max_pool": Kind(
+        "max-pool", "the largest of k×k in each channel, for contrast: nothing is learned",
+        "Ranzato et al., Unsupervised Learning of Invariant Feature Hierarchies, 2007",
+        lambda a: blocks.MaxPool(a.input, (a.input[0], *a.output[1:]), a.kernel),
+    ),
+}  # fmt: skip
+
+
+def compare(
+    input: AnyShape,
+    output: AnyShape,
+    kernel: int = 3,
+    *,
+    width: int | Sequence[int] | None = None,
+    bias: bool = False,
+    groups: int | None = None,
+    latency: bool = True,
+    training: bool = True,
+    threads: int = 1,
+    batch: int = 1,
+    seconds: float = SECONDS,
+) -> Comparison:
+    """Build every variant of a k×k layer from input to output, count it and time it here.
+
+    input, output: channels × height × width, as "100x20x20" or three numbers; stride and padding
+    follow from them (`Window.between`). width: the channels at the narrow place of bottlenecks, fire
+    and CP, or several; by default half of the smaller of C and C′. groups: by default the largest
+    common divisor of C and C′ up to 4. latency: time inference and, if `training`, a training step
+    (forward, sum, backward to the weights and to the input), all variants in turn, for about `seconds`
+    in all. Activations and BatchNorm are left out. What cannot be built for these shapes stands in
+    `refused` with the reason.
+
+    Raises ShapeError for shapes, kernels, widths or groups that make no sense or do not fit one another.
+
+    >>> compare("100x20x20", "40x20x20", 5, latency=False)["bottleneck_before"].params
+    22000
+    """
+    start, end = shape_of(input, "the input"), shape_of(output, "the output")
+    positive(kernel, "the kernel")
+    window = Window.between(start[1:], end[1:], kernel)
+    widths = _widths(width, start, end)
+    shared = gcd(start[0], end[0])
+    split = max(g for g in range(1, 5) if shared % g == 0) if groups is None else groups
+    asked = Asked(start, end, kernel, widths[0], positive(split, "the number of groups"), bias)
+    variants, refused, builds = _counted(asked, widths, chosen=groups is not None)
+    notes: tuple[str, ...] = ()
+    if latency:
+        _check_room(variants, positive(batch, "the batch"), start)
+        timed = _timed(builds, start, training, {"threads": threads, "batch": batch}, seconds)
+        variants = [replace(v, **times) for v, times in zip(variants, timed, strict=True)]
+        notes = _timing_notes(variants)
+    return Comparison(
+        start, end, kernel, window, widths, bias, batch, break_even(start, end, kernel),
+        tuple(variants), tuple(refused), notes,
+    )  # fmt: skip
+
+
+def break_even(input: Shape, output: Shape, kernel: int) -> BreakEven:
+    """The widths at which MACs and parameters of the bottleneck before are those of direct."""
+    (c_in, *size_in), (c_out, *size_out) = input, output
+    before, after = prod(size_in), prod(size_out)
+    params = kernel**2 * c_in * c_out
+    return BreakEven(
+        Fraction(params * after, c_in * before + kernel**2 * c_out * after),
+        Fraction(params, c_in + kernel**2 * c_out),
+    )
+
+
+def _widths(width: int | Sequence[int] | None, input: Shape, output: Shape) -> tuple[int, ...]:
+    """Each width once, in the order given."""
+    if width is None:
+        return (max(1, min(input[0], output[0]) // 2),)
+    given = (width,) if isinstance(width, int) else tuple(width)
+    if not given:
+        raise ShapeError("no width is given: leave it out for the default, or give one or more")
+    return tuple(dict.fromkeys(positive(w, "the width") for w in given))
+
+
+def _counted(
+    asked: Asked, widths: tuple[int, ...], chosen: bool
+) -> tuple[list[Variant], list[Refused], list[Callable[[], Block]]]:
+    """Every row for every width: counted, or refused; and what builds those that were counted."""
+    variants: list[Variant] = []
+    refused: list[Refused] = []
+    builds: list[Callable[[], Block]] = []
+    for name, kind in KINDS.items():
+        for width in widths if kind.wide else (None,):
+            one = asked if width is None else replace(asked, width=width)
+            try:
+                if name == "grouped" and not chosen and one.groups == 1:
+                    raise ShapeError(
+                        f"{one.input[0]} and {one.output[0]} channels have no common divisor up to 4"
+                    )
+                variants.append(_variant(name, kind, one, width, variants[0] if variants else None))
+            except ShapeError as error:
+                refused.append(Refused(name, kind.title, width, str(error)))
+            else:
+                builds.append(lambda kind=kind, one=one: kind.build(one))
+    return variants, refused, builds
+
+
+def _variant(
+    name: str, kind: Kind, asked: Asked, width: int | None, direct: Variant | None
+) -> Variant:
+    """One block, built without memory and counted on one image."""
+    with torch.device("meta"):
+        block = kind.build(asked)
+        with_bias = kind.build(replace(asked, bias=True))
+    found = count(block, torch.empty(1, *asked.input, device="meta"))
+    params = sum(p.numel() for p in with_bias.parameters())
+    variant = Variant(
+        name, kind.title, kind.says, kind.paper, width, block.output_shape, found.params, params, found.macs,
+        found.activation_bytes, sum(o.bytes_read + o.bytes_written for o in found.operations),
+        source(block), 1.0, 1.0, note=_note(block, asked),
+    )  # fmt: skip
+    if direct is None:
+        return variant
+    return replace(
+        variant,
+        params_ratio=found.params / direct.params,
+        macs_ratio=found.macs / direct.macs,
+    )
+
+
+def _note(block: Block, asked: Asked) -> str:
+    if block.output_shape != asked.output:
+        return (
+            f"a max-pool keeps the {asked.input[0]} channels: its output is "
+            f"{shape_text(block.output_shape)}"
+        )
+    if isinstance(block, blocks.Grouped):
+        return f"{asked.groups} groups"
+    return ""
+
+
+def _check_room(variants: Sequence[Variant], batch: int, input: Shape) -> None:
+    """Refuse to time what would fill the memory."""
+    images = max(prod(input) * FLOAT + v.activation_bytes for v in variants)
+    # A training step has the gradients of weights and activations too.
+    needed = 2 * (images * batch + FLOAT * sum(v.params for v in variants))
+    if needed > MOST_BYTES:
+        raise ShapeError(
+            f"timing these shapes takes about {needed / 2**30:.0f} GiB of memory: give a smaller batch "
+            "or smaller shapes, or leave latency out, which counts without memory"
+        )
+
+
+class _Inside(nn.Module):
+    """A block as it stands inside of a network: its training step has the gradient of its input too."""
+
+    def __init__(self, block: Block) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(x.detach().requires_grad_())
+
+
+def _timed(
+    builds: Sequence[Callable[[], Block]], input: Shape, training: bool, setting: dict[str, Any],
+    seconds: float,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """For each build the fields of `Variant` that a clock gives."""
+    with random_state(0):
+        made = {str(index): build() for index, build in enumerate(builds)}
+        example = torch.randn(1, *input)
+    share = seconds / 2 if training else seconds
+    inferred = time_models(made, example, seconds=share, **setting)
+    trained: dict[str, Latency] = {}
+    if training:
+        inside = {index: _Inside(block) for index, block in made.items()}
+        trained = time_models(inside, example, training=True, seconds=share, **setting)
+    return [_times(inferred, trained, index) for index in made]
+
+
+def _times(
+    inferred: dict[str, Latency], trained: dict[str, Latency], index: str
+) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    for what, found in (("inference", inferred), ("training", trained)):
+        if found:
+            fields[what] = found[index]
+            fields[f"{what}_ratio"] = found[index].median_ms / found["0"].median_ms
+    return fields
+
+
+def _timing_notes(variants: Sequence[Variant]) -> tuple[str, ...]:
+    """What the clock had to say, each sentence once."""
+    found = (n for v in variants for t in (v.inference, v.training) if t for n in t.notes)
+    return tuple(dict.fromkeys(found))
+
+
+def check_name(name: str) -> str:
+    """A variant's name, hyphens allowed for underscores; ModelError with the names that there are."""
+    plain = name.strip().lower().replace("-", "_")
+    if plain not in KINDS:
+        raise ModelError(f"no block is called {name!r}: there are {', '.join(KINDS)}")
+    return plain
