@@ -17,16 +17,13 @@ raises ShapeError, which says why.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from onebyone.errors import ShapeError
-from onebyone.windows import Shape, Window, shape_of, shape_text
+from onebyone.windows import AnyShape, Shape, Window, shape_of, shape_text
 
-AnyShape = str | Sequence[int]
 Layers = list[nn.Module]
 POINT = Window()  # 1×1, stride 1
 
@@ -34,9 +31,9 @@ POINT = Window()  # 1×1, stride 1
 class Parallel(nn.Sequential):
     """Branches that read the same input; their outputs are concatenated over the channels."""
 
-    def forward(self, x: Float[Tensor, "batch c_in h w"]) -> Float[Tensor, "batch c_out h2 w2"]:
+    def forward(self, input: Float[Tensor, "batch c_in h w"]) -> Float[Tensor, "batch c_out h2 w2"]:
         """All branches' channels, in order."""
-        return torch.cat([branch(x) for branch in self], 1)
+        return torch.cat([branch(input) for branch in self], 1)
 
 
 class Block(nn.Sequential):
@@ -76,10 +73,10 @@ class Residual(Block):
             )
         self.shortcut = shortcut
 
-    def forward(self, x: Float[Tensor, "batch c_in h w"]) -> Float[Tensor, "batch c_out h2 w2"]:
+    def forward(self, input: Float[Tensor, "batch c_in h w"]) -> Float[Tensor, "batch c_out h2 w2"]:
         """The layers' output, plus the input where there is a shortcut."""
-        y = super().forward(x)
-        return x + y if self.shortcut else y
+        output = super().forward(input)
+        return input + output if self.shortcut else output
 
 
 class Direct(Block):
@@ -212,9 +209,7 @@ class Fire(Block):
             joined(self._window(1).conv(width, one, bias=bias)),
             joined(self._window(kernel).conv(width, many, bias=bias)),
         )
-        self._chain(
-            POINT.conv(c_in, width, bias=bias), [expand], between=nn.ReLU if relu else None
-        )
+        self._chain(POINT.conv(c_in, width, bias=bias), [expand], between=nn.ReLU if relu else None)
 
 
 class DepthwiseSeparable(Block):
@@ -346,5 +341,7 @@ def joined(layers: Layers) -> nn.Module:
 def positive(number: int, what: str) -> int:
     """The number, checked: ShapeError where it is none from 1 up."""
     if not isinstance(number, int) or isinstance(number, bool) or not 1 <= number <= 2**20:
-        raise ShapeError(f"{what} is given as {number!r}: a whole number from 1 to {2**20:,} is expected")
+        raise ShapeError(
+            f"{what} is given as {number!r}: a whole number from 1 to {2**20:,} is expected"
+        )
     return number

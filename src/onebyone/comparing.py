@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from onebyone import blocks
-from onebyone.blocks import AnyShape, Block, positive
+from onebyone.blocks import Block, positive
 from onebyone.errors import ModelError, ShapeError
 from onebyone.measurement.counting import count
 from onebyone.measurement.latency import Latency, time_models
 from onebyone.sources import source
 from onebyone.tree import random_state
-from onebyone.windows import Shape, Window, shape_of, shape_text
+from onebyone.windows import AnyShape, Shape, Window, shape_of, shape_text
 
 DIRECT, BEFORE = "direct", "bottleneck_before"
 SECONDS = 4.0  # on the clock, for all variants together: half for inference, half for training
@@ -42,6 +42,7 @@ class Variant:
     says: str
     paper: str
     width: int | None
+    groups: int | None
     output_shape: Shape
     params: int
     params_with_bias: int
@@ -154,57 +155,58 @@ KINDS: dict[str, Kind] = {
         lambda a: blocks.Direct(a.input, a.output, a.kernel, bias=a.bias),
     ),
     BEFORE: Kind(
-        "1×1 before", "1×1 to w channels, then k×k (the bottleneck of GoogLeNet)",
+        "1×1 before", "a 1×1 convolution to w channels, then k×k: the bottleneck of GoogLeNet",
         "Szegedy et al., Going Deeper with Convolutions, 2014",
         lambda a: blocks.BottleneckBefore(a.input, a.output, a.kernel, width=a.width, bias=a.bias),
         wide=True,
     ),
     "bottleneck_after": Kind(
-        "1×1 after", "k×k to w channels, then 1×1",
+        "1×1 after", "a k×k convolution to w channels, then 1×1",
         "Zhang et al., Accelerating Very Deep Convolutional Networks, 2016",
         lambda a: blocks.BottleneckAfter(a.input, a.output, a.kernel, width=a.width, bias=a.bias),
         wide=True,
     ),
     "bottleneck_both": Kind(
-        "1×1 both sides", "1×1 to w, k×k on w channels, 1×1 (the bottleneck of ResNet, no shortcut)",
+        "1×1 both sides", "1×1 to w channels, k×k, 1×1: the bottleneck of ResNet, without the shortcut",
         "He et al., Deep Residual Learning for Image Recognition, 2015",
         lambda a: blocks.BottleneckBoth(a.input, a.output, a.kernel, width=a.width, bias=a.bias),
         wide=True,
     ),
     "inception": Kind(
-        "Inception", "1×1, 3×3, 5×5 and max-pool side by side, 1×1 in each (its kernels are fixed)",
+        "Inception", "1×1, 3×3, 5×5 and max-pool side by side, with 1×1 in each; its kernels are fixed",
         "Szegedy et al., Going Deeper with Convolutions, 2014",
         lambda a: blocks.InceptionBranch(a.input, a.output, bias=a.bias),
     ),
     "fire": Kind(
-        "fire", "1×1 to w channels, then 1×1 and k×k side by side (SqueezeNet)",
+        "fire", "1×1 to w channels, then 1×1 and k×k side by side: SqueezeNet",
         "Iandola et al., SqueezeNet, 2016",
         lambda a: blocks.Fire(a.input, a.output, a.kernel, width=a.width, bias=a.bias),
         wide=True,
     ),
     "depthwise_separable": Kind(
-        "depthwise separable", "k×k on each channel alone, then 1×1 (MobileNet)",
+        "depthwise separable", "a k×k kernel on each channel alone, then 1×1: MobileNet",
         "Howard et al., MobileNets, 2017",
         lambda a: blocks.DepthwiseSeparable(a.input, a.output, a.kernel, bias=a.bias),
     ),
     "inverted_residual": Kind(
-        "inverted residual", "1×1 to 6·C, k×k on each channel alone, 1×1 (MobileNetV2, no shortcut)",
+        "inverted residual",
+        "1×1 to 6·C channels, k×k on each alone, 1×1: MobileNetV2, without the shortcut",
         "Sandler et al., MobileNetV2: Inverted Residuals and Linear Bottlenecks, 2018",
         lambda a: blocks.InvertedResidual(a.input, a.output, a.kernel, bias=a.bias),
     ),
     "grouped": Kind(
-        "grouped", "k×k in g groups that do not see one another (AlexNet, ResNeXt)",
+        "grouped", "one k×k convolution in g groups that do not see one another: AlexNet, ResNeXt",
         "Xie et al., Aggregated Residual Transformations for Deep Neural Networks, 2017",
         lambda a: blocks.Grouped(a.input, a.output, a.kernel, groups=a.groups, bias=a.bias),
     ),
     "cp": Kind(
-        "CP", "1×1 to w, k×1 and 1×k on each channel alone, 1×1 (CP decomposition)",
+        "CP", "1×1 to w channels, k×1 and 1×k on each alone, 1×1: the CP decomposition",
         "Lebedev et al., Speeding-up CNNs Using Fine-tuned CP-Decomposition, 2015",
         lambda a: blocks.CPLike(a.input, a.output, a.kernel, width=a.width, bias=a.bias),
         wide=True,
     ),
     "network_in_network": Kind(
-        "network in network", "k×k, then two 1×1: more depth, not fewer MACs",
+        "network in network", "one k×k convolution, then two 1×1: more depth, not fewer MACs",
         "Lin et al., Network In Network, 2014",
         lambda a: blocks.NetworkInNetwork(a.input, a.output, a.kernel, bias=a.bias),
     ),
@@ -318,9 +320,10 @@ def _variant(
         with_bias = kind.build(replace(asked, bias=True))
     found = count(block, torch.empty(1, *asked.input, device="meta"))
     params = sum(p.numel() for p in with_bias.parameters())
+    groups = asked.groups if isinstance(block, blocks.Grouped) else None
     variant = Variant(
-        name, kind.title, kind.says, kind.paper, width, block.output_shape, found.params, params, found.macs,
-        found.activation_bytes, sum(o.bytes_read + o.bytes_written for o in found.operations),
+        name, kind.title, kind.says, kind.paper, width, groups, block.output_shape, found.params, params,
+        found.macs, found.activation_bytes, sum(o.bytes_read + o.bytes_written for o in found.operations),
         source(block), 1.0, 1.0, note=_note(block, asked),
     )  # fmt: skip
     if direct is None:
@@ -334,12 +337,8 @@ def _variant(
 
 def _note(block: Block, asked: Asked) -> str:
     if block.output_shape != asked.output:
-        return (
-            f"a max-pool keeps the {asked.input[0]} channels: its output is "
-            f"{shape_text(block.output_shape)}"
-        )
-    if isinstance(block, blocks.Grouped):
-        return f"{asked.groups} groups"
+        kept = f"it keeps the {asked.input[0]} channels of its input"
+        return f"{kept}, so its output is {shape_text(block.output_shape)}"
     return ""
 
 
@@ -383,9 +382,7 @@ def _timed(
     return [_times(inferred, trained, index) for index in made]
 
 
-def _times(
-    inferred: dict[str, Latency], trained: dict[str, Latency], index: str
-) -> dict[str, Any]:
+def _times(inferred: dict[str, Latency], trained: dict[str, Latency], index: str) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for what, found in (("inference", inferred), ("training", trained)):
         if found:
@@ -395,9 +392,10 @@ def _times(
 
 
 def _timing_notes(variants: Sequence[Variant]) -> tuple[str, ...]:
-    """What the clock had to say, each sentence once."""
-    found = (n for v in variants for t in (v.inference, v.training) if t for n in t.notes)
-    return tuple(dict.fromkeys(found))
+    """What the clock had to say."""
+    # Each of the two runs says in numbers of its own how busy the machine was: once is enough.
+    first = variants[0]
+    return next((t.notes for t in (first.inference, first.training) if t and t.notes), ())
 
 
 def check_name(name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -11,6 +12,7 @@ from torch import nn
 from onebyone.errors import ShapeError
 
 Shape = tuple[int, int, int]  # channels, height, width
+AnyShape = str | Sequence[int]
 LARGEST = 2**20  # of any length
 MOST = 2**34  # elements of one image
 MOST_TAPS = 1023  # of a kernel's side
@@ -105,7 +107,8 @@ class Window:
 
         Equal sizes mean stride 1 and "same" padding, k − 1 in all. Else the padding is between none
         and that: the same on both sides where it can be, such that most of the input is read, then
-        the largest; and the stride the smallest. Raises ShapeError where no stride and padding do it, with the sizes that do.
+        the largest; and the stride the smallest. Raises ShapeError where no stride and padding do
+        it, with the sizes that fit.
         """
         if not 1 <= kernel <= MOST_TAPS:
             raise ShapeError(
@@ -169,7 +172,7 @@ def fitting(size: int, kernel: int) -> list[int]:
     return sorted(found)
 
 
-def shape_of(given: str | tuple[int, ...] | list[int], what: str = "the input") -> Shape:
+def shape_of(given: AnyShape, what: str = "the input") -> Shape:
     """Channels, height and width from a text such as 100x20x20, or three whole numbers.
 
     Raises ShapeError for anything else.
@@ -177,22 +180,27 @@ def shape_of(given: str | tuple[int, ...] | list[int], what: str = "the input") 
     >>> shape_of("100x20x20")
     (100, 20, 20)
     """
-    parts = re.split("[x×X,]", given.strip()) if isinstance(given, str) else list(given)
-    if isinstance(given, str):
-        parts = [int(p) if re.fullmatch(r"\s*[0-9]{1,9}\s*", p) else 0 for p in parts]
-    whole = all(isinstance(p, int) and not isinstance(p, bool) and p >= 1 for p in parts)
-    if len(parts) != 3 or not whole:
+    lengths = _lengths(given)
+    if len(lengths) != 3 or not all(lengths):
         raise ShapeError(
             f"{what} is given as {given!r}: three whole numbers from 1 up are expected, channels × "
             "height × width, as in 100x20x20"
         )
-    shape = tuple(int(p) for p in parts)
-    if max(shape) > LARGEST or prod(shape) > MOST:
+    if max(lengths) > LARGEST or prod(lengths) > MOST:
         raise ShapeError(
             f"{what} is given as {given!r}: no length may be above {LARGEST:,}, nor one image have "
             f"more than {MOST:,} elements"
         )
-    return shape  # type: ignore[return-value]
+    return lengths[0], lengths[1], lengths[2]
+
+
+def _lengths(given: AnyShape) -> list[int]:
+    """The lengths; 0 for what is none."""
+    if isinstance(given, str):
+        parts = re.split("[x×X,]", given)
+        return [int(p) if re.fullmatch(r"\s*[0-9]{1,9}\s*", p) else 0 for p in parts]
+    whole = (isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in given)
+    return [n if good else 0 for n, good in zip(given, whole, strict=True)]
 
 
 def shape_text(shape: tuple[int, ...]) -> str:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from onebyone.cli.compare import compare
 from onebyone.cli.demo import demo
 from onebyone.cli.failures import INTERRUPTED
 from onebyone.cli.signals import listen
@@ -25,6 +26,7 @@ app = typer.Typer(
 app.command()(demo)
 app.command(no_args_is_help=True)(slim)
 app.command(no_args_is_help=True)(verify)
+app.command(no_args_is_help=True)(compare)
 
 
 def _version(asked: bool) -> None:

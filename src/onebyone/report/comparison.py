@@ -91,7 +91,9 @@ def _width(columns: list[Column], variants: tuple[Variant, ...]) -> int:
 
 
 def label(variant: Variant | Refused) -> str:
-    """The title, with the width where the block has one: `1×1 before, w 20`."""
+    """The title, with the width or the groups where the block has them: `1×1 before, w 20`."""
+    if isinstance(variant, Variant) and variant.groups is not None:
+        return f"{variant.title}, g {variant.groups}"
     return variant.title if variant.width is None else f"{variant.title}, w {variant.width}"
 
 
