@@ -27,6 +27,9 @@ forms allocation planning plan_files
 building lockstep effort rewriting
 loading.loaded loading.layers loading.archive loading.programs loading.weights loading.zoo
 loading.factories loading.onnx_graphs loading.slimmed loading.specs loading
+measurement measurement.timing measurement.preparing measurement.latency measurement.spans
+measurement.layers_alone measurement.layer_latency
+measurement.roofline
 verification
 windows blocks sources comparing
 report.numbers report.words report.markup report.picture report.cards report.details
