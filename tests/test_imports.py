@@ -27,11 +27,11 @@ forms allocation planning plan_files
 building lockstep effort rewriting
 loading.loaded loading.layers loading.archive loading.programs loading.weights loading.zoo
 loading.factories loading.onnx_graphs loading.slimmed loading.specs loading
-measurement measurement.timing measurement.preparing measurement.latency measurement.spans
+measurement.timing measurement.preparing measurement.latency measurement.spans
 measurement.layers_alone measurement.layer_latency
 measurement.roofline
+windows blocks sources variants comparing
 verification
-windows blocks sources comparing
 report.numbers report.words report.markup report.picture report.cards report.details
 report.text report.json report.html report
 report.comparison report.comparison_files report.comparison_page

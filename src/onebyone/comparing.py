@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 from onebyone import blocks
 from onebyone.blocks import Block, positive
-from onebyone.errors import ModelError, ShapeError
+from onebyone.errors import ShapeError
 from onebyone.measurement.counting import count
 from onebyone.measurement.latency import Latency, time_models
 from onebyone.sources import source
 from onebyone.tree import random_state
+from onebyone.variants import KINDS, Asked, Kind
 from onebyone.windows import AnyShape, Shape, Window, shape_of, shape_text
 
-DIRECT, BEFORE = "direct", "bottleneck_before"
 SECONDS = 4.0  # on the clock, for all variants together: half for inference, half for training
 MOST_BYTES = 8 * 2**30  # that the timing may take, roughly
 FLOAT = 4  # bytes
@@ -125,99 +125,6 @@ class Comparison:
         raise KeyError(f"no variant is called {name!r}: there are {names}")
 
 
-@dataclass(frozen=True)
-class Asked:
-    """What one variant is to be built for."""
-
-    input: Shape
-    output: Shape
-    kernel: int
-    width: int
-    groups: int
-    bias: bool
-
-
-@dataclass(frozen=True)
-class Kind:
-    """One row of the table: `build` may raise ShapeError; `wide` ones come once for each width."""
-
-    title: str
-    says: str
-    paper: str
-    build: Callable[[Asked], Block]
-    wide: bool = False
-
-
-KINDS: dict[str, Kind] = {
-    DIRECT: Kind(
-        "direct", "one k×k convolution",
-        "LeCun et al., Gradient-Based Learning Applied to Document Recognition, 1998",
-        lambda a: blocks.Direct(a.input, a.output, a.kernel, bias=a.bias),
-    ),
-    BEFORE: Kind(
-        "1×1 before", "a 1×1 convolution to w channels, then k×k: the bottleneck of GoogLeNet",
-        "Szegedy et al., Going Deeper with Convolutions, 2014",
-        lambda a: blocks.BottleneckBefore(a.input, a.output, a.kernel, width=a.width, bias=a.bias),
-        wide=True,
-    ),
-    "bottleneck_after": Kind(
-        "1×1 after", "a k×k convolution to w channels, then 1×1",
-        "Zhang et al., Accelerating Very Deep Convolutional Networks, 2016",
-        lambda a: blocks.BottleneckAfter(a.input, a.output, a.kernel, width=a.width, bias=a.bias),
-        wide=True,
-    ),
-    "bottleneck_both": Kind(
-        "1×1 both sides", "1×1 to w channels, k×k, 1×1: the bottleneck of ResNet, without the shortcut",
-        "He et al., Deep Residual Learning for Image Recognition, 2015",
-        lambda a: blocks.BottleneckBoth(a.input, a.output, a.kernel, width=a.width, bias=a.bias),
-        wide=True,
-    ),
-    "inception": Kind(
-        "Inception", "1×1, 3×3, 5×5 and max-pool side by side, with 1×1 in each; its kernels are fixed",
-        "Szegedy et al., Going Deeper with Convolutions, 2014",
-        lambda a: blocks.InceptionBranch(a.input, a.output, bias=a.bias),
-    ),
-    "fire": Kind(
-        "fire", "1×1 to w channels, then 1×1 and k×k side by side: SqueezeNet",
-        "Iandola et al., SqueezeNet, 2016",
-        lambda a: blocks.Fire(a.input, a.output, a.kernel, width=a.width, bias=a.bias),
-        wide=True,
-    ),
-    "depthwise_separable": Kind(
-        "depthwise separable", "a k×k kernel on each channel alone, then 1×1: MobileNet",
-        "Howard et al., MobileNets, 2017",
-        lambda a: blocks.DepthwiseSeparable(a.input, a.output, a.kernel, bias=a.bias),
-    ),
-    "inverted_residual": Kind(
-        "inverted residual",
-        "1×1 to 6·C channels, k×k on each alone, 1×1: MobileNetV2, without the shortcut",
-        "Sandler et al., MobileNetV2: Inverted Residuals and Linear Bottlenecks, 2018",
-        lambda a: blocks.InvertedResidual(a.input, a.output, a.kernel, bias=a.bias),
-    ),
-    "grouped": Kind(
-        "grouped", "one k×k convolution in g groups that do not see one another: AlexNet, ResNeXt",
-        "Xie et al., Aggregated Residual Transformations for Deep Neural Networks, 2017",
-        lambda a: blocks.Grouped(a.input, a.output, a.kernel, groups=a.groups, bias=a.bias),
-    ),
-    "cp": Kind(
-        "CP", "1×1 to w channels, k×1 and 1×k on each alone, 1×1: the CP decomposition",
-        "Lebedev et al., Speeding-up CNNs Using Fine-tuned CP-Decomposition, 2015",
-        lambda a: blocks.CPLike(a.input, a.output, a.kernel, width=a.width, bias=a.bias),
-        wide=True,
-    ),
-    "network_in_network": Kind(
-        "network in network", "one k×k convolution, then two 1×1: more depth, not fewer MACs",
-        "Lin et al., Network In Network, 2014",
-        lambda a: blocks.NetworkInNetwork(a.input, a.output, a.kernel, bias=a.bias),
-    ),
-    "max_pool": Kind(
-        "max-pool", "the largest of k×k in each channel, for contrast: nothing is learned",
-        "Ranzato et al., Unsupervised Learning of Invariant Feature Hierarchies, 2007",
-        lambda a: blocks.MaxPool(a.input, (a.input[0], *a.output[1:]), a.kernel),
-    ),
-}  # fmt: skip
-
-
 def compare(
     input: AnyShape,
     output: AnyShape,
@@ -248,7 +155,6 @@ def compare(
     22000
     """
     start, end = shape_of(input, "the input"), shape_of(output, "the output")
-    positive(kernel, "the kernel")
     window = Window.between(start[1:], end[1:], kernel)
     widths = _widths(width, start, end)
     shared = gcd(start[0], end[0])
@@ -350,7 +256,7 @@ def _check_room(variants: Sequence[Variant], batch: int, input: Shape) -> None:
     if needed > MOST_BYTES:
         raise ShapeError(
             f"timing these shapes takes about {needed / 2**30:.0f} GiB of memory: give a smaller batch "
-            "or smaller shapes, or leave latency out, which counts without memory"
+            "or smaller shapes, or leave latency out (--no-latency): counting needs no memory"
         )
 
 
@@ -396,11 +302,3 @@ def _timing_notes(variants: Sequence[Variant]) -> tuple[str, ...]:
     # Each of the two runs says in numbers of its own how busy the machine was: once is enough.
     first = variants[0]
     return next((t.notes for t in (first.inference, first.training) if t and t.notes), ())
-
-
-def check_name(name: str) -> str:
-    """A variant's name, hyphens allowed for underscores; ModelError with the names that there are."""
-    plain = name.strip().lower().replace("-", "_")
-    if plain not in KINDS:
-        raise ModelError(f"no block is called {name!r}: there are {', '.join(KINDS)}")
-    return plain

@@ -110,9 +110,10 @@ class Window:
         the largest; and the stride the smallest. Raises ShapeError where no stride and padding do
         it, with the sizes that fit.
         """
-        if not 1 <= kernel <= MOST_TAPS:
+        if not isinstance(kernel, int) or not 1 <= kernel <= MOST_TAPS:
             raise ShapeError(
-                f"the kernel is given as {kernel}: one side of it is expected, from 1 to {MOST_TAPS}"
+                f"the kernel is given as {kernel!r}: the length of its side is expected, a whole "
+                f"number from 1 to {MOST_TAPS}"
             )
         found = []
         for name, n, m in zip(("height", "width"), size, output, strict=True):
@@ -198,7 +199,7 @@ def _lengths(given: AnyShape) -> list[int]:
     """The lengths; 0 for what is none."""
     if isinstance(given, str):
         parts = re.split("[x×X,]", given)
-        return [int(p) if re.fullmatch(r"\s*[0-9]{1,9}\s*", p) else 0 for p in parts]
+        return [int(p) if re.fullmatch(r"\s*[0-9]{1,18}\s*", p) else 0 for p in parts]
     whole = (isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in given)
     return [n if good else 0 for n, good in zip(given, whole, strict=True)]
 

@@ -90,15 +90,16 @@ def compare(
         typer.Option(metavar="FILE", rich_help_panel=OUTPUT, help="Write a page; - is stdout."),
     ] = None,
 ) -> None:
-    """Compare the ways to build one layer: a 5×5 convolution, a 1×1 bottleneck, and ten others.
+    """Compare the ways to build one layer.
 
-    Counts parameters and multiply-accumulates and times each block here. Stride and padding follow
-    from the two sizes.
+    A k×k convolution, 1×1 bottlenecks before, after and around it, and eight
+    others: parameters and multiply-accumulates counted, and each one timed
+    here. Stride and padding follow from the two sizes.
 
     \b
     Examples:
       [bold]onebyone compare 100x20x20 40x20x20 --kernel 5
-      onebyone compare 256x56x56 256x28x28 --width 64 --width 128 --html blocks.html
+      onebyone compare 256x56x56 256x28x28 --width 64 --html blocks.html
       onebyone compare 100x20x20 40x20x20 --code inverted_residual[/bold]
     """
     wanted = {"json": json, "csv": csv, "markdown": markdown, "html": html}
@@ -107,8 +108,8 @@ def compare(
         with progress() as tell:
             tell("counting and timing the blocks", 0)
             _check(files, code)
-            from onebyone.comparing import check_name
             from onebyone.comparing import compare as make
+            from onebyone.variants import check_name
 
             name = None if code is None else check_name(code)
             found = make(

@@ -11,10 +11,11 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from onebyone.comparing import BEFORE, Comparison, Refused, Variant
+from onebyone.comparing import Comparison, Refused, Variant
 from onebyone.measurement.latency import Latency
 from onebyone.report.numbers import count, milliseconds, ratio, share, size
 from onebyone.report.words import images, threads
+from onebyone.variants import BEFORE
 from onebyone.windows import shape_text
 
 GAP = 2

@@ -6,7 +6,7 @@ from importlib.resources import files
 from pathlib import Path
 from string import Template
 
-from onebyone.comparing import BEFORE, Comparison, Refused, Variant
+from onebyone.comparing import Comparison, Refused, Variant
 from onebyone.files import write_text
 from onebyone.report.comparison import (
     clock,
@@ -20,6 +20,7 @@ from onebyone.report.comparison import (
 )
 from onebyone.report.markup import Content, Markup, join, tag, text
 from onebyone.report.numbers import count, share, size
+from onebyone.variants import BEFORE
 from onebyone.windows import shape_text
 
 LONGEST = 1.5  # times direct: longer bars are cut off
