@@ -282,6 +282,27 @@ def test_a_training_step_has_the_gradient_of_the_input(monkeypatch: pytest.Monke
         assert (1, 8, 6, 6) in grads
 
 
+def test_times_that_scatter_are_said_to(timed: Comparison) -> None:
+    from onebyone.comparing import _timing_notes
+
+    def steady(latency: Any, spread: float) -> Any:
+        return replace(
+            latency, median_ms=1.0, low_ms=1 - spread / 2, high_ms=1 + spread / 2, notes=()
+        )
+
+    for spread, wide in ((0.4, False), (0.6, True)):
+        variants = [
+            replace(v, inference=steady(v.inference, spread), training=steady(v.training, 0.1))
+            for v in timed.variants[:3]
+        ]
+        notes = _timing_notes(variants)
+        assert len(notes) == wide
+        if wide:
+            assert notes[0].startswith("times of inference scatter widely for 3 of 3 blocks")
+    busy = replace(variants[0], inference=replace(variants[0].inference, notes=("busy",)))
+    assert _timing_notes([busy])[0] == "busy"
+
+
 def test_nothing_is_left_behind() -> None:
     torch.manual_seed(3)
     before = torch.get_rng_state()

@@ -24,6 +24,7 @@ from onebyone.windows import AnyShape, Shape, Window, shape_of, shape_text
 SECONDS = 4.0  # on the clock, for all variants together: half for inference, half for training
 MOST_BYTES = 8 * 2**30  # that the timing may take, roughly
 FLOAT = 4  # bytes
+SCATTER = 0.5  # of the median between the quartiles, from which a note says so
 
 
 @dataclass(frozen=True)
@@ -298,7 +299,19 @@ def _times(inferred: dict[str, Latency], trained: dict[str, Latency], index: str
 
 
 def _timing_notes(variants: Sequence[Variant]) -> tuple[str, ...]:
-    """What the clock had to say."""
+    """What the clock had to say, and whether its times are worth comparing."""
+    direct = variants[0]
     # Each of the two runs says in numbers of its own how busy the machine was: once is enough.
-    first = variants[0]
-    return next((t.notes for t in (first.inference, first.training) if t and t.notes), ())
+    said = next((t.notes for t in (direct.inference, direct.training) if t and t.notes), ())
+    for what, found in (
+        ("inference", [v.inference for v in variants if v.inference]),
+        ("training", [v.training for v in variants if v.training]),
+    ):
+        wide = sum(t.high_ms - t.low_ms > SCATTER * t.median_ms for t in found)
+        if wide:
+            said += (
+                f"times of {what} scatter widely for {wide} of {len(found)} blocks (the quartiles lie "
+                f"more than {SCATTER:.0%} of the median apart): repeat this on a quieter machine "
+                "before you trust the ratios",
+            )
+    return said

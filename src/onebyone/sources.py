@@ -12,7 +12,7 @@ from onebyone.windows import shape_text
 PARALLEL = '''
 
 class Parallel(nn.Sequential):
-    """Branches that read the same input; their outputs are concatenated over the channels."""
+    """Branches that read the same input; their channels are concatenated."""
 
     def forward(self, x):
         return torch.cat([branch(x) for branch in self], 1)

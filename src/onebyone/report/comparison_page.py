@@ -37,7 +37,7 @@ def comparison_html(comparison: Comparison) -> str:
     """
     return Template(_asset("comparison.html")).substitute(
         title=text(f"{title(comparison)}: onebyone compare"),
-        command=text(command(comparison)),
+        command=_unbroken(command(comparison)),
         headline=text(_bound(headline(comparison))),
         lede=text(_bound(_lede(comparison))),
         bars=_bars(comparison),
@@ -56,6 +56,12 @@ def write_comparison(path: str | Path, comparison: Comparison) -> None:
 
 def _asset(name: str) -> str:
     return files("onebyone.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _unbroken(line: str) -> Markup:
+    """A command that is broken only in front of its options."""
+    first, *options = line.split(" --")
+    return join(text(first), *(join(" ", tag("span", f"--{o}", class_="option")) for o in options))
 
 
 def _bound(sentence: str) -> str:
@@ -214,9 +220,13 @@ def _method(comparison: Comparison) -> Markup:
         ("MACs per byte", "MACs over the bytes that the operators read and write, weights included: "
             "the arithmetic intensity. Where it is low, memory sets the pace."),
         ("Left out", "Activations and BatchNorm: what is compared are the linear parts."),
-        ("Latency", " ".join(conditions(comparison)) or "Not measured."),
+        ("Latency", _clock_words(comparison)),
     ]  # fmt: skip
     return tag("dl", *(join(tag("dt", term), tag("dd", what)) for term, what in entries))
+
+
+def _clock_words(comparison: Comparison) -> str:
+    return " ".join(conditions(comparison)).removeprefix("Latency: ") or "Not measured."
 
 
 def _notes(comparison: Comparison) -> Content:
