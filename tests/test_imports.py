@@ -20,6 +20,8 @@ LAYOUT = """
 errors files clock conv preprocessing folders data demo.networks
 tree running sampling
 measurement measurement.formulas measurement.owning measurement.rehearsing measurement.counting
+measurement.memory measurement.timing measurement.preparing measurement.latency measurement.spans
+measurement.layers_alone measurement.layer_latency measurement.roofline measurement.measuring
 factorize factorize.metric factorize.least_squares factorize.reduced_rank factorize.squeeze
 factorize.alternate factorize.fit
 surveying statistics
@@ -27,9 +29,6 @@ forms allocation planning plan_files
 building lockstep effort rewriting
 loading.loaded loading.layers loading.archive loading.programs loading.weights loading.zoo
 loading.factories loading.onnx_graphs loading.slimmed loading.specs loading
-measurement.timing measurement.preparing measurement.latency measurement.spans
-measurement.layers_alone measurement.layer_latency
-measurement.roofline
 windows blocks sources variants comparing
 verification
 report.numbers report.words report.markup report.picture report.cards report.details

@@ -9,11 +9,11 @@ from math import ceil
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from onebyone.conv import ConvSpec
 from onebyone.data import open_images
 from onebyone.errors import DataError, ModelError
+from onebyone.measurement.counting import count
 from onebyone.measurement.latency import Latency, time_models
 from onebyone.running import output_of, suited
 from onebyone.sampling import choose_positions, output_rows, positions_of
@@ -30,7 +30,7 @@ ROWS = 4096  # sampled outputs of a layer for its error
 class Side:
     """One of the two networks: cost for one image, size of its weights, what was measured.
 
-    `macs` is PyTorch's own count (`torch.utils.flop_counter`, halved); `weight_bytes` adds up the
+    `macs` is what `onebyone.measurement.counting` counts; `weight_bytes` adds up the
     tensors of the state dict, tied ones once; `accuracy` is top-1 on the held-out images, None where
     they have no labels; `latency` is empty where it was not measured.
     """
@@ -239,8 +239,8 @@ def _layer_errors(model: nn.Module, lighter: nn.Module, inputs: Tensor) -> tuple
                     calls.clear()
                     output_of(network, part)
     errors = []
-    for name, (count, gap, square, total) in sums.items():
-        variance = float(square - total.square().sum() / count)
+    for name, (rows, gap, square, total) in sums.items():
+        variance = float(square - total.square().sum() / rows)
         scale = variance if variance > 1e-9 * float(square) else float(square)
         errors.append(LayerError(name, float(gap) / scale if scale else 0.0))
     return tuple(errors)
@@ -249,10 +249,7 @@ def _layer_errors(model: nn.Module, lighter: nn.Module, inputs: Tensor) -> tuple
 def _side(
     model: nn.Module, one: Tensor, accuracy: float | None, latency: tuple[Latency, ...]
 ) -> Side:
-    # Parametrized layers cannot be counted in inference mode.
-    with torch.inference_mode(False), torch.no_grad(), FlopCounterMode(display=False) as flops:
-        output_of(model, one.clone())
     unique = {(t.data_ptr(), t.shape, t.dtype): t for t in model.state_dict().values()}
     size = sum(t.numel() * t.element_size() for t in unique.values())
     params = sum(p.numel() for p in model.parameters())
-    return Side(flops.get_total_flops() // 2, params, size, accuracy, latency)
+    return Side(count(model, suited(model, one)).macs, params, size, accuracy, latency)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from onebyone.measurement.preparing import Ready, Setting, batch_of, is_channels_last, prepared
-from onebyone.measurement.timing import SECONDS, Samples, interleave
+from onebyone.measurement.timing import SECONDS, Clock, Samples, interleave
 
 EAGER, COMPILED = "PyTorch eager", "torch.compile"
 INFERENCE, TRAINING = "inference", "training step"
@@ -53,6 +54,7 @@ def time_models(
     compiled: bool = False,
     device: torch.device | str | None = None,
     seconds: float = SECONDS,
+    clock: Clock = time.perf_counter,
 ) -> dict[str, Latency]:
     """The latency of each network, all timed in turn on the same inputs.
 
@@ -62,7 +64,7 @@ def time_models(
     many (all its tensors that share the first axis); `dtype`, `channels_last` and `device` apply to
     the network and the inputs; `compiled` times what torch.compile makes of the network, compiled
     before the clock starts. The networks come back as they were: what would change them is done to a
-    copy. `seconds` are for all networks together.
+    copy. `seconds` are for all networks together, read from `clock`.
 
     Raises ModelError where a network fails, cannot be copied, compiled or trained, and DataError for
     a batch below 1.
@@ -73,7 +75,7 @@ def time_models(
         steps = {n: r.train if training else r.infer for n, r in ready.items()}
         place = next(iter(ready.values())).weight.device if ready else None
         samples = interleave(
-            steps, threads=threads, device=place, seconds=seconds,
+            steps, threads=threads, device=place, seconds=seconds, clock=clock,
             before=(lambda name: ready[name].forget_gradients()) if training else None,
         )  # fmt: skip
         return {n: latency_of(n, samples, r, setting) for n, r in ready.items()}

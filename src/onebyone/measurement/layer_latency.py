@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from statistics import median
@@ -14,7 +15,7 @@ from onebyone.measurement.latency import Latency, latency_of
 from onebyone.measurement.layers_alone import time_alone
 from onebyone.measurement.preparing import Ready, Setting, backward, prepared, total
 from onebyone.measurement.spans import BACKWARD, ENGINE, FORWARD, Key, Spans
-from onebyone.measurement.timing import SECONDS, Quartiles, Samples, interleave, quartiles
+from onebyone.measurement.timing import SECONDS, Clock, Quartiles, Samples, interleave, quartiles
 
 NOTABLE = 0.1  # of the whole
 PLAIN, HOOKED = "plain", "hooked"
@@ -75,6 +76,7 @@ def time_layers(
     channels_last: bool = False,
     device: torch.device | str | None = None,
     seconds: float = 2 * SECONDS,
+    clock: Clock = time.perf_counter,
 ) -> LayerLatencies:
     """The latency of every layer that runs, in the network and alone, and what is in no layer.
 
@@ -86,9 +88,11 @@ def time_layers(
     setting = Setting(training, threads, batch, dtype, channels_last, device=device)
     with prepared(model, example, setting) as ready:
         layers, calls = _layers(ready)
-        inside = _Inside(ready, Spans(ready.plain, ready.weight.device, layers if training else ()))
-        samples = inside.time(setting, seconds / 2)
-        alone = time_alone(layers, ready, setting, seconds / 2)
+        inside = _Inside(
+            ready, Spans(ready.plain, ready.weight.device, layers if training else (), clock)
+        )
+        samples = inside.time(setting, seconds / 2, clock)
+        alone = time_alone(layers, ready, setting, seconds / 2, clock)
         whole = latency_of(PLAIN, samples, ready, setting)
     found = {
         name: _layer(name, layer, calls[name], inside.passes, alone[name], training)
@@ -128,14 +132,14 @@ class _Inside:
     spans: Spans
     passes: list[dict[Key, float]] = field(default_factory=list)
 
-    def time(self, setting: Setting, seconds: float) -> Samples:
+    def time(self, setting: Setting, seconds: float, clock: Clock) -> Samples:
         """Both in turn."""
         plain = self.ready.train if setting.training else self.ready.infer
         try:
             samples = interleave(
                 {PLAIN: plain, HOOKED: self._train if setting.training else plain},
                 threads=setting.threads, device=self.ready.weight.device, seconds=seconds,
-                before=self._before, after=self._after,
+                before=self._before, after=self._after, clock=clock,
             )  # fmt: skip
         finally:
             self.spans.detach()

@@ -11,14 +11,18 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_iter, tree_map
 
 from onebyone.measurement.preparing import Ready, Setting
-from onebyone.measurement.timing import Quartiles, interleave
+from onebyone.measurement.timing import Clock, Quartiles, interleave
 from onebyone.tree import hooked, tensors_in
 
 CAPTURED_BYTES = 2**30  # inputs that are held at once; one layer's may be more
 
 
 def time_alone(
-    layers: Mapping[str, nn.Module], ready: Ready, setting: Setting, seconds: float
+    layers: Mapping[str, nn.Module],
+    ready: Ready,
+    setting: Setting,
+    seconds: float,
+    clock: Clock,
 ) -> dict[str, Quartiles | None]:
     """Milliseconds of all calls of each layer in one pass, the layers timed in turn.
 
@@ -41,6 +45,7 @@ def time_alone(
                 device=ready.weight.device, seconds=seconds * len(sound) / len(layers),
                 before=lambda name, sound=sound: sound[name].prepare(),
                 after=lambda name, sound=sound: sound[name].clear(),
+                clock=clock,
             )  # fmt: skip
             found |= {name: samples.quartiles(name) for name in sound}
     return found

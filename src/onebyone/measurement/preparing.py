@@ -69,19 +69,18 @@ def prepared(
 ) -> Iterator[Ready]:
     """The network and its inputs as the setting asks, in the right mode; all is given back.
 
-    Random numbers start from a fixed seed inside. Gradients are on for training only.
+    Random numbers start from a fixed seed inside. Gradients are on for training only. What
+    torch.compile has wrapped is taken out: the setting says whether it is compiled.
     """
     training = setting.training
-    if any(t.is_meta for t in (*model.parameters(), *model.buffers())):
-        raise ModelError(
-            "the network's weights are on the meta device, where nothing is computed and no time can "
-            "be measured: load it with its weights"
-        )
+    model = getattr(model, "_orig_mod", model)
+    _check_weights(model)
     with ExitStack() as stack:
         stack.enter_context(random_state(0))
         stack.enter_context(cpu_threads(setting.threads))
         with torch.inference_mode(False), torch.no_grad():
             plain = _fitted(model, setting)
+            _check_weights(plain)
             values = example if isinstance(example, tuple) else (example,)
             inputs = _suited(_repeated(values, setting.batch), plain, setting)
         stack.enter_context(torch.inference_mode(not training))
@@ -101,24 +100,30 @@ def prepared(
         yield ready
 
 
+def _check_weights(model: nn.Module) -> None:
+    """Raise ModelError for weights that nothing can be computed with yet."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if isinstance(tensor, nn.UninitializedParameter | nn.UninitializedBuffer):
+            raise ModelError(
+                f"the parameter {name!r} has no shape yet (a lazy layer): run the network once on an "
+                "input before"
+            )
+        if tensor.is_meta:
+            raise ModelError(
+                f"{name!r} is on the meta device, where nothing is computed and no time can be "
+                "measured: load the network with its weights"
+            )
+
+
 def _fitted(model: nn.Module, setting: Setting) -> nn.Module:
     """The model itself where nothing about it changes, else a copy."""
-    device = None if setting.device is None else torch.device(setting.device)
-    tensors = (*model.parameters(), *model.buffers())
-    if not (
-        setting.training
-        or setting.channels_last
-        or (device and any(t.device != device for t in tensors))
-        or (
-            setting.dtype
-            and any(t.is_floating_point() and t.dtype != setting.dtype for t in tensors)
-        )
-    ):
-        return model
-    own = deep_copy(model)
     try:
-        own.to(device=device, dtype=setting.dtype)
-    except Exception as error:
+        given = setting.device
+        device = None if given is None else torch.empty(0, device=given).device  # with its number
+        if not (setting.training or setting.channels_last or _moves(model, device, setting.dtype)):
+            return model
+        own = deep_copy(model).to(device=device, dtype=setting.dtype)
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
         raise ModelError(
             f"the network cannot be brought to {setting.device or 'its device'} in "
             f"{setting.dtype or 'its type'} ({type(error).__name__}: {error}): choose others"
@@ -127,6 +132,15 @@ def _fitted(model: nn.Module, setting: Setting) -> nn.Module:
         for tensor in (*own.parameters(), *own.buffers()):
             tensor.data = _channels_last(tensor.data)
     return own
+
+
+def _moves(model: nn.Module, device: torch.device | None, dtype: torch.dtype | None) -> bool:
+    """Whether a weight would have to change its place or its type."""
+    return any(
+        (device is not None and t.device != device)
+        or (dtype is not None and t.is_floating_point() and t.dtype != dtype)
+        for t in (*model.parameters(), *model.buffers())
+    )
 
 
 def _channels_last(tensor: Tensor) -> Tensor:
@@ -194,9 +208,10 @@ def _compiled(ready: Ready, training: bool) -> Ready:
     try:
         run()
     except Exception as error:
-        said = str(error.__cause__ or error).strip().splitlines() or [""]
+        # Advice to PyTorch's developers follows after an empty line.
+        said = " ".join(str(error.__cause__ or error).partition("\n\n")[0].split())
         raise ModelError(
-            f"torch.compile cannot compile the network here ({said[0]}): time it without"
+            f"torch.compile cannot compile the network here ({said}): time it without"
         ) from error
     return made
 

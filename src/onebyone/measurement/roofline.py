@@ -119,8 +119,7 @@ def measure_machine(
     and version of PyTorch; `again` measures anew. Where nothing can be kept there, each call
     measures. Raises OneByOneError for a type that has no floating-point arithmetic here.
     """
-    device = torch.device(device)
-    _check(dtype, device)
+    device = _usable(dtype, device)
     key = _key(threads, dtype, device)
     path = cache_folder() / f"machine-{_digest(key)}.json"
     machine = None if again else _read(path, key)
@@ -132,13 +131,14 @@ def measure_machine(
     return machine
 
 
-def _check(dtype: torch.dtype, device: torch.device) -> None:
+def _usable(dtype: torch.dtype, device: torch.device | str) -> torch.device:
+    """The device; OneByOneError where nothing can be computed on it, or not with the type."""
     if not dtype.is_floating_point:
         raise OneByOneError(
             f"{dtype} has no floating-point arithmetic to be measured: give float32, bfloat16 or float16"
         )
     try:
-        torch.empty(0, device=device)
+        return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
         raise OneByOneError(f"{device} cannot be used here ({error}): give cpu") from error
 

@@ -97,15 +97,10 @@ def interleave(
     def run(name: str) -> float:
         if before:
             before(name)
-        wait()
-        start = clock()
-        kept = candidates[name]()
-        wait()
-        took = clock() - start
-        del kept
+        took = _timed_ms(candidates[name], wait, clock)
         if after:
             after(name)
-        return 1000 * took
+        return took
 
     with cpu_threads(threads):
         for _ in range(warmup):
@@ -118,6 +113,16 @@ def interleave(
                 found[name].append(run(name))
             done += 1
     return Samples({n: tuple(v) for n, v in found.items()}, warmup, threads, notes)
+
+
+def _timed_ms(candidate: Callable[[], object], wait: Callable[[], None], clock: Clock) -> float:
+    wait()
+    start = clock()
+    kept = candidate()
+    wait()
+    took = clock() - start
+    del kept  # not before the clock is read
+    return 1000 * took
 
 
 def quartiles(values: Sequence[float]) -> Quartiles:
