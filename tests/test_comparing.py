@@ -298,7 +298,7 @@ def test_times_that_scatter_are_said_to(timed: Comparison) -> None:
         notes = _timing_notes(variants)
         assert len(notes) == wide
         if wide:
-            assert notes[0].startswith("times of inference scatter widely for 3 of 3 blocks")
+            assert notes[0].startswith("times scatter widely for 3 of 3 blocks in inference (")
     busy = replace(variants[0], inference=replace(variants[0].inference, notes=("busy",)))
     assert _timing_notes([busy])[0] == "busy"
 

@@ -303,15 +303,17 @@ def _timing_notes(variants: Sequence[Variant]) -> tuple[str, ...]:
     direct = variants[0]
     # Each of the two runs says in numbers of its own how busy the machine was: once is enough.
     said = next((t.notes for t in (direct.inference, direct.training) if t and t.notes), ())
+    wide = []
     for what, found in (
         ("inference", [v.inference for v in variants if v.inference]),
         ("training", [v.training for v in variants if v.training]),
     ):
-        wide = sum(t.high_ms - t.low_ms > SCATTER * t.median_ms for t in found)
-        if wide:
-            said += (
-                f"times of {what} scatter widely for {wide} of {len(found)} blocks (the quartiles lie "
-                f"more than {SCATTER:.0%} of the median apart): repeat this on a quieter machine "
-                "before you trust the ratios",
-            )
-    return said
+        number = sum(t.high_ms - t.low_ms > SCATTER * t.median_ms for t in found)
+        wide += [f"{number} of {len(found)} blocks in {what}"] if number else []
+    if not wide:
+        return said
+    return (
+        *said,
+        f"times scatter widely for {' and '.join(wide)} (their quartiles lie more than half of the "
+        "median apart): repeat this on a quieter machine before you trust the ratios",
+    )
