@@ -33,12 +33,14 @@ windows blocks sources variants comparing
 verification
 report.numbers report.words report.markup report.picture report.cards report.details
 report.text report.json report.html report
+report.columns report.measurement_rows report.measurement report.measurement_files
+report.measurement_page
 report.comparison report.comparison_files report.comparison_page
 exporting exporting.program exporting.onnx
 saving searching slimming
 __init__
-cli.values cli.signals cli.failures cli.showing cli.reading cli.slim cli.verify cli.demo cli.compare
-cli.app cli
+cli.values cli.signals cli.failures cli.showing cli.writing cli.reading cli.slim cli.verify
+cli.measure cli.compare cli.demo cli.app cli
 __main__
 """
 ORDER = [str(name) for name in LAYOUT.split()]
@@ -155,7 +157,7 @@ def test_the_import_is_instant() -> None:
     assert "torch" in heavy_modules("import onebyone; onebyone.slim")
 
 
-@pytest.mark.parametrize("command", [[], ["slim"], ["verify"], ["demo"], ["compare"]])
+@pytest.mark.parametrize("command", [[], ["slim"], ["verify"], ["measure"], ["compare"], ["demo"]])
 def test_help_needs_no_torch(command: list[str]) -> None:
     code = (
         f"import sys; sys.argv = ['onebyone', *{command!r}, '--help']\n"

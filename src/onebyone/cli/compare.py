@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from onebyone.cli.failures import Outcome, failures
-from onebyone.cli.showing import note, progress, show
+from onebyone.cli.failures import failures
+from onebyone.cli.showing import progress, show
+from onebyone.cli.writing import Outputs
 
 if TYPE_CHECKING:
     from onebyone.comparing import Comparison
 
-STDOUT = "-"
 BLOCK, CLOCK, OUTPUT = "The blocks", "The clock", "The result"
 
 
@@ -102,16 +100,24 @@ def compare(
       onebyone compare 256x56x56 256x28x28 --width 64 --html blocks.html
       onebyone compare 100x20x20 40x20x20 --code inverted_residual[/bold]
     """
-    wanted = {"json": json, "csv": csv, "markdown": markdown, "html": html}
-    files = {name: path for name, path in wanted.items() if path is not None}
-    with failures() as outcome:
+    if code is not None and any((json, csv, markdown, html)):
+        raise typer.BadParameter("it prints code alone: leave out the files", param_hint="--code")
+    with failures():
+        from onebyone.comparing import compare as make
+        from onebyone.files import json_text
+        from onebyone.report.comparison import comparison_table
+        from onebyone.report.comparison_files import (
+            comparison_csv,
+            comparison_json,
+            comparison_markdown,
+        )
+        from onebyone.report.comparison_page import comparison_html
+        from onebyone.variants import check_name
+
+        name = None if code is None else check_name(code)
+        wanted = Outputs.checked(json, csv, markdown, html)
         with progress() as tell:
             tell("counting and timing the blocks", 0)
-            _check(files, code)
-            from onebyone.comparing import compare as make
-            from onebyone.variants import check_name
-
-            name = None if code is None else check_name(code)
             found = make(
                 input, output, kernel, width=width or None, bias=bias, groups=groups,
                 latency=latency and name is None, training=training, threads=threads, batch=batch,
@@ -119,64 +125,14 @@ def compare(
         if name is not None:
             _print_code(found, name)
             return
-        _write(found, files, outcome)
-        if STDOUT not in files.values():
-            from onebyone.report.comparison import comparison_table
-
-            show(comparison_table(found))
-
-
-def _check(files: dict[str, str], code: str | None) -> None:
-    """Refuse what cannot be written, before any work is done."""
-    from onebyone.errors import OutputError
-    from onebyone.files import check_writable
-
-    if code is not None and files:
-        raise OutputError(
-            f"--code prints code alone: leave it out, or leave out {' and '.join(f'--{f}' for f in files)}"
+        wanted.write(
+            lambda: json_text(comparison_json(found)),
+            lambda: comparison_csv(found),
+            lambda: comparison_markdown(found),
+            lambda: comparison_html(found),
         )
-    for path in dict.fromkeys(files.values()):
-        same = [f"--{name}" for name, other in files.items() if other == path]
-        if len(same) > 1:
-            raise OutputError(f"{' and '.join(same)} cannot both go to {path}: give each its own")
-        if path != STDOUT:
-            _check_file(Path(path))
-            check_writable(Path(path))
-
-
-def _check_file(path: Path) -> None:
-    from onebyone.errors import OutputError
-
-    if path.is_dir():
-        raise OutputError(f"{path} is a folder: give the name of a file")
-    if not path.absolute().parent.is_dir():
-        raise OutputError(f"{path} cannot be written: there is no folder {path.parent}")
-
-
-def _write(found: Comparison, files: dict[str, str], outcome: Outcome) -> None:
-    """Every file that was asked for; each appears whole or not at all."""
-    from onebyone.files import json_text, write_text
-    from onebyone.report.comparison_files import (
-        comparison_csv,
-        comparison_json,
-        comparison_markdown,
-    )
-    from onebyone.report.comparison_page import comparison_html
-
-    makers: dict[str, Callable[[Comparison], str]] = {
-        "json": lambda c: json_text(comparison_json(c)),
-        "csv": comparison_csv,
-        "markdown": comparison_markdown,
-        "html": comparison_html,
-    }
-    for name, path in files.items():
-        made = makers[name](found)
-        if path == STDOUT:
-            typer.echo(made, nl=False)
-        else:
-            write_text(path, made)
-            outcome.written = Path(path)
-            note(f"written to {path}")
+        if not wanted.on_stdout:
+            show(comparison_table(found))
 
 
 def _print_code(found: Comparison, name: str) -> None:

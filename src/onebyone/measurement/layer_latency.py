@@ -201,12 +201,7 @@ def _notes(found: LayerLatencies) -> list[str]:
     """What a reader of the sums must know."""
     whole, notes = found.whole.median_ms, []
     if abs(found.rest_ms) > NOTABLE * whole:
-        most = sorted(found.elsewhere_ms.items(), key=lambda item: -item[1])[:3]
-        places = ", ".join(f"{name or 'the root'} {ms:.3g} ms" for name, ms in most)
-        notes.append(
-            f"the layers take {found.layers_ms:.3g} ms of {whole:.3g} ms; the rest, {found.rest_ms:.3g} "
-            f"ms, is in no layer (seen with hooks: {places or 'nowhere'})"
-        )
+        notes.append(_rest_words(found))
     if found.hooks_ms > NOTABLE * whole:
         notes.append(
             f"the hooks that time the layers add {found.hooks_ms:.3g} ms to the {whole:.3g} ms of the "
@@ -216,3 +211,22 @@ def _notes(found: LayerLatencies) -> list[str]:
     if failed:
         notes.append(f"not timed alone, where they fail: {', '.join(failed)}")
     return notes
+
+
+def _rest_words(found: LayerLatencies) -> str:
+    """Where the rest goes, or why it cannot be said."""
+    whole, seen = found.whole.median_ms, sum(found.elsewhere_ms.values())
+    most = sorted(found.elsewhere_ms.items(), key=lambda item: -item[1])[:3]
+    places = ", ".join(f"{name or 'the root'} {ms:.3g} ms" for name, ms in most)
+    said = f"the layers take {found.layers_ms:.3g} ms of {whole:.3g} ms"
+    # What was seen holds the rest and what the hooks cost outside the layers, if not all they cost.
+    more, least = seen - found.rest_ms, NOTABLE * whole
+    if not -least < more < least + max(found.hooks_ms, 0.0):
+        return (
+            f"{said}, but with hooks {seen:.3g} ms were seen outside them: the machine was uneven "
+            "between the passes; measure again, for longer"
+        )
+    return (
+        f"{said}; the rest, {found.rest_ms:.3g} ms, is in no layer (with hooks {seen:.3g} ms were seen "
+        f"there, most in {places})"
+    )

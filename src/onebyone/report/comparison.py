@@ -2,37 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-
-from rich import box
-from rich.cells import cell_len
-from rich.console import Console, ConsoleOptions, Group, RenderableType
-from rich.table import Table
+from rich.console import Group, RenderableType
 from rich.text import Text
 
 from onebyone.comparing import Comparison, Refused, Variant
 from onebyone.measurement.latency import Latency
+from onebyone.report.columns import NONE, Column, FittedTable
 from onebyone.report.numbers import count, milliseconds, ratio, share, size
 from onebyone.report.words import images, threads
 from onebyone.variants import BEFORE
 from onebyone.windows import shape_text
 
-GAP = 2
 EXACT = 10_000_000  # parameters up to which every digit is printed
-NONE = "–"
 
-
-@dataclass(frozen=True)
-class Column:
-    """One column; where there is no room, those with the highest `dropped` go first, 0 never."""
-
-    head: str
-    cell: Callable[[Variant], str]
-    dropped: int = 0
-
-
-COLUMNS = (
+COLUMNS: tuple[Column[Variant], ...] = (
     Column("block", lambda v: label(v)),
     Column("output", lambda v: shape_text(v.output_shape), 9),
     Column("params", lambda v: exact(v.params)),
@@ -54,41 +37,17 @@ def comparison_table(comparison: Comparison) -> RenderableType:
     said = [Text(line) for line in sentences(comparison)]
     dim = [*conditions(comparison), *(f"note: {n}" for n in comparison.notes)]
     return Group(
-        Text(), Text(title(comparison), style="bold"), Text(), _Table(comparison), Text(), *said,
+        Text(), Text(title(comparison), style="bold"), Text(), _table(comparison), Text(), *said,
         *(Text(line) for line in refusals(comparison)), *(Text(line, style="dim") for line in dim),
     )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class _Table:
-    comparison: Comparison
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
-        variants = self.comparison.variants
-        columns = [c for c in COLUMNS if c.head not in _unmeasured(self.comparison)]
-        columns = [c for c in columns if any(c.cell(v) not in ("", NONE) for v in variants)]
-        while _width(columns, variants) > options.max_width and any(c.dropped for c in columns):
-            columns.remove(max(columns, key=lambda c: c.dropped))
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
-        for index, column in enumerate(columns):
-            left = index == 0
-            table.add_column(
-                column.head, justify="left" if left else "right", no_wrap=not left, overflow="fold"
-            )
-        for variant in variants:
-            style = "bold" if variant.name == BEFORE else None
-            table.add_row(*(c.cell(variant) for c in columns), style=style)
-        yield table
-
-
-def _unmeasured(comparison: Comparison) -> tuple[str, ...]:
-    """Heads of columns that would say the same twice, or nothing."""
-    return ("with bias",) if comparison.bias else ()
-
-
-def _width(columns: list[Column], variants: tuple[Variant, ...]) -> int:
-    widths = [max(cell_len(c.head), *(cell_len(c.cell(v)) for v in variants)) for c in columns]
-    return sum(widths) + GAP * (len(columns) - 1)
+def _table(comparison: Comparison) -> FittedTable[Variant]:
+    # Where biases are counted anyway, a second column would say the same.
+    columns = [c for c in COLUMNS if not (comparison.bias and c.head == "with bias")]
+    return FittedTable(
+        comparison.variants, columns, style=lambda v: "bold" if v.name == BEFORE else None
+    )
 
 
 def label(variant: Variant | Refused) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
 from pathlib import Path
 from string import Template
 
@@ -18,6 +17,7 @@ from onebyone.report.comparison import (
     times,
     title,
 )
+from onebyone.report.html import asset, bound
 from onebyone.report.markup import Content, Markup, join, tag, text
 from onebyone.report.numbers import count, share, size
 from onebyone.variants import BEFORE
@@ -35,17 +35,17 @@ def comparison_html(comparison: Comparison) -> str:
 
     Every text is escaped. The page's own policy forbids any request and any script.
     """
-    return Template(_asset("comparison.html")).substitute(
+    return Template(asset("comparison.html")).substitute(
         title=text(f"{title(comparison)}: onebyone compare"),
         command=_unbroken(command(comparison)),
-        headline=text(_bound(headline(comparison))),
-        lede=text(_bound(_lede(comparison))),
+        headline=text(bound(headline(comparison))),
+        lede=text(bound(_lede(comparison))),
         bars=_bars(comparison),
         table=_table(comparison),
         blocks=_blocks(comparison),
         method=_method(comparison),
         notes=_notes(comparison),
-        style=_asset("report.css") + _asset("comparison.css"),
+        style=asset("report.css") + asset("bars.css"),
     )
 
 
@@ -54,19 +54,10 @@ def write_comparison(path: str | Path, comparison: Comparison) -> None:
     write_text(path, comparison_html(comparison))
 
 
-def _asset(name: str) -> str:
-    return files("onebyone.report").joinpath(name).read_text(encoding="utf-8")
-
-
 def _unbroken(line: str) -> Markup:
     """A command that is broken only in front of its options."""
     first, *options = line.split(" --")
     return join(text(first), *(join(" ", tag("span", f"--{o}", class_="option")) for o in options))
-
-
-def _bound(sentence: str) -> str:
-    """With numbers and their percent signs on one line."""
-    return sentence.replace(" %", "\N{NO-BREAK SPACE}%")
 
 
 def command(comparison: Comparison) -> str:
