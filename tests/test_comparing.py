@@ -325,6 +325,8 @@ def test_shapes_that_do_not_fit_in_memory_are_counted_but_not_timed() -> None:
     [
         ({"width": 0}, "the width is given as 0"),
         ({"width": ()}, "no width is given"),
+        ({"width": 20.0}, r"the width is given as 20\.0"),
+        ({"width": "20"}, "the width is given as '2'"),
         ({"width": [3, -1]}, "the width is given as -1"),
         ({"groups": 0}, "the number of groups is given as 0"),
         ({"kernel": 0}, "the kernel is given as 0"),

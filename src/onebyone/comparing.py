@@ -189,7 +189,7 @@ def _widths(width: int | Sequence[int] | None, input: Shape, output: Shape) -> t
     """Each width once, in the order given."""
     if width is None:
         return (max(1, min(input[0], output[0]) // 2),)
-    given = (width,) if isinstance(width, int) else tuple(width)
+    given = tuple(width) if isinstance(width, Sequence) else (width,)
     if not given:
         raise ShapeError("no width is given: leave it out for the default, or give one or more")
     return tuple(dict.fromkeys(positive(w, "the width") for w in given))
