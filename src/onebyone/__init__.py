@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from onebyone.data import Images, open_images
     from onebyone.errors import OneByOneError
     from onebyone.loading import Loaded, load
+    from onebyone.measurement.measuring import Measurement, measure
     from onebyone.plan_files import read_plan, write_plan
     from onebyone.planning import Budget, Decision, Plan, plan
     from onebyone.preprocessing import Preprocess
@@ -25,6 +26,7 @@ _HOMES = {
     "Decision": "planning",
     "Images": "data",
     "Loaded": "loading",
+    "Measurement": "measurement.measuring",
     "OneByOneError": "errors",
     "Plan": "planning",
     "Preprocess": "preprocessing",
@@ -35,6 +37,7 @@ _HOMES = {
     "blocks": "blocks",
     "compare": "comparing",
     "load": "loading",
+    "measure": "measurement.measuring",
     "observe": "statistics",
     "open_images": "data",
     "plan": "planning",
@@ -52,6 +55,7 @@ __all__ = [
     "Decision",
     "Images",
     "Loaded",
+    "Measurement",
     "OneByOneError",
     "Plan",
     "Preprocess",
@@ -62,6 +66,7 @@ __all__ = [
     "blocks",
     "compare",
     "load",
+    "measure",
     "observe",
     "open_images",
     "plan",

@@ -38,7 +38,7 @@ def failures() -> Iterator[Outcome]:
     try:
         yield outcome
     except (Exception, KeyboardInterrupt) as error:
-        if isinstance(error, typer.Exit):
+        if isinstance(error, typer.Exit | typer.BadParameter):
             raise
         if isinstance(error, KeyboardInterrupt) or interrupted():
             deafen()

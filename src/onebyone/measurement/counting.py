@@ -124,13 +124,13 @@ def count(model: nn.Module, *inputs: Any, partial: bool = False) -> Count:
             with watched(recorder), recorder:
                 stage.run()
         except ModelError as error:
-            if not (partial and stage.last):
+            if not (partial and stage.last and recorder.operations):
                 raise
             failure = f"{error} (in {recorder.where()})"
         return _summed(stage.model, recorder, failure)
 
     found, note = rehearse(model, inputs, act)
-    return found if note is None else replace(found, notes=(note,))
+    return found if note is None or found.failure else replace(found, notes=(note,))
 
 
 @contextmanager

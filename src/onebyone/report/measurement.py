@@ -25,7 +25,7 @@ def measurement_table(name: str, measurement: Measurement, view: View) -> Render
     )
     dim = [*latency_conditions(measurement), *(f"note: {n}" for n in measurement.notes)]
     if measurement.failure is not None:
-        dim.append(f"partial: {measurement.failure}")
+        dim.append("partial: what follows the failure is not in these numbers")
     return Group(
         Text(), Text(title(name, measurement), style="bold"), Text(), table, Text(),
         *(Text(line) for line in sentences(measurement)),

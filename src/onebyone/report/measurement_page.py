@@ -24,6 +24,7 @@ from onebyone.report.words import images, layer_name
 
 BARS = 32  # rows of the picture: where there are more layers, they are summed up
 NONE = "–"
+NBSP = "\N{NO-BREAK SPACE}"
 QUANTITIES = (
     ("macs", "MACs"), ("params", "parameters"), ("activation_bytes", "written"),
     ("milliseconds", "time"),
@@ -46,17 +47,22 @@ def measurement_html(name: str, measurement: Measurement) -> str:
     return Template(asset("measurement.html")).substitute(
         title=text(f"{title(name, measurement)}: onebyone measure"),
         source=text(name),
-        headline=text(f"{count(measurement.macs)} MACs, {count(measurement.params)} parameters"),
+        headline=text(_headline(measurement)),
         lede=text(bound(_lede(name, measurement))),
         cards=_cards(measurement),
         bars=_bars(measurement),
         table=_table(measurement),
         method=_method(measurement),
         notes=_notes(measurement),
-        style=asset("report.css") + asset("bars.css"),
+        style=asset("report.css") + asset("bars.css") + asset("measurement.css"),
         script=script,
         script_hash=script_hash(script),
     )
+
+
+def _headline(measurement: Measurement) -> str:
+    macs, params = (count(n).replace(" ", NBSP) for n in (measurement.macs, measurement.params))
+    return f"{macs} MACs, {params} parameters"
 
 
 def _lede(name: str, measurement: Measurement) -> str:
@@ -129,7 +135,7 @@ def _bars(measurement: Measurement) -> Markup:
         for row in rows
     ]
     style = f"--quantities:{len(shown)}"
-    return tag("ul", heads, *items, class_="ratios", style=style)
+    return tag("ul", heads, *items, class_="ratios parts", style=style)
 
 
 def _parts(measurement: Measurement) -> list[LayerRow]:
