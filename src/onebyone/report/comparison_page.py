@@ -113,7 +113,7 @@ def _bars(comparison: Comparison) -> Markup:
     )
     style = f"--quantities:{len(measured)};--one:{100 / whole:.2f}%"
     return join(
-        tag("ul", heads, *rows, class_="ratios marked", style=style),
+        tag("ul", heads, *rows, class_="ratios", style=style),
         tag("p", said, class_="caption"),
     )
 
