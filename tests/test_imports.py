@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -28,16 +29,18 @@ forms allocation planning plan_files
 building lockstep effort rewriting
 loading.loaded loading.layers loading.archive loading.programs loading.weights loading.zoo
 loading.factories loading.onnx_graphs loading.slimmed loading.specs loading
+windows blocks sources variants comparing
 verification
 report.numbers report.words report.markup report.picture report.cards report.details
 report.text report.json report.html report
 report.columns report.measurement_rows report.measurement report.measurement_files
 report.measurement_page
+report.comparison report.comparison_files report.comparison_page
 exporting exporting.program exporting.onnx
 saving searching slimming
 __init__
 cli.values cli.signals cli.failures cli.showing cli.writing cli.reading cli.slim cli.verify
-cli.measure cli.demo cli.app cli
+cli.measure cli.compare cli.demo cli.app cli
 __main__
 """
 ORDER = [str(name) for name in LAYOUT.split()]
@@ -132,6 +135,9 @@ def test_public_names_are_sorted_and_importable() -> None:
     for name in onebyone.__all__:
         value = getattr(onebyone, name)
         home = f"onebyone.{onebyone._HOMES[name]}"
+        if isinstance(value, ModuleType):
+            assert value.__name__ == home
+            continue
         assert value.__module__ == home or value.__module__.startswith(home + ".")
     with pytest.raises(AttributeError, match="no attribute 'slimmer'"):
         _ = onebyone.slimmer  # type: ignore[attr-defined]
@@ -151,7 +157,7 @@ def test_the_import_is_instant() -> None:
     assert "torch" in heavy_modules("import onebyone; onebyone.slim")
 
 
-@pytest.mark.parametrize("command", [[], ["slim"], ["verify"], ["measure"], ["demo"]])
+@pytest.mark.parametrize("command", [[], ["slim"], ["verify"], ["measure"], ["compare"], ["demo"]])
 def test_help_needs_no_torch(command: list[str]) -> None:
     code = (
         f"import sys; sys.argv = ['onebyone', *{command!r}, '--help']\n"

@@ -6,6 +6,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from onebyone import blocks
+    from onebyone.comparing import Comparison, Variant, compare
     from onebyone.data import Images, open_images
     from onebyone.errors import OneByOneError
     from onebyone.loading import Loaded, load
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Budget": "planning",
+    "Comparison": "comparing",
     "Decision": "planning",
     "Images": "data",
     "Loaded": "loading",
@@ -29,7 +32,10 @@ _HOMES = {
     "Preprocess": "preprocessing",
     "Slimmed": "slimming",
     "Statistics": "statistics",
+    "Variant": "comparing",
     "Verification": "verification",
+    "blocks": "blocks",
+    "compare": "comparing",
     "load": "loading",
     "measure": "measurement.measuring",
     "observe": "statistics",
@@ -45,6 +51,7 @@ _HOMES = {
 __version__ = "0.1.0"
 __all__ = [
     "Budget",
+    "Comparison",
     "Decision",
     "Images",
     "Loaded",
@@ -54,7 +61,10 @@ __all__ = [
     "Preprocess",
     "Slimmed",
     "Statistics",
+    "Variant",
     "Verification",
+    "blocks",
+    "compare",
     "load",
     "measure",
     "observe",
@@ -72,7 +82,8 @@ def __getattr__(name: str) -> Any:
     """Public names come from their modules when first asked for, so that the import is instant."""
     if name not in _HOMES:
         raise AttributeError(f"module 'onebyone' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"onebyone.{_HOMES[name]}"), name)
+    module = importlib.import_module(f"onebyone.{_HOMES[name]}")
+    value = module if name == _HOMES[name] else getattr(module, name)
     globals()[name] = value
     return value
 

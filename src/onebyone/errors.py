@@ -19,6 +19,10 @@ class BudgetError(OneByOneError):
     """A budget outside (0, 1], or one that no plan can meet."""
 
 
+class ShapeError(OneByOneError):
+    """Sizes, channels or kernels that do not fit one another."""
+
+
 class PlanError(OneByOneError):
     """A plan that does not fit the model, or whose file is damaged."""
 

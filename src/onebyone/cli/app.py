@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from onebyone.cli.compare import compare
 from onebyone.cli.demo import demo
 from onebyone.cli.failures import INTERRUPTED
 from onebyone.cli.measure import measure
@@ -27,6 +28,7 @@ app.command()(demo)
 app.command(no_args_is_help=True)(slim)
 app.command(no_args_is_help=True)(verify)
 app.command(no_args_is_help=True)(measure)
+app.command(no_args_is_help=True)(compare)
 
 
 def _version(asked: bool) -> None:

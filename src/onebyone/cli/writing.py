@@ -21,17 +21,17 @@ class Outputs:
     def checked(*paths: str | None) -> Outputs:
         """With every file known to be writable before any work begins.
 
-        Raises typer.BadParameter where two are the same, OutputError where one cannot be written.
+        Raises OutputError where two are the same, or one cannot be written.
         """
-        from onebyone.files import check_writable
+        from onebyone.errors import OutputError
 
         given = [path for path in paths if path is not None]
         twice = next((path for path in given if given.count(path) > 1), None)
         if twice is not None:
-            raise typer.BadParameter(f"{twice!r} is given for two kinds of output: give two files")
+            raise OutputError(f"{twice} is given for two kinds of output: give each its own file")
         for path in given:
             if path != STDOUT:
-                check_writable(Path(path))
+                _check(Path(path))
         return Outputs(paths)
 
     @property
@@ -48,3 +48,15 @@ class Outputs:
                 typer.echo(text(), nl=False)
             elif path is not None:
                 write_text(path, text())
+
+
+def _check(path: Path) -> None:
+    """Refuse a folder, and a file in a folder that is not there."""
+    from onebyone.errors import OutputError
+    from onebyone.files import check_writable
+
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder: give the name of a file")
+    if not path.absolute().parent.is_dir():
+        raise OutputError(f"{path} cannot be written: there is no folder {path.parent}")
+    check_writable(path)

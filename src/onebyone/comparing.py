@@ -1,0 +1,319 @@
+"""compare: what each way of building C×H×W → C′×H′×W′ costs, counted and timed, beside the direct one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from math import ceil, gcd, prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from onebyone import blocks
+from onebyone.blocks import Block, positive
+from onebyone.errors import ShapeError
+from onebyone.measurement.counting import count
+from onebyone.measurement.latency import Latency, time_models
+from onebyone.sources import source
+from onebyone.tree import random_state
+from onebyone.variants import KINDS, Asked, Kind
+from onebyone.windows import AnyShape, Shape, Window, shape_of, shape_text
+
+SECONDS = 4.0  # on the clock, for all variants together: half for inference, half for training
+MOST_BYTES = 8 * 2**30  # that the timing may take, roughly
+FLOAT = 4  # bytes
+SCATTER = 0.5  # of the median between the quartiles, from which a note says so
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to build the layer, counted for one image and timed for the whole batch.
+
+    `params` are those of the block as it was asked for, with biases or without, `params_with_bias`
+    those with. `activation_bytes` is what its operators write to new memory in float32.
+    `intensity_macs_per_byte` is MACs over the bytes that they read and write, weights included. The
+    ratios are this over direct, those of latencies of medians; None where nothing was timed. `code`
+    builds the block with PyTorch alone, `note` is for people.
+    """
+
+    name: str
+    title: str
+    says: str
+    paper: str
+    width: int | None
+    groups: int | None
+    output_shape: Shape
+    params: int
+    params_with_bias: int
+    macs: int
+    activation_bytes: int
+    bytes_moved: int
+    code: str
+    params_ratio: float
+    macs_ratio: float
+    inference: Latency | None = None
+    training: Latency | None = None
+    inference_ratio: float | None = None
+    training_ratio: float | None = None
+    note: str = ""
+
+    @property
+    def intensity_macs_per_byte(self) -> float:
+        """MACs for each byte read or written; 0 where there are none."""
+        return self.macs / self.bytes_moved if self.bytes_moved else 0.0
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A variant that cannot be built for these shapes, and why."""
+
+    name: str
+    title: str
+    width: int | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class BreakEven:
+    """The width at which the bottleneck before costs what direct does, biases left out.
+
+    macs: w·(C·P + k²·C′·P′) = k²·C·C′·P′; params: w·(C + k²·C′) = k²·C·C′. Both exact.
+    """
+
+    macs: Fraction
+    params: Fraction
+
+    @property
+    def most_macs(self) -> int:
+        """The largest width with fewer MACs than direct; 0 where there is none."""
+        return ceil(self.macs) - 1
+
+    @property
+    def most_params(self) -> int:
+        """The largest width with fewer parameters than direct; 0 where there is none."""
+        return ceil(self.params) - 1
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All variants in the order of the table, direct first, and those that cannot be built."""
+
+    input_shape: Shape
+    output_shape: Shape
+    kernel: int
+    window: Window
+    widths: tuple[int, ...]
+    bias: bool
+    batch: int
+    break_even: BreakEven
+    variants: tuple[Variant, ...]
+    refused: tuple[Refused, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def direct(self) -> Variant:
+        """The k×k convolution that the others are compared with."""
+        return self.variants[0]
+
+    def __getitem__(self, name: str) -> Variant:
+        """The first variant of this name; KeyError with the names that there are."""
+        for variant in self.variants:
+            if variant.name == name:
+                return variant
+        names = ", ".join(dict.fromkeys(v.name for v in self.variants))
+        raise KeyError(f"no variant is called {name!r}: there are {names}")
+
+
+def compare(
+    input: AnyShape,
+    output: AnyShape,
+    kernel: int = 3,
+    *,
+    width: int | Sequence[int] | None = None,
+    bias: bool = False,
+    groups: int | None = None,
+    latency: bool = True,
+    training: bool = True,
+    threads: int = 1,
+    batch: int = 1,
+    seconds: float = SECONDS,
+) -> Comparison:
+    """Build every variant of a k×k layer from input to output, count it and time it here.
+
+    input, output: channels × height × width, as "100x20x20" or three numbers; stride and padding
+    follow from them (`Window.between`). width: the channels at the narrow place of bottlenecks, fire
+    and CP, or several; by default half of the smaller of C and C′. groups: by default the largest
+    common divisor of C and C′ up to 4. latency: time inference and, if `training`, a training step
+    (forward, sum, backward to the weights and to the input), all variants in turn, for about `seconds`
+    in all. Activations and BatchNorm are left out. What cannot be built for these shapes stands in
+    `refused` with the reason.
+
+    Raises ShapeError for shapes, kernels, widths or groups that make no sense or do not fit one another.
+
+    >>> compare("100x20x20", "40x20x20", 5, latency=False)["bottleneck_before"].params
+    22000
+    """
+    start, end = shape_of(input, "the input"), shape_of(output, "the output")
+    window = Window.between(start[1:], end[1:], kernel)
+    widths = _widths(width, start, end)
+    shared = gcd(start[0], end[0])
+    split = max(g for g in range(1, 5) if shared % g == 0) if groups is None else groups
+    asked = Asked(start, end, kernel, widths[0], positive(split, "the number of groups"), bias)
+    variants, refused, builds = _counted(asked, widths, chosen=groups is not None)
+    notes: tuple[str, ...] = ()
+    if latency:
+        _check_room(variants, positive(batch, "the batch"), start)
+        timed = _timed(builds, start, training, {"threads": threads, "batch": batch}, seconds)
+        variants = [replace(v, **times) for v, times in zip(variants, timed, strict=True)]
+        notes = _timing_notes(variants)
+    return Comparison(
+        start, end, kernel, window, widths, bias, batch, break_even(start, end, kernel),
+        tuple(variants), tuple(refused), notes,
+    )  # fmt: skip
+
+
+def break_even(input: Shape, output: Shape, kernel: int) -> BreakEven:
+    """The widths at which MACs and parameters of the bottleneck before are those of direct."""
+    (c_in, *size_in), (c_out, *size_out) = input, output
+    before, after = prod(size_in), prod(size_out)
+    params = kernel**2 * c_in * c_out
+    return BreakEven(
+        Fraction(params * after, c_in * before + kernel**2 * c_out * after),
+        Fraction(params, c_in + kernel**2 * c_out),
+    )
+
+
+def _widths(width: int | Sequence[int] | None, input: Shape, output: Shape) -> tuple[int, ...]:
+    """Each width once, in the order given."""
+    if width is None:
+        return (max(1, min(input[0], output[0]) // 2),)
+    given = tuple(width) if isinstance(width, Sequence) else (width,)
+    if not given:
+        raise ShapeError("no width is given: leave it out for the default, or give one or more")
+    return tuple(dict.fromkeys(positive(w, "the width") for w in given))
+
+
+def _counted(
+    asked: Asked, widths: tuple[int, ...], chosen: bool
+) -> tuple[list[Variant], list[Refused], list[Callable[[], Block]]]:
+    """Every row for every width: counted, or refused; and what builds those that were counted."""
+    variants: list[Variant] = []
+    refused: list[Refused] = []
+    builds: list[Callable[[], Block]] = []
+    for name, kind in KINDS.items():
+        for width in widths if kind.wide else (None,):
+            one = asked if width is None else replace(asked, width=width)
+            try:
+                if name == "grouped" and not chosen and one.groups == 1:
+                    raise ShapeError(
+                        f"{one.input[0]} and {one.output[0]} channels have no common divisor up to 4"
+                    )
+                variants.append(_variant(name, kind, one, width, variants[0] if variants else None))
+            except ShapeError as error:
+                refused.append(Refused(name, kind.title, width, str(error)))
+            else:
+                builds.append(lambda kind=kind, one=one: kind.build(one))
+    return variants, refused, builds
+
+
+def _variant(
+    name: str, kind: Kind, asked: Asked, width: int | None, direct: Variant | None
+) -> Variant:
+    """One block, built without memory and counted on one image."""
+    with torch.device("meta"):
+        block = kind.build(asked)
+        with_bias = kind.build(replace(asked, bias=True))
+    found = count(block, torch.empty(1, *asked.input, device="meta"))
+    params = sum(p.numel() for p in with_bias.parameters())
+    groups = asked.groups if isinstance(block, blocks.Grouped) else None
+    variant = Variant(
+        name, kind.title, kind.says, kind.paper, width, groups, block.output_shape, found.params, params,
+        found.macs, found.activation_bytes, sum(o.bytes_read + o.bytes_written for o in found.operations),
+        source(block), 1.0, 1.0, note=_note(block, asked),
+    )  # fmt: skip
+    if direct is None:
+        return variant
+    return replace(
+        variant,
+        params_ratio=found.params / direct.params,
+        macs_ratio=found.macs / direct.macs,
+    )
+
+
+def _note(block: Block, asked: Asked) -> str:
+    if block.output_shape != asked.output:
+        kept = f"it keeps the {asked.input[0]} channels of its input"
+        return f"{kept}, so its output is {shape_text(block.output_shape)}"
+    return ""
+
+
+def _check_room(variants: Sequence[Variant], batch: int, input: Shape) -> None:
+    """Refuse to time what would fill the memory."""
+    images = max(prod(input) * FLOAT + v.activation_bytes for v in variants)
+    # A training step has the gradients of weights and activations too.
+    needed = 2 * (images * batch + FLOAT * sum(v.params for v in variants))
+    if needed > MOST_BYTES:
+        raise ShapeError(
+            f"timing these shapes takes about {needed / 2**30:.0f} GiB of memory: give a smaller batch "
+            "or smaller shapes, or leave latency out (--no-latency): counting needs no memory"
+        )
+
+
+class _Inside(nn.Module):
+    """A block as it stands inside of a network: its training step has the gradient of its input too."""
+
+    def __init__(self, block: Block) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(x.detach().requires_grad_())
+
+
+def _timed(
+    builds: Sequence[Callable[[], Block]], input: Shape, training: bool, setting: dict[str, Any],
+    seconds: float,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """For each build the fields of `Variant` that a clock gives."""
+    with random_state(0):
+        made = {str(index): build() for index, build in enumerate(builds)}
+        example = torch.randn(1, *input)
+    share = seconds / 2 if training else seconds
+    inferred = time_models(made, example, seconds=share, **setting)
+    trained: dict[str, Latency] = {}
+    if training:
+        inside = {index: _Inside(block) for index, block in made.items()}
+        trained = time_models(inside, example, training=True, seconds=share, **setting)
+    return [_times(inferred, trained, index) for index in made]
+
+
+def _times(inferred: dict[str, Latency], trained: dict[str, Latency], index: str) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    for what, found in (("inference", inferred), ("training", trained)):
+        if found:
+            fields[what] = found[index]
+            fields[f"{what}_ratio"] = found[index].median_ms / found["0"].median_ms
+    return fields
+
+
+def _timing_notes(variants: Sequence[Variant]) -> tuple[str, ...]:
+    """What the clock had to say, and whether its times are worth comparing."""
+    direct = variants[0]
+    # Each of the two runs says in numbers of its own how busy the machine was: once is enough.
+    said = next((t.notes for t in (direct.inference, direct.training) if t and t.notes), ())
+    wide = []
+    for what, found in (
+        ("inference", [v.inference for v in variants if v.inference]),
+        ("training", [v.training for v in variants if v.training]),
+    ):
+        number = sum(t.high_ms - t.low_ms > SCATTER * t.median_ms for t in found)
+        wide += [f"{number} of {len(found)} blocks in {what}"] if number else []
+    if not wide:
+        return said
+    return (
+        *said,
+        f"times scatter widely for {' and '.join(wide)} (their quartiles lie more than half of the "
+        "median apart): repeat this on a quieter machine before you trust the ratios",
+    )
