@@ -12,7 +12,8 @@ from test_tree import check_untouched
 from torch import Tensor, nn
 
 from onebyone.errors import ModelError
-from onebyone.surveying import Seen, Survey, deep_copy, shallow_copy, survey
+from onebyone.surveying import Seen, Survey, survey
+from onebyone.tree import deep_copy, shallow_copy
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same'")
 CASTS = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}

@@ -23,8 +23,7 @@ from onebyone.planning import Decision, Plan
 from onebyone.running import release_memory, suited
 from onebyone.sampling import choose_positions, output_rows, patch_rows, positions_of
 from onebyone.statistics import LayerStatistics, Statistics, observe
-from onebyone.surveying import deep_copy
-from onebyone.tree import evaluating, hooked, modules_by_name, replace_modules
+from onebyone.tree import deep_copy, evaluating, hooked, modules_by_name, replace_modules
 
 CHUNK = 64  # images at once: more would leave the processor's cache
 SOLVING = 1.2  # what the solutions may cost, in passes of the original over the images

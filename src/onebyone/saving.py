@@ -35,7 +35,7 @@ from onebyone.files import (
 )  # fmt: skip
 from onebyone.loading.slimmed import FORMATS, is_slimmed
 from onebyone.plan_files import plan_to_json
-from onebyone.surveying import deep_copy
+from onebyone.tree import deep_copy
 
 if TYPE_CHECKING:
     from onebyone.slimming import Slimmed

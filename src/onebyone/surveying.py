@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +14,7 @@ from onebyone.conv import ConvSpec
 from onebyone.errors import ModelError
 from onebyone.running import call, suited
 from onebyone.sampling import positions_of
-from onebyone.tree import hooked, modules_by_name, replace_modules, tensors_in
+from onebyone.tree import hooked, modules_by_name, replace_modules, shallow_copy, tensors_in
 
 PLAIN = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 CONV_LIKE = (nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear)
@@ -220,20 +219,3 @@ def _used_otherwise(model: nn.Module, names: list[str], image: Tensor) -> dict[s
         for name, found in reads.items()
         if found or not probes[name].called
     }
-
-
-def shallow_copy(model: nn.Module) -> nn.Module:
-    """A copy of the module tree that shares every parameter and buffer with the model."""
-    memo: dict[int, object] = {id(t): t for t in (*model.parameters(), *model.buffers())}
-    return deep_copy(model, memo)
-
-
-def deep_copy(model: nn.Module, memo: dict[int, object] | None = None) -> nn.Module:
-    """A copy that shares nothing (but what `memo` names); raises ModelError where none can be made."""
-    try:
-        return copy.deepcopy(model, memo)
-    except Exception as error:
-        raise ModelError(
-            f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}): models that "
-            "hold computed tensors or open files as attributes must drop them first"
-        ) from error

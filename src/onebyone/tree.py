@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+
+from onebyone.errors import ModelError
 
 
 def modules_by_name(model: nn.Module) -> dict[str, nn.Module]:
@@ -57,6 +60,23 @@ def tensors_in(value: object) -> Iterator[Tensor]:
             yield from tensors_in(item)
     elif hasattr(value, "__dict__") and not isinstance(value, nn.Module):
         yield from tensors_in(vars(value))
+
+
+def shallow_copy(model: nn.Module) -> nn.Module:
+    """A copy of the module tree that shares every parameter and buffer with the model."""
+    memo: dict[int, object] = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    return deep_copy(model, memo)
+
+
+def deep_copy(model: nn.Module, memo: dict[int, object] | None = None) -> nn.Module:
+    """A copy that shares nothing (but what `memo` names); raises ModelError where none can be made."""
+    try:
+        return copy.deepcopy(model, memo)
+    except Exception as error:
+        raise ModelError(
+            f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}): models that "
+            "hold computed tensors or open files as attributes must drop them first"
+        ) from error
 
 
 @contextmanager

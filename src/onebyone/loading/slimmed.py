@@ -21,8 +21,7 @@ from onebyone.loading.weights import fit_weights, read_weights
 from onebyone.plan_files import SCHEMA, plan_from_json
 from onebyone.planning import Plan
 from onebyone.preprocessing import Preprocess
-from onebyone.surveying import deep_copy
-from onebyone.tree import modules_by_name, replace_modules
+from onebyone.tree import deep_copy, modules_by_name, replace_modules
 
 FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 Build = Callable[[Mapping[str, Any], tuple[int, ...]], nn.Module]

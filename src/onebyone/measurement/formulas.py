@@ -1,0 +1,177 @@
+"""Multiply–accumulates of every operator that has any: one plain table, by operator name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import prod
+from typing import Any
+
+from torch import Tensor
+
+Formula = Callable[[Sequence[Any], Any], int]  # (positional arguments, output) → MACs
+
+
+def convolution(x: Tensor, weight: Tensor, y: Tensor, transposed: bool) -> int:
+    """MACs of any convolution, grouped, dilated or strided, over any number of axes.
+
+    weight (c_out, c_in / groups, taps …): every output reads c_in / groups · taps products. Transposed,
+    weight (c_in, c_out / groups, taps …): every input feeds c_out / groups · taps. Products with
+    padding are counted, so those of a transposed one that fall outside the output are too.
+    """
+    return (x if transposed else y).numel() * prod(weight.shape[1:])
+
+
+def _convolution(args: Sequence[Any], y: Any) -> int:
+    return convolution(args[0], args[1], y, bool(args[6]))
+
+
+def _weight_second(args: Sequence[Any], y: Any) -> int:
+    return convolution(args[0], args[1], y, transposed=False)
+
+
+def _product(left: int, right: int) -> Formula:
+    """A matrix product (… m k) · (… k n), its factors at these places of the arguments: outputs · k."""
+
+    def formula(args: Sequence[Any], y: Any) -> int:
+        k = args[left].shape[-1]
+        return prod(args[left].shape[:-1]) * k * _columns(args[right])
+
+    return formula
+
+
+def _columns(right: Tensor) -> int:
+    return right.shape[-1] if right.ndim > 1 else 1
+
+
+def _linear(args: Sequence[Any], y: Any) -> int:
+    return args[0].numel() * args[1].shape[0]
+
+
+def _addbmm(args: Sequence[Any], y: Any) -> int:
+    return args[1].numel() * args[2].shape[-1]
+
+
+def _trilinear(args: Sequence[Any], y: Any) -> int:
+    """`nn.Bilinear`: the terms x_i w_oij z_j of its sums."""
+    first, weight = args[0], args[1]
+    return first.numel() // first.shape[-1] * weight.numel()
+
+
+def _attention(args: Sequence[Any], y: Any) -> int:
+    """Q Kᵀ and its product with V: batch · heads · queries · keys · (d + d_v), masked ones counted."""
+    query, key, value = args[:3]
+    return prod(query.shape[:-1]) * key.shape[-2] * (query.shape[-1] + value.shape[-1])
+
+
+def _attention_kernel(args: Sequence[Any], y: Any) -> int:
+    """The same for kernels that take (batch, length, heads, d)."""
+    query, key, value = args[:3]
+    return prod(query.shape[:-1]) * key.shape[-3] * (query.shape[-1] + value.shape[-1])
+
+
+def _bmm(args: Sequence[Any], y: Any) -> int:
+    return args[0].numel() * args[1].shape[-1]
+
+
+def _baddbmm(args: Sequence[Any], y: Any) -> int:
+    return args[1].numel() * args[2].shape[-1]
+
+
+def _recurrent(args: Sequence[Any], y: Any) -> int:
+    """Fused recurrent layers: each matrix meets every item of every step once."""
+    x = args[0]
+    steps = prod(x.shape[:-1])
+    weights = [w for w in _tensors(args[1:]) if w.ndim == 2]
+    return steps * sum(w.numel() for w in weights)
+
+
+def _recurrent_layer(args: Sequence[Any], y: Any) -> int:
+    return prod(args[0].shape[:-1]) * (args[1].numel() + args[2].numel())
+
+
+def _tensors(values: Sequence[Any]) -> list[Tensor]:
+    found = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, list | tuple):
+            found += _tensors(value)
+    return found
+
+
+def _packed_convolution(args: Sequence[Any], y: Any) -> int:
+    """int8 convolutions whose weight is packed away in an object."""
+    return convolution(args[0], args[1].unpack()[0], y, bool(args[1].transpose()))
+
+
+def _packed_linear(args: Sequence[Any], y: Any) -> int:
+    return args[0].numel() * args[1].unpack()[0].shape[0]
+
+
+def _fused_convolution(args: Sequence[Any], y: Any) -> int:
+    return convolution(args[0], args[3], y, transposed=False)
+
+
+def _fused_linear(args: Sequence[Any], y: Any) -> int:
+    return args[0].numel() // args[0].shape[-1] * args[3].numel()
+
+
+ATTENTION = (
+    "_scaled_dot_product_flash_attention", "_scaled_dot_product_flash_attention_for_cpu",
+    "_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention",
+    "_scaled_dot_product_fused_attention_overrideable", "scaled_dot_product_attention",
+    "_scaled_dot_product_attention_math", "_scaled_dot_product_attention_math_for_mps",
+)  # fmt: skip
+PACKED = ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+
+FORMULAS: dict[str, Formula] = {
+    "aten::convolution": _convolution,
+    "aten::_convolution": _convolution,
+    "aten::convolution_overrideable": _convolution,
+    "aten::mkldnn_convolution": _weight_second,
+    "aten::cudnn_convolution": _weight_second,
+    "aten::cudnn_convolution_relu": _weight_second,
+    "aten::cudnn_convolution_add_relu": _weight_second,
+    "aten::miopen_convolution": _weight_second,
+    "aten::_slow_conv2d_forward": _weight_second,
+    "aten::slow_conv3d_forward": _weight_second,
+    "aten::_conv_depthwise2d": _weight_second,
+    "aten::conv_depthwise3d": _weight_second,
+    "torchvision::deform_conv2d": _weight_second,
+    "mkldnn::_convolution_pointwise": _weight_second,
+    "aten::mm": _product(0, 1),
+    "aten::_int_mm": _product(0, 1),
+    "aten::_scaled_mm": _product(0, 1),
+    "aten::_sparse_mm": _product(0, 1),
+    "aten::addmm": _product(1, 2),
+    "aten::_addmm_activation": _product(1, 2),
+    "aten::mv": _product(0, 1),
+    "aten::addmv": _product(1, 2),
+    "aten::dot": _product(0, 1),
+    "aten::vdot": _product(0, 1),
+    "aten::bmm": _bmm,
+    "aten::baddbmm": _baddbmm,
+    "aten::addbmm": _addbmm,
+    "aten::linear": _linear,
+    "aten::mkldnn_linear": _linear,
+    "mkldnn::_linear_pointwise": _linear,
+    "aten::_weight_int8pack_mm": _linear,
+    "aten::_trilinear": _trilinear,
+    "aten::_flash_attention_forward": _attention_kernel,
+    "aten::_efficient_attention_forward": _attention_kernel,
+    "aten::mkldnn_rnn_layer": _recurrent_layer,
+    "aten::_cudnn_rnn": _recurrent,
+    "aten::lstm": _recurrent,
+    "onednn::qconv1d_pointwise": _fused_convolution,
+    "onednn::qconv2d_pointwise": _fused_convolution,
+    "onednn::qconv3d_pointwise": _fused_convolution,
+    "onednn::qlinear_pointwise": _fused_linear,
+    **{f"aten::{name}": _attention for name in ATTENTION},
+    **{f"quantized::{name}": _packed_convolution for name in PACKED},
+    **{f"quantized::{name}_relu": _packed_convolution for name in PACKED[:3]},
+    **{
+        f"quantized::{name}": _packed_linear
+        for name in ("linear", "linear_relu", "linear_dynamic", "linear_relu_dynamic")
+    },
+}
+"""Operator name → its MACs. What is not here does no products of its own that the field counts."""

@@ -1,0 +1,71 @@
+"""Which module an operator belongs to: by the weight that it reads, else by the module that runs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from onebyone.tree import modules_by_name
+
+PARAMETRIZATIONS = re.compile(r"\.?\bparametrizations\..*")
+
+
+def storage(tensor: Tensor) -> int:
+    """What tells memory apart; tensors without a storage of their own stand for themselves."""
+    try:
+        return tensor.untyped_storage()._cdata
+    except (NotImplementedError, RuntimeError):
+        return id(tensor)
+
+
+class Owners:
+    """The names of a network's modules, and whose each weight is.
+
+    `names` has the qualified name of every module by its id; the parts of a parametrized layer go by
+    the layer's own name, and `parts` has their ids.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        modules = modules_by_name(model)
+        self.names = {id(m): PARAMETRIZATIONS.sub("", name) for name, m in modules.items()}
+        self.parts = {id(m) for name, m in modules.items() if self.names[id(m)] != name}
+        self.weights: dict[int, list[str]] = {}
+        self.kept: list[Tensor] = []  # a storage that was freed could be taken for another
+        for module in modules.values():
+            name = self.names[id(module)]
+            for weight in (*module._parameters.values(), *module._buffers.values()):
+                if weight is not None:
+                    self._own(weight, name)
+
+    def _own(self, weight: Tensor, name: str) -> None:
+        owners = self.weights.setdefault(storage(weight), [])
+        if name not in owners:
+            owners.append(name)
+        self.kept.append(weight)
+
+    def of(self, read: Sequence[int], running: str) -> str:
+        """The layer of an operator that reads these storages while that module runs.
+
+        Where the running module owns none of the weights read, it is the first that does: so a child
+        that is called past its hooks is credited, and a weight that the code of another module reads.
+        """
+        found = ""
+        for key in read:
+            owners = self.weights.get(key)
+            if owners:
+                if running in owners:
+                    return running
+                found = found or owners[0]
+        return found or running
+
+    def derive(self, read: Sequence[int], written: Sequence[Tensor]) -> None:
+        """Tensors computed from weights of one layer alone are weights of that layer too."""
+        if not read or not written:
+            return
+        owners = self.weights.get(read[0])
+        if owners is None or any(self.weights.get(key) is None for key in read[1:]):
+            return
+        for tensor in written:
+            self._own(tensor, owners[0])

@@ -1,0 +1,160 @@
+"""Run a network without leaving a trace: on a copy without memory, or else on a copy with its values."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_iter, tree_map
+
+from onebyone.errors import ModelError
+from onebyone.tree import deep_copy
+
+Found = TypeVar("Found")
+SHARED = (int, float, bool, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A network to be run, and what with; `last`: there is no other way to run it."""
+
+    model: nn.Module
+    inputs: tuple[Any, ...]
+    last: bool
+
+    def run(self) -> Any:
+        """What the network returns; ModelError where it fails."""
+        try:
+            return self.model(*self.inputs)
+        except Exception as error:
+            said = str(error).strip().splitlines()[0] if str(error).strip() else ""
+            shapes = ", ".join(
+                "×".join(map(str, t.shape)) for t in tree_iter(self.inputs) if isinstance(t, Tensor)
+            )
+            raise ModelError(
+                f"the network fails on {'inputs' if len(self.inputs) > 1 else 'an input'} of shape "
+                f"{shapes} ({type(error).__name__}: {said}): give as many inputs as its forward "
+                "takes, each of a shape that suits it"
+            ) from error
+
+
+def rehearse(
+    model: nn.Module, inputs: tuple[Any, ...], act: Callable[[Stage], Found]
+) -> tuple[Found, str | None]:
+    """What `act` returns, first tried on meta tensors; and why it had to run on values, if it had.
+
+    The model is left as it is; gradients are off, so is the attention's fast path, which hides its
+    operators. Raises ModelError where the network cannot run.
+    """
+    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
+    _check_weights(model)
+    shapes_only = any(t.is_meta for t in tree_iter(inputs) if isinstance(t, Tensor))
+    with _plain_mode():
+        try:
+            with torch.random.fork_rng(devices=[]), torch.device("meta"):
+                return act(Stage(on_meta(model), tree_map(_meta, inputs), shapes_only)), None
+        except Exception as error:
+            if shapes_only:
+                raise
+            cause = error.__cause__ or error
+            said = str(cause).strip().splitlines()[0] if str(cause).strip() else ""
+            why = f"{type(cause).__name__}: {said}"
+        with _with_values(model) as own:
+            return act(Stage(own, inputs, last=True)), (
+                f"it ran on the weights' values, since it could not run on shapes alone ({why})"
+            )
+
+
+@contextmanager
+def _plain_mode() -> Iterator[None]:
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.inference_mode(False), torch.no_grad():
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def _check_weights(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, nn.parameter.UninitializedParameter):
+            raise ModelError(
+                f"the parameter {name!r} has no shape yet (a lazy layer): run the network once on an "
+                "input before"
+            )
+
+
+@contextmanager
+def _with_values(model: nn.Module) -> Iterator[nn.Module]:
+    """A copy; or the model itself, with its buffers given back, where none can be made."""
+    with torch.random.fork_rng():
+        try:
+            own = deep_copy(model)
+        except ModelError:
+            own = None
+        if own is not None:
+            yield own
+            return
+        buffers = [(b, b.detach().clone()) for b in model.buffers()]
+        try:
+            yield model
+        finally:
+            for buffer, before in buffers:
+                buffer.copy_(before)
+
+
+def _meta(value: Any) -> Any:
+    """A tensor's shape, layout and type without its values."""
+    if not isinstance(value, Tensor):
+        return value
+    if type(value) not in (Tensor, nn.Parameter):
+        raise ModelError(f"a {type(value).__name__} has no form without values")
+    empty = torch.empty_like(value, device="meta", requires_grad=False)
+    if isinstance(value, nn.Parameter):
+        return nn.Parameter(empty, requires_grad=value.requires_grad)
+    return empty
+
+
+def on_meta(model: nn.Module) -> nn.Module:
+    """A copy of the module tree whose tensors have no values; what `copy.deepcopy` does, and faster."""
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        for tensor in (*module._parameters.values(), *module._buffers.values()):
+            if tensor is not None and id(tensor) not in memo:
+                memo[id(tensor)] = _meta(tensor)
+        for value in vars(module).values():
+            if isinstance(value, Tensor) and id(value) not in memo:
+                memo[id(value)] = _meta(value)
+    return _copied(model, memo)
+
+
+def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    if id(module) in memo:
+        return memo[id(module)]
+    kind = type(module)
+    if hasattr(kind, "__deepcopy__") or kind.__getstate__ is not nn.Module.__getstate__:
+        return copy.deepcopy(module, memo)
+    new = kind.__new__(kind)
+    memo[id(module)] = new
+    own = new.__dict__
+    for key, value in vars(module).items():
+        if isinstance(value, SHARED):
+            own[key] = value
+        elif key == "_modules":
+            own[key] = {k: m if m is None else _copied(m, memo) for k, m in value.items()}
+        elif key in ("_parameters", "_buffers"):
+            own[key] = {k: t if t is None else memo[id(t)] for k, t in value.items()}
+        elif type(value) in (dict, OrderedDict, set, list, tuple) and not value:
+            own[key] = type(value)()
+        elif type(value) is tuple and all(isinstance(v, SHARED) for v in value):
+            own[key] = value
+        else:
+            own[key] = copy.deepcopy(value, memo)
+    return new
