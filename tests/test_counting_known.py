@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from known_costs import CONVOLUTIONS, Case
 from known_networks import NETWORKS, worked_out
 from known_products import PRODUCTS
-from onebyone.measurement.counting import count
 from torch import nn
+
+from onebyone.measurement.counting import count
 
 LAYERS = (*CONVOLUTIONS, *PRODUCTS)
 MODES = {"grad": torch.enable_grad, "no_grad": torch.no_grad, "inference": torch.inference_mode}

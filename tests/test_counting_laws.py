@@ -9,13 +9,13 @@ import torch
 from known_costs import CONVOLUTIONS, ByHand, Case
 from known_products import PRODUCTS
 from models import TRAPS, Trap
-from onebyone.measurement.counting import count
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, parametrize
 from traces import bits, differences, traces
 
 from onebyone.errors import ModelError
+from onebyone.measurement.counting import count
 
 CASES = {case.name: case for case in (*CONVOLUTIONS, *PRODUCTS)}
 
