@@ -52,9 +52,10 @@ def _addbmm(args: Sequence[Any], y: Any) -> int:
 
 
 def _trilinear(args: Sequence[Any], y: Any) -> int:
-    """`nn.Bilinear`: the terms x_i w_oij z_j of its sums."""
+    """`nn.Bilinear`, weight (out, in₁, in₂): x₁ W, then its product with x₂, as einsum counts it."""
     first, weight = args[0], args[1]
-    return first.numel() // first.shape[-1] * weight.numel()
+    outputs, _, second = weight.shape
+    return first.numel() // first.shape[-1] * (weight.numel() + outputs * second)
 
 
 def _attention(args: Sequence[Any], y: Any) -> int:
