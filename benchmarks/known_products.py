@@ -123,6 +123,13 @@ PRODUCTS: tuple[Case, ...] = (
         "Bilinear", build(lambda: nn.Bilinear(5, 7, 4), (3, 5), (3, 7)),
         3 * 4 * (5 * 7 + 7), 4 * 5 * 7 + 4, "for each of 4 outputs x₁W is 5 · 7, (x₁W)x₂ is 7",
     ),
+    Case(
+        "Bilinear as einsum", build(
+            lambda: Applied(lambda x, z, w: torch.einsum("ni,oij,nj->no", x, w, z), (4, 5, 7)),
+            (3, 5), (3, 7),
+        ),
+        3 * 4 * (5 * 7 + 7), 4 * 5 * 7, "from left to right: the products of Bilinear",
+    ),
     Case("Embedding", _embedding, 0, 160, "rows are looked up"),
     Case(
         "scaled_dot_product_attention",
