@@ -114,6 +114,27 @@ def test_again_is_the_same_and_layers_sum_to_the_total(case: Case, training: boo
         assert sum(o.bytes_written for o in own) == layer.bytes_written
 
 
+class ByData(nn.Module):
+    """Looks at its input's values, so that shapes alone cannot run it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.model(*inputs) if inputs[0].isfinite().all() else inputs[0]
+
+
+@both_trainings
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_values_and_shapes_cost_the_same(case: Case, training: bool) -> None:
+    model, inputs = case.build()
+    on_shapes = count(model.train(training), *inputs)
+    on_values = count(ByData(model), *inputs)
+    assert on_values.notes
+    assert (on_values.macs, on_values.params) == (on_shapes.macs, on_shapes.params)
+
+
 # --- whose each product is
 
 
