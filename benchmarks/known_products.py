@@ -35,7 +35,7 @@ POINTWISE: tuple[Case, ...] = (
     _pointwise("ConvTranspose2d", lambda: nn.ConvTranspose2d(100, 40, 1, bias=False)),
     _pointwise("Linear on channels-last", lambda: _last(nn.Linear(100, 40)), 4_040),
     _pointwise(
-        "Linear on channels-last without bias", lambda: _last(nn.Linear(100, 40, bias=False))
+        "Linear on channels-last, no bias", lambda: _last(nn.Linear(100, 40, bias=False))
     ),
     _pointwise("F.conv2d", lambda: Applied(lambda x, w: F.conv2d(x, w), (40, 100, 1, 1))),
     _pointwise("F.linear", lambda: Applied(lambda x, w: F.linear(_rows(x), w), (40, 100))),
