@@ -190,6 +190,11 @@ class Recorder(TorchDispatchMode):
         """The module whose forward began last, for messages."""
         return f"layer {self.last!r}" if self.last else "the network's own forward"
 
+    def layer_of(self, args: Any, kwargs: Any) -> str:
+        """The layer of an operator with these arguments that runs now."""
+        sources = [storage(t) for t in _arguments(args, kwargs)]
+        return self.owners.of(sources, self.running[-1] if self.running else "")
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         written = tensors(result)
@@ -198,9 +203,7 @@ class Recorder(TorchDispatchMode):
         return result
 
     def _note(self, func: Any, args: Any, kwargs: Any, written: list[Tensor]) -> None:
-        read = tensors(args)
-        if kwargs:
-            read += tensors(tuple(kwargs.values()))
+        read = _arguments(args, kwargs)
         name = func._schema.name
         formula = FORMULAS.get(name)
         sources = [storage(t) for t in read]
@@ -232,6 +235,10 @@ def tensors(value: Any) -> list[Tensor]:
             elif isinstance(item, list | tuple):
                 found += tensors(item)
     return found
+
+
+def _arguments(args: Any, kwargs: Any) -> list[Tensor]:
+    return tensors(args) + (tensors(tuple(kwargs.values())) if kwargs else [])
 
 
 def _bytes(tensor: Tensor) -> int:
