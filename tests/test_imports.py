@@ -18,7 +18,8 @@ ROOT = Path(onebyone.__file__).parent
 LAYOUT = """
 errors files clock conv preprocessing folders data demo.networks
 tree running sampling
-measurement measurement.formulas measurement.owning measurement.rehearsing measurement.counting measurement.memory
+measurement measurement.formulas measurement.owning measurement.rehearsing measurement.shapes
+measurement.counting measurement.memory
 factorize factorize.metric factorize.least_squares factorize.reduced_rank factorize.squeeze
 factorize.alternate factorize.fit
 surveying statistics
