@@ -38,20 +38,20 @@ WIDTH = 13
 
 
 def deep_stack() -> Built:
-    """1,002 layers: 334 times a small convolution, a normalization and an activation."""
+    """1,002 layers as the first ones of ResNet-1001: a convolution, a normalization, an activation."""
     layers = [
         layer
         for _ in range(334)
-        for layer in (nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+        for layer in (nn.Conv2d(16, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
     ]
-    return nn.Sequential(*layers), (torch.randn(1, 8, 8, 8),)
+    return nn.Sequential(*layers), (torch.randn(1, 16, 32, 32),)
 
 
 TIMED = (
     next(case for case in NETWORKS if case.name == "ResNet-50"),
     Case(
-        "1,000 layers", deep_stack, 334 * 64 * 8 * 8 * 9, 334 * (8 * 8 * 9 + 16),
-        "334 convolutions, each 64 positions · 8 · 8 · 9",
+        "1,000 layers", deep_stack, 334 * 1024 * 16 * 16 * 9, 334 * (16 * 16 * 9 + 32),
+        "334 convolutions, each 32×32 positions · 16 · 16 · 9",
     ),
 )  # fmt: skip
 
