@@ -194,6 +194,12 @@ CONVOLUTIONS: tuple[Case, ...] = (
         2 * 64 * 6 * 8 * 6, 6 * 8 * 6 + 8, "4×4×4 outputs, 6 taps",
     ),
     Case(
+        "1d, time first", build(
+            lambda: Applied(lambda x, w, b: torch.conv_tbc(x, w, b), (3, 6, 8), (8,)), (10, 2, 6)
+        ),
+        2 * 8 * 6 * 8 * 3, 3 * 6 * 8 + 8, "8 outputs",
+    ),
+    Case(
         "half precision, channels-last",
         lambda: (
             nn.Conv2d(6, 8, 3).bfloat16().to(memory_format=torch.channels_last),

@@ -76,13 +76,19 @@ def _int_mm() -> Built:
     return model, (torch.ones(32, 16, dtype=torch.int8),)
 
 
-def _int8_linear() -> Built:
+def _grouped() -> Built:
+    model = Applied(lambda x, y: torch._grouped_mm(x, y))
+    return model, (torch.randn(2, 8, 16).bfloat16(), torch.randn(2, 16, 24).bfloat16())
+
+
+def _dynamic(layer: nn.Module, *shape: int) -> Built:
+    """A dynamically quantized layer: int8 weights, activations quantized as they come."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from torch.ao.quantization import quantize_dynamic
 
-        model = nn.Sequential(nn.Linear(100, 40)).eval()
-        return quantize_dynamic(model, {nn.Linear}, torch.qint8), (torch.randn(3, 100),)
+        model = nn.Sequential(layer).eval()
+        return quantize_dynamic(model, {type(layer)}, torch.qint8), (torch.randn(shape),)
 
 
 def _int8(name: str, *arguments: int, shape: tuple[int, ...], **options: int) -> Built:
@@ -112,6 +118,9 @@ PRODUCTS: tuple[Case, ...] = (
     Case(
         "broadcast matmul", build(lambda: Applied(torch.matmul, (3, 1, 6, 7)), (4, 5, 6)),
         3 * 4 * 5 * 6 * 7, 126, "a batch of 3·4 products of 5×6 by 6×7",
+    ),
+    Case(
+        "grouped matmul", _grouped, 2 * 8 * 16 * 24, 0, "two products of 8×16 by 16×24",
     ),
     Case(
         "einsum of three", build(lambda: Applied(
@@ -203,8 +212,20 @@ PRODUCTS: tuple[Case, ...] = (
     ),
     Case("int8 matmul", _int_mm, 32 * 16 * 24, 0, "32×16 by 16×24"),
     Case(
-        "Linear, int8, dynamically quantized", _int8_linear,
+        "Linear, int8, dynamically quantized", lambda: _dynamic(nn.Linear(100, 40), 3, 100),
         3 * 100 * 40, None, "an int8 product is a product",
+    ),
+    Case(
+        "LSTM, int8", lambda: _dynamic(nn.LSTM(8, 12, 2, bidirectional=True), 5, 3, 8),
+        15 * 2 * 48 * (8 + 12 + 24 + 12), None, "each direction reads 8 + 12, then 2·12 + 12 channels",
+    ),
+    Case(
+        "GRU, int8", lambda: _dynamic(nn.GRU(8, 12), 5, 3, 8),
+        15 * 3 * 12 * (8 + 12), None, "three gates of 12, each reads 8 + 12 channels",
+    ),
+    Case(
+        "LSTMCell, int8", lambda: _dynamic(nn.LSTMCell(8, 12), 3, 8),
+        3 * 4 * 12 * (8 + 12), None, "one step",
     ),
     Case(
         "Linear, int8", lambda: _int8("Linear", 100, 40, shape=(3, 100)),
