@@ -25,7 +25,7 @@ class Case:
     """A model with its inputs, its true cost, and why that is the truth.
 
     `params` is None where the model holds its weights in no `nn.Parameter`; `training_macs` is given
-    where a pass in training mode computes more.
+    where a pass in training mode computes more; `needs` is a package that may be missing.
     """
 
     name: str
@@ -34,6 +34,7 @@ class Case:
     params: int | None
     why: str
     training_macs: int | None = None
+    needs: str | None = None
 
 
 class Applied(nn.Module):
@@ -102,10 +103,6 @@ def _tied() -> nn.Module:
     model = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1))
     model[1].weight = model[0].weight
     return model
-
-
-def _thrice() -> nn.Module:
-    return ByHand(lambda m, x: m.conv(m.conv(m.conv(x))), conv=nn.Conv2d(64, 64, 1, bias=False))
 
 
 def _checkpointed() -> nn.Module:
@@ -246,9 +243,13 @@ CONVOLUTIONS: tuple[Case, ...] = (
         "deformable 3×3 16→32 and its offsets", build(_deformable, (1, 16, 20, 20)),
         2_880_000, 16 * 18 * 9 + 18 + 16 * 32 * 9 + 32,
         "400 · 16 · 18 · 9 for the offsets, 400 · 16 · 32 · 9; interpolation is not counted",
+        needs="torchvision",
     ),
     Case(
-        "64-channel 1×1 run three times on 10×10", build(_thrice, (1, 64, 10, 10)),
+        "64-channel 1×1 run three times on 10×10",
+        build(
+            lambda: ByHand(lambda m, x: m.c(m.c(m.c(x))), c=nn.Conv2d(64, 64, 1, bias=False)), (1, 64, 10, 10)
+        ),
         1_228_800, 4_096, "3 · 100 · 64 · 64; the weights are there once",
     ),
     Case(
@@ -262,9 +263,7 @@ CONVOLUTIONS: tuple[Case, ...] = (
     ),
     Case(
         "F.conv2d with a child's weight",
-        build(
-            lambda: ByHand(lambda m, x: F.conv2d(x, m.conv.weight), conv=nn.Conv2d(6, 8, 3)), (1, 6, 12, 10)
-        ),
+        build(lambda: ByHand(lambda m, x: F.conv2d(x, m.c.weight), c=nn.Conv2d(6, 8, 3)), (1, 6, 12, 10)),
         80 * 6 * 8 * 9, 440, "the products are those of a call",
     ),
     Case(

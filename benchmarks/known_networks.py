@@ -27,22 +27,27 @@ NETWORKS: tuple[Case, ...] = (
     Case(
         "ResNet-18", _torchvision("resnet18"), 1_814_073_344, 11_689_512,
         "He et al. 2016, table 1; projections where the shape changes",
+        needs="torchvision",
     ),
     Case(
         "ResNet-50", _torchvision("resnet50"), 4_089_184_256, 25_557_032,
         "He et al. 2016, table 1, the stride in the 3×3",
+        needs="torchvision",
     ),
     Case(
         "VGG-16", _torchvision("vgg16"), 15_470_264_320, 138_357_544,
         "Simonyan & Zisserman 2015, configuration D",
+        needs="torchvision",
     ),
     Case(
         "MobileNetV2", _torchvision("mobilenet_v2"), 300_774_272, 3_504_872,
         "Sandler et al. 2018, table 2",
+        needs="torchvision",
     ),
     Case(
         "ViT-B/16", _torchvision("vit_b_16"), 17_563_828_224, 86_567_656,
         "Dosovitskiy et al. 2021, table 1: 12 layers, 768 wide, 196 patches and a class token",
+        needs="torchvision",
     ),
 )  # fmt: skip
 

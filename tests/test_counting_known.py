@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from known_costs import CONVOLUTIONS, Case
+from known_costs import CONVOLUTIONS, Built, Case
 from known_networks import NETWORKS, worked_out
 from known_products import PRODUCTS
 from torch import nn
@@ -31,8 +31,15 @@ every_mode = pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
 both_trainings = pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 
 
+def built(case: Case) -> Built:
+    """The model and its inputs, where all is installed that they need."""
+    if case.needs:
+        pytest.importorskip(case.needs)
+    return case.build()
+
+
 def check(case: Case, training: bool, mode: Callable[[], Any]) -> None:
-    model, inputs = case.build()
+    model, inputs = built(case)
     model.train(training)
     with mode():
         found = count(model, *inputs)
@@ -77,7 +84,7 @@ def test_names_are_unique() -> None:
 @pytest.mark.parametrize("case", LAYERS, ids=lambda case: case.name)
 def test_cases_run(case: Case) -> None:
     """The table's models compute something, and have the parameters that the table says."""
-    model, inputs = case.build()
+    model, inputs = built(case)
     with torch.no_grad():
         model(*inputs)
     if case.params is not None:

@@ -9,6 +9,7 @@ import torch
 from known_costs import CONVOLUTIONS, ByHand, Case
 from known_products import PRODUCTS
 from models import TRAPS, Trap
+from test_counting_known import built
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, parametrize
@@ -44,7 +45,7 @@ def check_no_trace(model: nn.Module, *inputs: Tensor, fails: bool = False) -> No
 @both_trainings
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_no_trace(case: Case, training: bool) -> None:
-    model, inputs = case.build()
+    model, inputs = built(case)
     check_no_trace(model.train(training), *inputs)
 
 
@@ -100,7 +101,7 @@ def test_no_trace_of_failures(
 @both_trainings
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_again_is_the_same_and_layers_sum_to_the_total(case: Case, training: bool) -> None:
-    model, inputs = case.build()
+    model, inputs = built(case)
     found = count(model.train(training), *inputs)
     assert count(model, *inputs) == found
     assert sum(layer.macs for layer in found.layers.values()) == found.macs
@@ -128,7 +129,7 @@ class ByData(nn.Module):
 @both_trainings
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_values_and_shapes_cost_the_same(case: Case, training: bool) -> None:
-    model, inputs = case.build()
+    model, inputs = built(case)
     on_shapes = count(model.train(training), *inputs)
     on_values = count(ByData(model), *inputs)
     assert on_values.notes
