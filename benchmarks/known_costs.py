@@ -248,7 +248,8 @@ CONVOLUTIONS: tuple[Case, ...] = (
     Case(
         "64-channel 1×1 run three times on 10×10",
         build(
-            lambda: ByHand(lambda m, x: m.c(m.c(m.c(x))), c=nn.Conv2d(64, 64, 1, bias=False)), (1, 64, 10, 10)
+            lambda: ByHand(lambda m, x: m.c(m.c(m.c(x))), c=nn.Conv2d(64, 64, 1, bias=False)),
+            (1, 64, 10, 10),
         ),
         1_228_800, 4_096, "3 · 100 · 64 · 64; the weights are there once",
     ),

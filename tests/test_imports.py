@@ -19,7 +19,8 @@ LAYOUT = """
 errors files clock conv preprocessing folders data demo.networks
 tree running sampling
 measurement measurement.formulas measurement.owning measurement.rehearsing measurement.shapes
-measurement.counting measurement.memory
+measurement.counting measurement.memory measurement.timing measurement.preparing measurement.latency measurement.spans
+measurement.layers_alone measurement.layer_latency measurement.roofline measurement.measuring
 factorize factorize.metric factorize.least_squares factorize.reduced_rank factorize.squeeze
 factorize.alternate factorize.fit
 surveying statistics
@@ -30,10 +31,13 @@ loading.factories loading.onnx_graphs loading.slimmed loading.specs loading
 verification
 report.numbers report.words report.markup report.picture report.cards report.details
 report.text report.json report.html report
+report.columns report.measurement_rows report.measurement report.measurement_files
+report.measurement_page
 exporting exporting.program exporting.onnx
 saving searching slimming
 __init__
-cli.values cli.signals cli.failures cli.showing cli.reading cli.slim cli.verify cli.demo cli.app cli
+cli.values cli.signals cli.failures cli.showing cli.writing cli.reading cli.slim cli.verify
+cli.measure cli.demo cli.app cli
 __main__
 """
 ORDER = [str(name) for name in LAYOUT.split()]
@@ -147,7 +151,7 @@ def test_the_import_is_instant() -> None:
     assert "torch" in heavy_modules("import onebyone; onebyone.slim")
 
 
-@pytest.mark.parametrize("command", [[], ["slim"], ["verify"], ["demo"]])
+@pytest.mark.parametrize("command", [[], ["slim"], ["verify"], ["measure"], ["demo"]])
 def test_help_needs_no_torch(command: list[str]) -> None:
     code = (
         f"import sys; sys.argv = ['onebyone', *{command!r}, '--help']\n"

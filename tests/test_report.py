@@ -18,6 +18,7 @@ from rich.console import Console, RenderableType
 from onebyone.conv import ConvSpec
 from onebyone.errors import OutputError
 from onebyone.forms import FORMS
+from onebyone.measurement.latency import Latency
 from onebyone.planning import Budget, Decision, Plan
 from onebyone.report import plan_table, report_html, summary, to_json, write_report
 from onebyone.report.markup import Markup, join, tag, text
@@ -34,7 +35,7 @@ from onebyone.report.numbers import (
 )  # fmt: skip
 from onebyone.report.text import broken
 from onebyone.report.words import chain, form_title, geometry, layer_name
-from onebyone.verification import Latency, LayerError, Side, Verification
+from onebyone.verification import LayerError, Side, Verification
 
 VOID = {"meta", "link", "input", "wbr", "br"}
 HOSTILE = (

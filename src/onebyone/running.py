@@ -18,18 +18,19 @@ def suited(model: nn.Module, inputs: Tensor) -> Tensor:
     return inputs if first is None else inputs.to(first.device, first.dtype)
 
 
-def call(model: nn.Module, inputs: Tensor) -> object:
+def call(model: nn.Module, *inputs: object) -> object:
     """What the network returns for inputs that suit it; ModelError where it fails on them."""
     try:
-        return model(inputs)
+        return model(*inputs)
     except (OneByOneError, MemoryError):
         raise
     except Exception as error:
         said = str(error).strip().splitlines()[0] if str(error).strip() else ""
         if isinstance(error, RuntimeError) and ("alloc" in said or "out of memory" in said):
             raise
+        shapes = " and ".join(str(tuple(t.shape)) for t in tensors_in(inputs))
         raise ModelError(
-            f"the network fails on an input of shape {tuple(inputs.shape)} "
+            f"the network fails on an input of shape {shapes} "
             f"({type(error).__name__}: {said}): give images of the size and the number of channels "
             "that it takes"
         ) from error

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from onebyone.conv import ConvSpec
 from onebyone.errors import ModelError
+from onebyone.measurement.counting import count
 from onebyone.running import call, suited
 from onebyone.sampling import positions_of
 from onebyone.tree import hooked, modules_by_name, replace_modules, shallow_copy, tensors_in
@@ -38,7 +38,7 @@ class Seen:
 class Survey:
     """Every convolution and linear layer in the order that data reaches them, and the totals.
 
-    `macs` is PyTorch's own count (`torch.utils.flop_counter`, halved) for one image;
+    `macs` is what `onebyone.measurement.counting` counts for one image;
     `activation_bytes` adds up all layer outputs of one image and `live_bytes` is the largest one.
     """
 
@@ -67,7 +67,7 @@ def survey(model: nn.Module, image: Tensor) -> Survey:
             "there is nothing to make lighter"
         )
     watcher = _Watcher(layers)
-    with torch.no_grad(), hooked(watcher.attach(model)), FlopCounterMode(display=False) as flops:
+    with torch.no_grad(), hooked(watcher.attach(model)):
         call(model, image)
     read = _used_otherwise(model, [n for n, m in layers.items() if type(m) in PLAIN], image)
     shared = _shared_weights(model)
@@ -77,7 +77,7 @@ def survey(model: nn.Module, image: Tensor) -> Survey:
         for name, module in sorted(layers.items(), key=lambda item: order.get(item[0], len(order)))
     ]
     return Survey(
-        tuple(seen), flops.get_total_flops() // 2, sum(p.numel() for p in model.parameters()),
+        tuple(seen), count(model, image).macs, sum(p.numel() for p in model.parameters()),
         tuple(image.shape[1:]), watcher.activation_bytes, watcher.live_bytes, device,
     )  # fmt: skip
 

@@ -2,59 +2,35 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from onebyone.conv import ConvSpec
 from onebyone.data import open_images
 from onebyone.errors import DataError, ModelError
-from onebyone.running import output_of
+from onebyone.measurement.counting import count
+from onebyone.measurement.latency import Latency, time_models
+from onebyone.running import output_of, suited
 from onebyone.sampling import choose_positions, output_rows, positions_of
 from onebyone.surveying import PLAIN
 from onebyone.tree import evaluating, hooked, modules_by_name
 
 BATCH = 16  # images of the timed batch
-WARMUP = 2
-LEAST_RUNS, MOST_RUNS = 5, 50
-SECONDS = 2.0  # for the timing of one batch size, both networks together
 COMPARED = 64  # images at once
 LAYER_IMAGES = 128  # images on which the layers' errors are measured
 ROWS = 4096  # sampled outputs of a layer for its error
 
 
 @dataclass(frozen=True)
-class Latency:
-    """Time of one forward pass, with the conditions it was measured under.
-
-    `low_ms` and `high_ms` are the first and the third quartile.
-    """
-
-    batch: int
-    median_ms: float
-    low_ms: float
-    high_ms: float
-    runs: int
-    warmup: int
-    threads: int
-    dtype: str
-    device: str = "cpu"
-    runtime: str = "PyTorch eager"
-
-
-@dataclass(frozen=True)
 class Side:
     """One of the two networks: cost for one image, size of its weights, what was measured.
 
-    `macs` is PyTorch's own count (`torch.utils.flop_counter`, halved); `weight_bytes` adds up the
+    `macs` is what `onebyone.measurement.counting` counts; `weight_bytes` adds up the
     tensors of the state dict, tied ones once; `accuracy` is top-1 on the held-out images, None where
     they have no labels; `latency` is empty where it was not measured.
     """
@@ -128,8 +104,9 @@ def verify(
         if latency:
             batch = one.expand(BATCH, *one.shape[1:]).contiguous()
             for inputs in (one, batch if images is None else images.inputs[:BATCH]):
-                for side, timed in zip(times, _timed((model, lighter), inputs), strict=True):
-                    side.append(timed)
+                timed = time_models({"before": model, "after": lighter}, suited(model, inputs))
+                for side, name in zip(times, timed, strict=True):
+                    side.append(timed[name])
         sides = [
             _side(network, one, accuracy, tuple(timed))
             for network, accuracy, timed in zip(
@@ -262,8 +239,8 @@ def _layer_errors(model: nn.Module, lighter: nn.Module, inputs: Tensor) -> tuple
                     calls.clear()
                     output_of(network, part)
     errors = []
-    for name, (count, gap, square, total) in sums.items():
-        variance = float(square - total.square().sum() / count)
+    for name, (rows, gap, square, total) in sums.items():
+        variance = float(square - total.square().sum() / rows)
         scale = variance if variance > 1e-9 * float(square) else float(square)
         errors.append(LayerError(name, float(gap) / scale if scale else 0.0))
     return tuple(errors)
@@ -272,50 +249,7 @@ def _layer_errors(model: nn.Module, lighter: nn.Module, inputs: Tensor) -> tuple
 def _side(
     model: nn.Module, one: Tensor, accuracy: float | None, latency: tuple[Latency, ...]
 ) -> Side:
-    # Parametrized layers cannot be counted in inference mode.
-    with torch.inference_mode(False), torch.no_grad(), FlopCounterMode(display=False) as flops:
-        output_of(model, one.clone())
     unique = {(t.data_ptr(), t.shape, t.dtype): t for t in model.state_dict().values()}
     size = sum(t.numel() * t.element_size() for t in unique.values())
     params = sum(p.numel() for p in model.parameters())
-    return Side(flops.get_total_flops() // 2, params, size, accuracy, latency)
-
-
-def _timed(networks: tuple[nn.Module, nn.Module], inputs: Tensor) -> list[Latency]:
-    """Both networks timed in turn on one thread, so that noise meets them alike."""
-    first = next(networks[0].parameters(), inputs)
-    seconds: tuple[list[float], list[float]] = ([], [])
-    with _threads(1):
-        for network in networks:
-            for _ in range(WARMUP):
-                output_of(network, inputs)
-        began = time.perf_counter()
-        while len(seconds[0]) < LEAST_RUNS or (
-            len(seconds[0]) < MOST_RUNS and time.perf_counter() - began < SECONDS
-        ):
-            for network, side in zip(networks, seconds, strict=True):
-                start = time.perf_counter()
-                output_of(network, inputs)
-                if first.is_cuda:
-                    torch.cuda.synchronize(first.device)
-                side.append(time.perf_counter() - start)
-    return [_latency(side, inputs, first) for side in seconds]
-
-
-def _latency(seconds: list[float], inputs: Tensor, parameter: Tensor) -> Latency:
-    low, median, high = (1000 * q for q in statistics.quantiles(seconds, n=4))
-    return Latency(
-        len(inputs), median, low, high, len(seconds), WARMUP, 1,
-        str(parameter.dtype).removeprefix("torch."), str(parameter.device),
-    )  # fmt: skip
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """So many CPU threads inside; the number before comes back."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    return Side(count(model, suited(model, one)).macs, params, size, accuracy, latency)

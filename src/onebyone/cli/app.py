@@ -10,6 +10,7 @@ import typer
 
 from onebyone.cli.demo import demo
 from onebyone.cli.failures import INTERRUPTED
+from onebyone.cli.measure import measure
 from onebyone.cli.signals import listen
 from onebyone.cli.slim import slim
 from onebyone.cli.verify import verify
@@ -25,6 +26,7 @@ app = typer.Typer(
 app.command()(demo)
 app.command(no_args_is_help=True)(slim)
 app.command(no_args_is_help=True)(verify)
+app.command(no_args_is_help=True)(measure)
 
 
 def _version(asked: bool) -> None:

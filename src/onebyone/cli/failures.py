@@ -45,13 +45,13 @@ def failures() -> Iterator[Outcome]:
             left = (
                 f"{outcome.written} had been written" if outcome.written else "nothing was written"
             )
-            _stop(f"interrupted; {left}", INTERRUPTED)
+            stop(f"interrupted; {left}", INTERRUPTED)
         if isinstance(error, OSError) and error.errno == errno.EPIPE:
             _leave_in_silence()
         message = _message(error)
         if message is None:
             _bug(error)
-        _stop(message, MENDABLE)
+        stop(message)
 
 
 def _message(error: Exception) -> str | None:
@@ -79,10 +79,11 @@ def _leave_in_silence() -> NoReturn:
 
 def _bug(error: Exception) -> NoReturn:
     traceback.print_exception(error)
-    _stop(f"this is a bug in onebyone ({type(error).__name__}): {ISSUES}", BUG)
+    stop(f"this is a bug in onebyone ({type(error).__name__}): {ISSUES}", BUG)
 
 
-def _stop(message: str, code: int) -> NoReturn:
+def stop(message: str, code: int = MENDABLE) -> NoReturn:
+    """Say what went wrong, and end with this exit code."""
     typer.secho("onebyone: ", fg=typer.colors.RED, bold=True, nl=False, err=True)
     typer.echo(message, err=True)
     raise typer.Exit(code)

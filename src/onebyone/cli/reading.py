@@ -139,6 +139,11 @@ def read_model(spec: str, weights: str | None, size: tuple[int, ...] | None, tru
     loaded = load(spec, weights=weights, input_size=size, trust=trust)
     if loaded.fixed_batch is not None:
         raise ModelError("; ".join(loaded.notes))
+    if loaded.more:
+        raise ModelError(
+            f"{spec} takes {len(loaded.inputs)} inputs: images are one, so it can be measured and not "
+            "slimmed"
+        )
     note(*loaded.notes)
     return loaded
 

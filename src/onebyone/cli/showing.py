@@ -25,6 +25,7 @@ STEPS = {
     "search": "searching the smallest network",
     "verify": "comparing before and after",
     "save": "writing the results",
+    "measure": "measuring",
 }
 Progress = Callable[[str, float], None]
 

@@ -63,8 +63,8 @@ def _imported(name: str, spec: str) -> Any:
             sys.path.remove(here)
 
 
-def call_factory(factory: Any, spec: str) -> tuple[nn.Module, Tensor | None]:
-    """What the function makes: a module, and an example input where it gives one."""
+def call_factory(factory: Any, spec: str) -> tuple[nn.Module, tuple[Any, ...]]:
+    """What the function makes: a module, and the example inputs that it gives, none or several."""
     try:
         made = factory()
     except Exception as error:
@@ -72,14 +72,16 @@ def call_factory(factory: Any, spec: str) -> tuple[nn.Module, Tensor | None]:
             f"{spec} failed: {type(error).__name__}: {error}. It is called without arguments"
         ) from error
     if isinstance(made, nn.Module):
-        return made, None
+        return made, ()
     if isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module):
-        if isinstance(made[1], Tensor):
-            return made[0], made[1]
+        given = made[1] if isinstance(made[1], tuple) else (made[1],)
+        if given and isinstance(given[0], Tensor):
+            return made[0], given
         raise ModelError(
-            f"{spec} gave a module and a {type(made[1]).__name__}, not an example tensor"
+            f"{spec} gave a module and a {type(made[1]).__name__}, not an example tensor or a tuple "
+            "of inputs that begins with one"
         )
     raise ModelError(
-        f"{spec} gave a {type(made).__name__}: an nn.Module, or (module, example input), is "
+        f"{spec} gave a {type(made).__name__}: an nn.Module, or (module, example inputs), is "
         "expected"
     )

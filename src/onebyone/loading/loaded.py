@@ -24,7 +24,7 @@ class Loaded:
 
     `preprocess` and `classes` are None where they are not known. `source` is JSON-ready and enough
     to load the model again. `fixed_batch` is the only batch size that the model takes, None if it
-    takes any. `notes` are for people.
+    takes any. `notes` are for people. `more` are further inputs that its forward takes after the first.
     """
 
     model: nn.Module
@@ -34,6 +34,12 @@ class Loaded:
     source: dict[str, Any]
     fixed_batch: int | None = None
     notes: tuple[str, ...] = ()
+    more: tuple[Any, ...] = ()
+
+    @property
+    def inputs(self) -> tuple[Any, ...]:
+        """Everything that one call of the model takes."""
+        return (self.example, *self.more)
 
     def __iter__(self) -> Iterator[Any]:
         yield self.model

@@ -44,7 +44,8 @@ def load(
         from the local cache), with those in the file `weights`, or with `weights="random"`, drawn
         by `seed`;
       - `package.module:factory`: a function without arguments that returns a module, or a module
-        and an example input; importable from the working directory; `weights` may be a file;
+        and an example input (or a tuple of its inputs); importable from the working directory;
+        `weights` may be a file;
       - `FILE.pt2`, an exported program; `FILE.onnx`, through onnx2torch;
       - a folder that `Slimmed.save` wrote: the source that its plan names is built again, or
         `architecture`, the original network, is taken for it, and else the exported program in it;
@@ -213,7 +214,8 @@ def _load_factory(
     given: dict[str, Any],
 ) -> Loaded:
     module, factory = find_factory(spec)
-    model, example = call_factory(factory, spec)
+    model, made = call_factory(factory, spec)
+    example, more = (made[0], made[1:]) if made else (None, ())
     if weights == RANDOM:
         raise ModelError(
             f"random weights are for torchvision:, timm: and demo: models; {spec} makes its own"
@@ -223,9 +225,9 @@ def _load_factory(
     if input_size is None and example is None:
         example = getattr(module, "example", None)
     if input_size is not None or not isinstance(example, Tensor):
-        example = _sized(input_size, spec)
+        example, more = _sized(input_size, spec), ()
     given |= {"directory": os.getcwd()}
-    return Loaded(model.eval(), example, None, None, given)
+    return Loaded(model.eval(), example, None, None, given, more=more)
 
 
 def _sized(size: tuple[int, ...] | None, spec: str) -> Tensor:

@@ -290,6 +290,8 @@ def _summed(model: nn.Module, recorder: Recorder, failure: str | None) -> Count:
     for operation in operations:
         if operation.macs is None and not operation.view:
             elements = sum(prod(t.shape) for t in operation.writes)
+            if not elements:
+                continue
             uncounted[operation.name] = uncounted.get(operation.name, 0) + elements
     return Count(
         sum(o.macs or 0 for o in operations),

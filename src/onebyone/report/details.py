@@ -6,6 +6,7 @@ from collections import Counter
 from math import isfinite
 
 from onebyone.forms import FORMS
+from onebyone.measurement.latency import Latency
 from onebyone.planning import Decision, Plan
 from onebyone.report.markup import Content, Markup, join, tag
 from onebyone.report.numbers import becomes, count, milliseconds, ratio, small
@@ -18,7 +19,7 @@ from onebyone.report.words import (
     layer_name,
     threads,
 )
-from onebyone.verification import Latency, Verification
+from onebyone.verification import Verification
 
 COLUMNS = (
     ("#", ""), ("layer", "name"), ("was", "geometry"), ("becomes", "became"), ("before", "number"),

@@ -23,30 +23,36 @@ def report_html(verification: Verification, plan: Plan) -> str:
     Every text is escaped. The page's own policy forbids any request and any script but its own.
     """
     source = str(plan.source["spec"]) if plan.source and plan.source.get("spec") else "a network"
-    script = _asset("report.js")
-    return Template(_asset("report.html")).substitute(
+    script = asset("table.js") + asset("report.js")
+    return Template(asset("report.html")).substitute(
         title=text(f"{source}, slimmed by onebyone"),
         source=text(source),
-        headline=text(_bound(headline(verification))),
-        quality=text(_bound(quality_sentence(verification))),
+        headline=text(bound(headline(verification))),
+        quality=text(bound(quality_sentence(verification))),
         cards=cards(verification),
         picture=picture(verification, plan),
         table=layer_table(verification, plan),
         forms=forms_list(plan),
         method=method(verification, plan),
         notes=_notes((*plan.notes, *verification.notes)),
-        style=_asset("report.css"),
+        style=asset("report.css"),
         script=script,
-        script_hash=f"sha256-{b64encode(sha256(script.encode()).digest()).decode()}",
+        script_hash=script_hash(script),
     )
 
 
-def _bound(sentence: str) -> str:
+def script_hash(script: str) -> str:
+    """What a page's policy calls its one script."""
+    return f"sha256-{b64encode(sha256(script.encode()).digest()).decode()}"
+
+
+def bound(sentence: str) -> str:
     """With numbers and their percent signs on one line."""
     return sentence.replace(" %", "\N{NO-BREAK SPACE}%")
 
 
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
+    """A text file that belongs to the pages."""
     return files("onebyone.report").joinpath(name).read_text(encoding="utf-8")
 
 

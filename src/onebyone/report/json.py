@@ -55,7 +55,8 @@ def _layer(decision: Decision, measured: float | None) -> dict[str, Any]:
 
 
 def _side(side: Side) -> dict[str, Any]:
-    return asdict(side) | {"latency": [asdict(latency) for latency in side.latency]}
+    latency = [asdict(timed) | {"notes": list(timed.notes)} for timed in side.latency]
+    return asdict(side) | {"latency": latency}
 
 
 def _finite(value: float | None) -> float | None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from onebyone.forms import FORMS
+from onebyone.measurement.latency import Latency
 from onebyone.planning import Decision, Plan
 from onebyone.report.numbers import becomes, percent, small
-from onebyone.verification import Latency, Verification
+from onebyone.verification import Verification
 
 UNCHANGED = ("keep", "refuse")
 

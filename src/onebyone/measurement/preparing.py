@@ -1,0 +1,239 @@
+"""A network and its inputs as they are to be timed: mode, type, layout, place, batch; then given back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_iter, tree_map
+
+from onebyone.errors import DataError, ModelError
+from onebyone.measurement.timing import cpu_threads
+from onebyone.running import call
+from onebyone.tree import deep_copy, evaluating, random_state, tensors_in
+
+COMPILATIONS = 256  # networks of one class that torch.compile may meet in a process
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How networks are to be run; None leaves the example or the network as it is."""
+
+    training: bool = False
+    threads: int = 1
+    batch: int | None = None
+    dtype: torch.dtype | None = None
+    channels_last: bool = False
+    compiled: bool = False
+    device: torch.device | str | None = None
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A network in the right mode, type, layout and place, and inputs that suit it.
+
+    `plain` is the network without what torch.compile wraps around it.
+    """
+
+    model: nn.Module
+    plain: nn.Module
+    inputs: tuple[Any, ...]
+
+    @property
+    def weight(self) -> Tensor:
+        """What tells the device and the type: the first floating-point parameter, else the input."""
+        tensors = (*self.plain.parameters(), *tensors_in(self.inputs))
+        return next((t for t in tensors if t.is_floating_point()), tensors[0])
+
+    def infer(self) -> object:
+        """One forward pass."""
+        return call(self.model, *self.inputs)
+
+    def train(self) -> None:
+        """Forward, the sum of all floating-point outputs, backward."""
+        backward(total(self.infer()))
+
+    def forget_gradients(self) -> None:
+        """As an optimizer does after each step."""
+        self.plain.zero_grad(set_to_none=True)
+
+
+@contextmanager
+def prepared(
+    model: nn.Module, example: Tensor | tuple[Any, ...], setting: Setting
+) -> Iterator[Ready]:
+    """The network and its inputs as the setting asks, in the right mode; all is given back.
+
+    Random numbers start from a fixed seed inside. Gradients are on for training only. What
+    torch.compile has wrapped is taken out: the setting says whether it is compiled.
+    """
+    training = setting.training
+    model = getattr(model, "_orig_mod", model)
+    _check_weights(model)
+    with ExitStack() as stack:
+        stack.enter_context(random_state(0))
+        stack.enter_context(cpu_threads(setting.threads))
+        with torch.inference_mode(False), torch.no_grad():
+            plain = _fitted(model, setting)
+            _check_weights(plain)
+            values = example if isinstance(example, tuple) else (example,)
+            inputs = _suited(_repeated(values, setting.batch), plain, setting)
+        stack.enter_context(torch.inference_mode(not training))
+        if training:
+            stack.enter_context(torch.enable_grad())
+            plain.train()
+        else:
+            stack.enter_context(evaluating(plain))
+        ready = Ready(plain, plain, inputs)
+        if setting.compiled:
+            # After 8 networks of one class torch.compile would leave the next ones as they are.
+            limits: Any = torch._dynamo.config.patch(
+                recompile_limit=COMPILATIONS, fail_on_recompile_limit_hit=True
+            )
+            stack.enter_context(limits)
+            ready = _compiled(ready, training)
+        yield ready
+
+
+def _check_weights(model: nn.Module) -> None:
+    """Raise ModelError for weights that nothing can be computed with yet."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if isinstance(tensor, nn.UninitializedParameter | nn.UninitializedBuffer):
+            raise ModelError(
+                f"the parameter {name!r} has no shape yet (a lazy layer): run the network once on an "
+                "input before"
+            )
+        if tensor.is_meta:
+            raise ModelError(
+                f"{name!r} is on the meta device, where nothing is computed and no time can be "
+                "measured: load the network with its weights"
+            )
+
+
+def _fitted(model: nn.Module, setting: Setting) -> nn.Module:
+    """The model itself where nothing about it changes, else a copy."""
+    try:
+        given = setting.device
+        device = None if given is None else torch.empty(0, device=given).device  # with its number
+        if not (setting.training or setting.channels_last or _moves(model, device, setting.dtype)):
+            return model
+        own = deep_copy(model).to(device=device, dtype=setting.dtype)
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+        raise ModelError(
+            f"the network cannot be brought to {setting.device or 'its device'} in "
+            f"{setting.dtype or 'its type'} ({type(error).__name__}: {error}): choose others"
+        ) from error
+    if setting.channels_last:
+        for tensor in (*own.parameters(), *own.buffers()):
+            tensor.data = _channels_last(tensor.data)
+    return own
+
+
+def _moves(model: nn.Module, device: torch.device | None, dtype: torch.dtype | None) -> bool:
+    """Whether a weight would have to change its place or its type."""
+    return any(
+        (device is not None and t.device != device)
+        or (dtype is not None and t.is_floating_point() and t.dtype != dtype)
+        for t in (*model.parameters(), *model.buffers())
+    )
+
+
+def _channels_last(tensor: Tensor) -> Tensor:
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    layout = formats.get(tensor.ndim)
+    return tensor if layout is None else tensor.contiguous(memory_format=layout)
+
+
+def is_channels_last(model: nn.Module) -> bool:
+    """Whether a weight lies so that could lie otherwise."""
+    return any(
+        p.ndim == 4 and p.is_contiguous(memory_format=torch.channels_last) and not p.is_contiguous()
+        for p in model.parameters()
+    )
+
+
+def batch_of(inputs: tuple[Any, ...]) -> int:
+    """The length of the first axis of the first input that has one."""
+    return next((len(t) for t in tree_iter(inputs) if isinstance(t, Tensor) and t.ndim), 1)
+
+
+def _repeated(inputs: tuple[Any, ...], batch: int | None) -> tuple[Any, ...]:
+    if batch is None:
+        return inputs
+    given = batch_of(inputs)
+    if batch < 1 or given < 1:
+        raise DataError(
+            f"a batch of {batch} cannot be made of an example of {given}: both must be 1 or more"
+        )
+
+    def fit(value: Any) -> Any:
+        if not isinstance(value, Tensor) or not value.ndim or len(value) != given:
+            return value
+        times = ceil(batch / given)
+        return value.repeat(times, *[1] * (value.ndim - 1))[:batch].contiguous()
+
+    return tree_map(fit, inputs)
+
+
+def _suited(inputs: tuple[Any, ...], model: nn.Module, setting: Setting) -> tuple[Any, ...]:
+    """Inputs in the network's place and type, whole-number ones in their own type."""
+    weights = list(model.parameters())
+    first = next((p for p in weights if p.is_floating_point()), None)
+    device = weights[0].device if weights else setting.device
+    dtype = setting.dtype if first is None else first.dtype
+
+    def fit(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        value = value.detach().to(device=device, dtype=dtype if value.is_floating_point() else None)
+        value = _channels_last(value) if setting.channels_last else value
+        # What was made in inference mode cannot be kept for a backward pass.
+        return value.clone() if setting.training and value.is_inference() else value
+
+    return tree_map(fit, inputs)
+
+
+def _compiled(ready: Ready, training: bool) -> Ready:
+    """What torch.compile makes of the network, after one run, which compiles it."""
+    options: dict[str, Any] = {} if training else {"options": {"freezing": True}}
+    model: Any = torch.compile(ready.plain, dynamic=False, **options)
+    made = Ready(model, ready.plain, ready.inputs)
+    run: Callable[[], object] = made.train if training else made.infer
+    ready.infer()  # so that a network that fails is told from one that cannot be compiled
+    try:
+        run()
+    except Exception as error:
+        # Advice to PyTorch's developers follows after an empty line.
+        said = " ".join(str(error.__cause__ or error).partition("\n\n")[0].split())
+        raise ModelError(
+            f"torch.compile cannot compile the network here ({said}): time it without"
+        ) from error
+    return made
+
+
+def total(outputs: object) -> Tensor:
+    """The sum of all floating-point outputs that depend on a weight."""
+    sums = [t.sum() for t in tensors_in(outputs) if t.is_floating_point() and t.requires_grad]
+    if not sums:
+        raise ModelError(
+            "no output of the network has a gradient, so no training step can be timed: parameters "
+            "must have requires_grad, and an output must depend on them"
+        )
+    return torch.stack([s.to(sums[0].dtype) for s in sums]).sum() if len(sums) > 1 else sums[0]
+
+
+def backward(loss: Tensor) -> None:
+    """The backward pass; ModelError where it fails."""
+    try:
+        loss.backward()
+    except (ModelError, MemoryError):
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"the network's backward pass fails ({type(error).__name__}: {error}): time inference only"
+        ) from error

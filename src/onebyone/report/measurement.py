@@ -1,0 +1,199 @@
+"""A measurement as a table for a terminal, and the sentences that the page has too."""
+
+from __future__ import annotations
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from onebyone.measurement.latency import Latency
+from onebyone.measurement.measuring import Measurement
+from onebyone.measurement.memory import Peak
+from onebyone.measurement.roofline import ARITHMETIC, placement_words
+from onebyone.report.columns import NONE, Column, FittedTable
+from onebyone.report.measurement_rows import LayerRow, View, rows_of, total_of
+from onebyone.report.numbers import count, milliseconds, share, size
+from onebyone.report.words import images, threads
+
+NAMED = 3  # operators, layers and tensors that a sentence names
+
+
+def measurement_table(name: str, measurement: Measurement, view: View) -> RenderableType:
+    """What was measured, layer by layer and as a whole."""
+    total = total_of(measurement)
+    table = FittedTable(
+        rows_of(measurement, view), _columns(total), lambda r: "dim" if r.group else None, total
+    )
+    dim = [*latency_conditions(measurement), *(f"note: {n}" for n in measurement.notes)]
+    if measurement.failure is not None:
+        dim.append(f"partial: {measurement.failure}")
+    return Group(
+        Text(), Text(title(name, measurement), style="bold"), Text(), table, Text(),
+        *(Text(line) for line in sentences(measurement)),
+        *(Text(line, style="dim") for line in dim),
+    )  # fmt: skip
+
+
+def title(name: str, measurement: Measurement) -> str:
+    """The network, and the inputs that it was counted on."""
+    shapes = ", ".join("×".join(map(str, s[1:])) for s in measurement.input_shapes)
+    first = measurement.input_shapes[0] if measurement.input_shapes else ()
+    many = f"{images(first[0])} of " if first and first[0] != 1 else ""
+    return f"{name}, {many}{shapes}" if shapes else name
+
+
+def _columns(total: LayerRow) -> list[Column[LayerRow]]:
+    def part(value: float | None, whole: float | None) -> str:
+        return share(value, whole) if value is not None and whole else NONE
+
+    return [
+        Column("layer", lambda r: "  " * r.level + r.label),
+        Column("kind", lambda r: r.kind, 6, left=True),
+        Column("output", lambda r: shape(r.output_shape) if r.kind else "", 5),
+        Column("MACs", lambda r: count(r.macs) if r.macs else NONE),
+        Column("share", lambda r: part(r.macs, total.macs) if r.macs else NONE, 3),
+        Column("params", lambda r: count(r.params) if r.params else NONE, 1),
+        Column("written", lambda r: size(r.activation_bytes) if r.activation_bytes else NONE, 4),
+        Column("time", lambda r: NONE if r.milliseconds is None else milliseconds(r.milliseconds)),
+        Column("share", lambda r: part(r.milliseconds, total.milliseconds), 2),
+        Column(
+            "bound by", lambda r: NONE if r.placement is None else r.placement.bound, 8, left=True
+        ),
+        Column("reaches", lambda r: NONE if r.placement is None else _reached(r), 7),
+    ]
+
+
+def _reached(row: LayerRow) -> str:
+    assert row.placement is not None
+    return f"{100 * row.placement.fraction:.0f} %"
+
+
+def shape(output: tuple[int, ...] | None) -> str:
+    """One image's shape, without the batch."""
+    return NONE if not output else "×".join(map(str, output[1:]))
+
+
+def sentences(measurement: Measurement) -> list[str]:
+    """Memory, latency, the machine's limits, and what was not counted."""
+    found = [*memory_sentences(measurement), *latency_sentences(measurement)]
+    if measurement.placement is not None and measurement.machine is not None:
+        machine = measurement.machine
+        found.append(
+            f"This machine: {machine.macs_per_second / 1e9:.3g} GMACs/s and "
+            f"{machine.bytes_per_second / 1e9:.3g} GB/s at best; the whole network is "
+            f"{placement_words(measurement.placement)}."
+        )
+        found += _bounds(measurement)
+    return [*found, coverage(measurement)]
+
+
+def memory_sentences(measurement: Measurement) -> list[str]:
+    """Both peaks, and what takes most."""
+    memory = measurement.memory
+    if memory is None:
+        return []
+    batch = images(measurement.batch)
+    said = [f"Peak memory of inference, {batch}: {_peak(memory.inference)}."]
+    if memory.training is not None:
+        said.append(f"Of a training step without its optimizer: {_peak(memory.training)}.")
+    return said
+
+
+def _peak(peak: Peak) -> str:
+    roles = ("weight", "buffer", "input", "activation", "gradient")
+    parts = [(role, peak.of(role)) for role in roles]
+    many = ", ".join(f"{size(b)} {_plural(role)}" for role, b in parts if b)
+    where = f" in {peak.layer}" if peak.layer else ""
+    return f"{size(peak.bytes)} ({many}), reached{where} after {peak.operator}"
+
+
+def _plural(role: str) -> str:
+    return f"{role}s"
+
+
+def latency_sentences(measurement: Measurement) -> list[str]:
+    """Each latency, and where the time of a pass goes."""
+    said = [
+        f"{_mode(t)}: {milliseconds(t.median_ms)} for {images(t.batch)} (quartiles {t.low_ms:.3g}–"
+        f"{t.high_ms:.3g} ms, {t.runs} runs)."
+        for t in measurement.latency
+    ]
+    inside = measurement.layer_latency
+    if inside is not None:
+        part = share(inside.layers_ms, inside.whole.median_ms)
+        said.append(
+            f"The layers take {milliseconds(inside.layers_ms)} of a pass ({part}); "
+            f"{milliseconds(inside.rest_ms)} is in none of them."
+        )
+    return said
+
+
+def _mode(latency: Latency) -> str:
+    name = latency.mode.capitalize()
+    return name if "eager" in latency.runtime else f"{name}, {latency.runtime}"
+
+
+def _bounds(measurement: Measurement) -> list[str]:
+    """How the time divides between layers bound by arithmetic and by memory."""
+    placed = [layer.placement for layer in measurement.layers.values() if layer.placement]
+    whole = sum(p.milliseconds for p in placed)
+    if not whole:
+        return []
+    arithmetic = sum(p.milliseconds for p in placed if p.bound == ARITHMETIC)
+    return [
+        f"Layers bound by arithmetic take {share(arithmetic, whole)} of the layers' time, those bound "
+        f"by memory {share(whole - arithmetic, whole) or '0 %'}."
+    ]
+
+
+def latency_conditions(measurement: Measurement) -> list[str]:
+    """How the clock was read."""
+    if not measurement.latency:
+        return []
+    first = measurement.latency[0]
+    layout = ", channels-last" if first.channels_last else ""
+    return [
+        f"Latency: {first.device}, {threads(first.threads)}, {first.dtype}{layout}, medians after "
+        f"{first.warmup} runs to warm up."
+    ]
+
+
+def coverage(measurement: Measurement) -> str:
+    """What MACs were counted for and what was not, on one line."""
+    counted = sum(o.macs is not None for o in measurement.count.operations)
+    said = f"MACs come from {counted:,} operator{'s' * (counted != 1)}"
+    if measurement.uncounted:
+        named = [
+            f"{n} ({count(e)} elements)" for n, e in list(measurement.uncounted.items())[:NAMED]
+        ]
+        more = len(measurement.uncounted) - len(named)
+        said += f"; not counted: {', '.join(named)}" + (f" and {more} more" if more > 0 else "")
+    said += "."
+    if measurement.unknown:
+        said += f" Not PyTorch's own, and may hide products: {', '.join(measurement.unknown)}."
+    if measurement.unused:
+        names = ", ".join(measurement.unused[:NAMED])
+        more = len(measurement.unused) - NAMED
+        said += f" Never ran: {names}" + (f" and {more} more." if more > 0 else ".")
+    return said
+
+
+def operators_table(measurement: Measurement) -> RenderableType:
+    """Every kind of operator that ran: how often, its MACs, the elements and bytes that it wrote."""
+    found: dict[str, list[int]] = {}
+    for operation in measurement.count.operations:
+        if operation.view:
+            continue
+        row = found.setdefault(operation.name, [0, 0, 0, 0])
+        row[0] += 1
+        row[1] += operation.macs or 0
+        row[2] += operation.bytes_read
+        row[3] += operation.bytes_written
+    rows = sorted(found.items(), key=lambda item: (-item[1][1], -item[1][3]))
+    columns: list[Column[tuple[str, list[int]]]] = [
+        Column("operator", lambda r: r[0]),
+        Column("runs", lambda r: f"{r[1][0]:,}"),
+        Column("MACs", lambda r: count(r[1][1]) if r[1][1] else NONE),
+        Column("read", lambda r: size(r[1][2]), 2),
+        Column("written", lambda r: size(r[1][3]), 1),
+    ]
+    return Group(Text(), FittedTable(rows, columns))
