@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch._dynamo  # a first pass on meta tensors imports it, and it wraps functions as it comes
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules import module as all_modules
