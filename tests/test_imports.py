@@ -19,9 +19,10 @@ ROOT = Path(onebyone.__file__).parent
 LAYOUT = """
 errors files clock conv preprocessing folders data demo.networks
 tree running sampling
-measurement measurement.formulas measurement.owning measurement.rehearsing measurement.counting
-measurement.memory measurement.timing measurement.preparing measurement.latency measurement.spans
-measurement.layers_alone measurement.layer_latency measurement.roofline measurement.measuring
+measurement measurement.formulas measurement.owning measurement.rehearsing measurement.shapes
+measurement.counting measurement.memory measurement.timing measurement.preparing measurement.latency
+measurement.spans measurement.layers_alone measurement.layer_latency measurement.roofline
+measurement.measuring
 factorize factorize.metric factorize.least_squares factorize.reduced_rank factorize.squeeze
 factorize.alternate factorize.fit
 surveying statistics

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from math import prod
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import (
     register_module_forward_hook,
@@ -21,6 +23,7 @@ from onebyone.errors import ModelError
 from onebyone.measurement.formulas import FORMULAS
 from onebyone.measurement.owning import Owners, storage
 from onebyone.measurement.rehearsing import Stage, rehearse
+from onebyone.measurement.shapes import shortcut
 from onebyone.tree import hooked
 
 KNOWN = ("aten", "prim", "prims")  # operators of PyTorch itself
@@ -196,29 +199,32 @@ class Recorder(TorchDispatchMode):
         return self.owners.of(sources, self.running[-1] if self.running else "")
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
+        result = None if kwargs else shortcut(func, args)
+        if result is None:
+            result = func(*args, **(kwargs or {}))
         written = tensors(result)
         if written:
             self._note(func, args, kwargs, written)
         return result
 
     def _note(self, func: Any, args: Any, kwargs: Any, written: list[Tensor]) -> None:
-        read = _arguments(args, kwargs)
-        name = func._schema.name
+        name, view = func._schema.name, func.is_view
         formula = FORMULAS.get(name)
-        sources = [storage(t) for t in read]
-        fresh = [t for t in written if storage(t) not in sources]
+        reads = [_seen(t) for t in _arguments(args, kwargs)]
+        writes = [_seen(t) for t in written]
+        sources = [key for key, _ in reads]
+        fresh = [i for i, (key, _) in enumerate(writes) if key not in sources]
         layer = self.owners.of(sources, self.running[-1] if self.running else "")
-        self.owners.derive(sources, fresh)
+        self.owners.derive(sources, [written[i] for i in fresh])
         self.operations.append(
             Operation(
                 name.replace("::", "."),
                 layer,
-                tuple(map(_info, read)),
-                tuple(map(_info, written)),
+                tuple(info for _, info in reads),
+                tuple(info for _, info in writes),
                 None if formula is None else formula(args, written[0]),
-                func.is_view,
-                0 if func.is_view else sum(_bytes(t) for t in fresh),
+                view,
+                0 if view else sum(writes[i][1].bytes for i in fresh),
             )
         )
 
@@ -241,19 +247,26 @@ def _arguments(args: Any, kwargs: Any) -> list[Tensor]:
     return tensors(args) + (tensors(tuple(kwargs.values())) if kwargs else [])
 
 
-def _bytes(tensor: Tensor) -> int:
-    size = tensor.numel() * tensor.element_size()
+def _seen(tensor: Tensor) -> tuple[int, TensorInfo]:
+    """What tells its memory apart, as `storage` does, and what is recorded of it."""
+    size = tensor.nbytes
     try:
-        return min(size, tensor.untyped_storage().nbytes())
+        memory = tensor.untyped_storage()
+        key, size = memory._cdata, min(size, memory.nbytes())
     except (NotImplementedError, RuntimeError):
-        return size
+        key = id(tensor)
+    return key, TensorInfo(tuple(tensor.shape), _name(tensor.dtype), size)
 
 
-def _info(tensor: Tensor) -> TensorInfo:
-    return TensorInfo(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), _bytes(tensor))
+@cache
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _first_shape(value: Any) -> tuple[int, ...] | None:
+    first = value[0] if isinstance(value, tuple) and value else value
+    if isinstance(first, Tensor):
+        return tuple(first.shape)
     return next((tuple(t.shape) for t in tree_iter(value) if isinstance(t, Tensor)), None)
 
 

@@ -52,9 +52,10 @@ def _addbmm(args: Sequence[Any], y: Any) -> int:
 
 
 def _trilinear(args: Sequence[Any], y: Any) -> int:
-    """`nn.Bilinear`: the terms x_i w_oij z_j of its sums."""
+    """`nn.Bilinear`, weight (out, in₁, in₂): x₁ W, then its product with x₂, as einsum counts it."""
     first, weight = args[0], args[1]
-    return first.numel() // first.shape[-1] * weight.numel()
+    outputs, _, second = weight.shape
+    return first.numel() // first.shape[-1] * (weight.numel() + outputs * second)
 
 
 def _attention(args: Sequence[Any], y: Any) -> int:
@@ -108,6 +109,36 @@ def _packed_linear(args: Sequence[Any], y: Any) -> int:
     return args[0].numel() * args[1].unpack()[0].shape[0]
 
 
+def _packed_recurrent(gates: int) -> Formula:
+    """int8 recurrent layers: every direction of the first reads x, of later ones all directions."""
+
+    def formula(args: Sequence[Any], y: Any) -> int:
+        by_batch_sizes = bool(_tensors(args[2:3]))  # a packed sequence: its batch sizes come second
+        x, hidden = args[0], _tensors(args[1 + by_batch_sizes : 2 + by_batch_sizes])[0].shape[-1]
+        layers, directions = args[4 + by_batch_sizes], 1 + bool(args[7 + by_batch_sizes])
+        read = x.shape[-1] + (layers - 1) * directions * hidden + layers * hidden
+        return prod(x.shape[:-1]) * directions * gates * hidden * read
+
+    return formula
+
+
+def _packed_cell(args: Sequence[Any], y: Any) -> int:
+    weights = sum(packed.unpack()[0].numel() for packed in args[2:4])
+    return prod(args[0].shape[:-1]) * weights
+
+
+def _time_batch_channels(args: Sequence[Any], y: Any) -> int:
+    """A 1d convolution whose weight is (taps, c_in, c_out)."""
+    return y.numel() * prod(args[1].shape[:2])
+
+
+def _grouped_product(args: Sequence[Any], y: Any) -> int:
+    """One product a group; two axes are three of which one is cut into groups."""
+    left, right = args[0], args[1]
+    repeated = left.shape[0] if left.ndim > right.ndim else 1
+    return left.numel() * right.shape[-1] // repeated
+
+
 def _fused_convolution(args: Sequence[Any], y: Any) -> int:
     return convolution(args[0], args[3], y, transposed=False)
 
@@ -137,6 +168,7 @@ FORMULAS: dict[str, Formula] = {
     "aten::slow_conv3d_forward": _weight_second,
     "aten::_conv_depthwise2d": _weight_second,
     "aten::conv_depthwise3d": _weight_second,
+    "aten::conv_tbc": _time_batch_channels,
     "torchvision::deform_conv2d": _weight_second,
     "mkldnn::_convolution_pointwise": _weight_second,
     "aten::mm": _product(0, 1),
@@ -152,6 +184,7 @@ FORMULAS: dict[str, Formula] = {
     "aten::bmm": _bmm,
     "aten::baddbmm": _baddbmm,
     "aten::addbmm": _addbmm,
+    "aten::_grouped_mm": _grouped_product,
     "aten::linear": _linear,
     "aten::mkldnn_linear": _linear,
     "mkldnn::_linear_pointwise": _linear,
@@ -162,6 +195,8 @@ FORMULAS: dict[str, Formula] = {
     "aten::mkldnn_rnn_layer": _recurrent_layer,
     "aten::_cudnn_rnn": _recurrent,
     "aten::lstm": _recurrent,
+    "aten::quantized_lstm": _packed_recurrent(4),
+    "aten::quantized_gru": _packed_recurrent(3),
     "onednn::qconv1d_pointwise": _fused_convolution,
     "onednn::qconv2d_pointwise": _fused_convolution,
     "onednn::qconv3d_pointwise": _fused_convolution,
@@ -172,6 +207,10 @@ FORMULAS: dict[str, Formula] = {
     **{
         f"quantized::{name}": _packed_linear
         for name in ("linear", "linear_relu", "linear_dynamic", "linear_relu_dynamic")
+    },
+    **{
+        f"quantized::quantized_{name}_cell_dynamic": _packed_cell
+        for name in ("lstm", "gru", "rnn_tanh", "rnn_relu")
     },
 }
 """Operator name → its MACs. What is not here does no products of its own that the field counts."""

@@ -57,8 +57,9 @@ def rehearse(
     shapes_only = any(t.is_meta for t in tree_iter(inputs) if isinstance(t, Tensor))
     with _plain_mode():
         try:
+            stage = Stage(on_meta(model), tree_map(_meta, inputs), shapes_only)
             with torch.random.fork_rng(devices=[]), torch.device("meta"):
-                return act(Stage(on_meta(model), tree_map(_meta, inputs), shapes_only)), None
+                return act(stage), None
         except Exception as error:
             if shapes_only:
                 raise
