@@ -39,23 +39,36 @@ ALLOWED = 1.5  # times the fastest peer that is right
 WIDTH = 13
 
 
-def deep_stack() -> Built:
-    """1,002 layers as the first ones of ResNet-1001: a convolution, a normalization, an activation."""
+def deep_stack(channels: int, side: int) -> Built:
+    """1,002 layers: 334 times a convolution, a normalization, an activation."""
     layers = [
         layer
         for _ in range(334)
-        for layer in (nn.Conv2d(16, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
+        for layer in (
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(channels),
+            nn.ReLU(),
+        )
     ]
-    return nn.Sequential(*layers), (torch.randn(1, 16, 32, 32),)
+    return nn.Sequential(*layers), (torch.randn(1, channels, side, side),)
 
 
+def deep_case(name: str, channels: int, side: int) -> Case:
+    return Case(
+        name, lambda: deep_stack(channels, side), 334 * side**2 * channels**2 * 9,
+        334 * (channels**2 * 9 + 2 * channels),
+        f"334 convolutions, each {side}×{side} positions · {channels} · {channels} · 9",
+    )  # fmt: skip
+
+
+# The widths of ResNet-1001 on 32×32 images; and layers so small that computing them takes less time
+# than working out their shapes: shown beside the others, and in no verdict.
+TINY = deep_case("1,000 layers, 8×8×8", 8, 8)
 TIMED = (
     next(case for case in NETWORKS if case.name == "ResNet-50"),
-    Case(
-        "1,000 layers", deep_stack, 334 * 1024 * 16 * 16 * 9, 334 * (16 * 16 * 9 + 32),
-        "334 convolutions, each 32×32 positions · 16 · 16 · 9",
-    ),
-)  # fmt: skip
+    deep_case("1,000 layers, 16×32×32", 16, 32),
+    TINY,
+)
 
 
 def built(case: Case) -> tuple[nn.Module, Inputs]:
@@ -79,7 +92,9 @@ def functions_given_back() -> Iterator[None]:
                     setattr(owner, name, value)
 
 
-def quietly(count: Callable[[nn.Module, Inputs], int], model: nn.Module, inputs: Inputs) -> int | None:
+def quietly(
+    count: Callable[[nn.Module, Inputs], int], model: nn.Module, inputs: Inputs
+) -> int | None:
     """What it counts, without what it prints; None where it fails."""
     try:
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
@@ -141,13 +156,12 @@ def times(peers: list[Peer], rounds: int) -> bool:
                         taken = time.perf_counter() - began
                     if index:
                         clocked.setdefault(name, []).append(taken)
-        near &= show_times(case, clocked, counted)
+        within = show_times(case, clocked, counted)
+        near &= within or case is TINY
     return near
 
 
-def show_times(
-    case: Case, clocked: dict[str, list[float]], counted: dict[str, int | None]
-) -> bool:
+def show_times(case: Case, clocked: dict[str, list[float]], counted: dict[str, int | None]) -> bool:
     medians = {name: statistics.median(taken) for name, taken in clocked.items()}
     exact = {name: t for name, t in medians.items() if counted[name] == case.macs}
     fastest = min(exact, key=lambda name: exact[name])
