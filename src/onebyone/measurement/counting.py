@@ -1,69 +1,21 @@
-"""Count one pass exactly: every operator that ran, its products, its bytes, and whose it is."""
+"""Count one pass exactly: its products and bytes, layer by layer, and what could not be counted."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache
 from math import prod
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.nn.modules.module import (
-    register_module_forward_hook,
-    register_module_forward_pre_hook,
-)
+from torch import nn
 from torch.nn.utils.parametrize import type_before_parametrizations
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 
 from onebyone.errors import ModelError
-from onebyone.measurement.formulas import FORMULAS
-from onebyone.measurement.owning import Owners, storage
+from onebyone.measurement.owning import Owners
+from onebyone.measurement.recording import Calls, Operation, Recorder, watched
 from onebyone.measurement.rehearsing import Stage, rehearse
-from onebyone.measurement.shapes import shortcut
-from onebyone.tree import hooked
 
 KNOWN = ("aten", "prim", "prims")  # operators of PyTorch itself
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """One tensor that an operator read or wrote; a broadcast one has the bytes of its storage."""
-
-    shape: tuple[int, ...]
-    dtype: str
-    bytes: int
-
-
-@dataclass(frozen=True)
-class Operation:
-    """One operator that ran. `macs` is None where there is no formula; `view` moves no data.
-
-    `layer` is the qualified name of the module that it is credited to: the owner of the weight that it
-    reads, else the innermost module that was running. `new_bytes` counts what it wrote to memory of
-    its own (in-place operators have none).
-    """
-
-    name: str
-    layer: str
-    reads: tuple[TensorInfo, ...]
-    writes: tuple[TensorInfo, ...]
-    macs: int | None
-    view: bool
-    new_bytes: int
-
-    @property
-    def bytes_read(self) -> int:
-        """Bytes of its inputs, weights included; none for a view."""
-        return 0 if self.view else sum(t.bytes for t in self.reads)
-
-    @property
-    def bytes_written(self) -> int:
-        """Bytes of its outputs; none for a view."""
-        return 0 if self.view else sum(t.bytes for t in self.writes)
 
 
 @dataclass(frozen=True)
@@ -136,140 +88,6 @@ def count(model: nn.Module, *inputs: Any, partial: bool = False) -> Count:
     return found if note is None or found.failure else replace(found, notes=(note,))
 
 
-@contextmanager
-def watched(recorder: Recorder) -> Iterator[None]:
-    """Tell the recorder which module runs, by hooks that no module keeps."""
-    before = register_module_forward_pre_hook(recorder.enter)
-    after = register_module_forward_hook(recorder.leave, always_call=True)
-    with hooked([before, after]):
-        yield
-
-
-@dataclass
-class _Calls:
-    """What the hooks saw of one module."""
-
-    number: int = 0
-    input_shape: tuple[int, ...] | None = None
-    output_shape: tuple[int, ...] | None = None
-
-
-class Recorder(TorchDispatchMode):
-    """Notes every operator that runs inside, and the module that it belongs to."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.owners = Owners(model)
-        self.operations: list[Operation] = []
-        self.calls: dict[str, _Calls] = {}
-        self.running: list[str] = []
-        self.last = ""
-
-    def enter(self, module: nn.Module, args: Any) -> None:
-        """A module's forward begins."""
-        name = self.owners.names.get(id(module))
-        if name is None:
-            return
-        self.running.append(name)
-        self.last = name
-        if id(module) in self.owners.parts:
-            return
-        seen = self.calls.setdefault(name, _Calls())
-        seen.number += 1
-        if seen.input_shape is None:
-            seen.input_shape = _first_shape(args)
-
-    def leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        """It ended, also by an exception (without an output then)."""
-        name = self.owners.names.get(id(module))
-        if name is None:
-            return
-        self.running.pop()
-        seen = self.calls.get(name)
-        if id(module) not in self.owners.parts and seen is not None and seen.output_shape is None:
-            seen.output_shape = _first_shape(output)
-
-    def where(self) -> str:
-        """The module whose forward began last, for messages."""
-        return f"layer {self.last!r}" if self.last else "the network's own forward"
-
-    def layer_of(self, args: Any, kwargs: Any) -> str:
-        """The layer of an operator with these arguments that runs now."""
-        sources = [storage(t) for t in _arguments(args, kwargs)]
-        return self.owners.of(sources, self.running[-1] if self.running else "")
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = None if kwargs else shortcut(func, args)
-        if result is None:
-            result = func(*args, **(kwargs or {}))
-        written = tensors(result)
-        if written:
-            self._note(func, args, kwargs, written)
-        return result
-
-    def _note(self, func: Any, args: Any, kwargs: Any, written: list[Tensor]) -> None:
-        name, view = func._schema.name, func.is_view
-        formula = FORMULAS.get(name)
-        reads = [_seen(t) for t in _arguments(args, kwargs)]
-        writes = [_seen(t) for t in written]
-        sources = [key for key, _ in reads]
-        fresh = [i for i, (key, _) in enumerate(writes) if key not in sources]
-        layer = self.owners.of(sources, self.running[-1] if self.running else "")
-        self.owners.derive(sources, [written[i] for i in fresh])
-        self.operations.append(
-            Operation(
-                name.replace("::", "."),
-                layer,
-                tuple(info for _, info in reads),
-                tuple(info for _, info in writes),
-                None if formula is None else formula(args, written[0]),
-                view,
-                0 if view else sum(writes[i][1].bytes for i in fresh),
-            )
-        )
-
-
-def tensors(value: Any) -> list[Tensor]:
-    """The tensors of an operator's arguments or results."""
-    if isinstance(value, Tensor):
-        return [value]
-    found: list[Tensor] = []
-    if isinstance(value, list | tuple):
-        for item in value:
-            if isinstance(item, Tensor):
-                found.append(item)
-            elif isinstance(item, list | tuple):
-                found += tensors(item)
-    return found
-
-
-def _arguments(args: Any, kwargs: Any) -> list[Tensor]:
-    return tensors(args) + (tensors(tuple(kwargs.values())) if kwargs else [])
-
-
-def _seen(tensor: Tensor) -> tuple[int, TensorInfo]:
-    """What tells its memory apart, as `storage` does, and what is recorded of it."""
-    size = tensor.nbytes
-    try:
-        memory = tensor.untyped_storage()
-        key, size = memory._cdata, min(size, memory.nbytes())
-    except (NotImplementedError, RuntimeError):
-        key = id(tensor)
-    return key, TensorInfo(tuple(tensor.shape), _name(tensor.dtype), size)
-
-
-@cache
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _first_shape(value: Any) -> tuple[int, ...] | None:
-    first = value[0] if isinstance(value, tuple) and value else value
-    if isinstance(first, Tensor):
-        return tuple(first.shape)
-    return next((tuple(t.shape) for t in tree_iter(value) if isinstance(t, Tensor)), None)
-
-
 def _summed(model: nn.Module, recorder: Recorder, failure: str | None) -> Count:
     operations = tuple(recorder.operations)
     owned = _weights(model, recorder.owners)
@@ -278,13 +96,13 @@ def _summed(model: nn.Module, recorder: Recorder, failure: str | None) -> Count:
         by_layer.setdefault(operation.layer, []).append(operation)
     kinds = {name: kind for kind, name in _kinds(model, recorder.owners)}
     layers = {
-        name: _layer(name, kinds.get(name, ""), recorder.calls.get(name, _Calls()), found,
+        name: _layer(name, kinds.get(name, ""), recorder.calls.get(name, Calls()), found,
                      owned.pop(name, (0, 0)))
         for name, found in by_layer.items()
     }  # fmt: skip
     unused = tuple(owned)
     for name, weights in owned.items():
-        calls = recorder.calls.get(name, _Calls())
+        calls = recorder.calls.get(name, Calls())
         layers[name] = _layer(name, kinds.get(name, ""), calls, [], weights)
     uncounted: dict[str, int] = {}
     for operation in operations:
@@ -330,7 +148,7 @@ def _weights(model: nn.Module, owners: Owners) -> dict[str, tuple[int, int]]:
 
 
 def _layer(
-    name: str, kind: str, calls: _Calls, operations: list[Operation], weights: tuple[int, int]
+    name: str, kind: str, calls: Calls, operations: list[Operation], weights: tuple[int, int]
 ) -> LayerCount:
     moving = [o for o in operations if not o.view]
     weighted = sum(o.macs is not None for o in operations)

@@ -13,8 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from onebyone.errors import ModelError
-from onebyone.measurement.counting import Recorder, tensors, watched
 from onebyone.measurement.owning import Owners, storage
+from onebyone.measurement.recording import Recorder, tensors, watched
 from onebyone.measurement.rehearsing import Stage, rehearse
 
 
