@@ -18,7 +18,9 @@ ROOT = Path(onebyone.__file__).parent
 LAYOUT = """
 errors files clock conv preprocessing folders data demo.networks
 tree running sampling
-measurement measurement.formulas measurement.owning measurement.rehearsing measurement.counting measurement.memory
+measurement measurement.formulas measurement.owning measurement.rehearsing measurement.counting
+measurement.memory
+matching sides diffing
 factorize factorize.metric factorize.least_squares factorize.reduced_rank factorize.squeeze
 factorize.alternate factorize.fit
 surveying statistics
@@ -29,10 +31,12 @@ loading.factories loading.onnx_graphs loading.slimmed loading.specs loading
 verification
 report.numbers report.words report.markup report.picture report.cards report.details
 report.text report.json report.html report
+report.difference_words report.difference report.difference_files report.difference_page
 exporting exporting.program exporting.onnx
 saving searching slimming
 __init__
-cli.values cli.signals cli.failures cli.showing cli.reading cli.slim cli.verify cli.demo cli.app cli
+cli.values cli.signals cli.failures cli.showing cli.reading cli.writing cli.slim cli.verify cli.demo
+cli.diff cli.app cli
 __main__
 """
 ORDER = [str(name) for name in LAYOUT.split()]
@@ -146,7 +150,7 @@ def test_the_import_is_instant() -> None:
     assert "torch" in heavy_modules("import onebyone; onebyone.slim")
 
 
-@pytest.mark.parametrize("command", [[], ["slim"], ["verify"], ["demo"]])
+@pytest.mark.parametrize("command", [[], ["slim"], ["verify"], ["demo"], ["diff"]])
 def test_help_needs_no_torch(command: list[str]) -> None:
     code = (
         f"import sys; sys.argv = ['onebyone', *{command!r}, '--help']\n"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from onebyone.data import Images, open_images
+    from onebyone.diffing import Difference, diff
     from onebyone.errors import OneByOneError
     from onebyone.loading import Loaded, load
     from onebyone.plan_files import read_plan, write_plan
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Budget": "planning",
     "Decision": "planning",
+    "Difference": "diffing",
     "Images": "data",
     "Loaded": "loading",
     "OneByOneError": "errors",
@@ -28,6 +30,7 @@ _HOMES = {
     "Slimmed": "slimming",
     "Statistics": "statistics",
     "Verification": "verification",
+    "diff": "diffing",
     "load": "loading",
     "observe": "statistics",
     "open_images": "data",
@@ -43,6 +46,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Budget",
     "Decision",
+    "Difference",
     "Images",
     "Loaded",
     "OneByOneError",
@@ -51,6 +55,7 @@ __all__ = [
     "Slimmed",
     "Statistics",
     "Verification",
+    "diff",
     "load",
     "observe",
     "open_images",

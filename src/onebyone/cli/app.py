@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from onebyone.cli.demo import demo
+from onebyone.cli.diff import diff
 from onebyone.cli.failures import INTERRUPTED
 from onebyone.cli.signals import listen
 from onebyone.cli.slim import slim
@@ -25,6 +26,7 @@ app = typer.Typer(
 app.command()(demo)
 app.command(no_args_is_help=True)(slim)
 app.command(no_args_is_help=True)(verify)
+app.command(no_args_is_help=True)(diff)
 
 
 def _version(asked: bool) -> None:
