@@ -24,8 +24,8 @@ class Match:
 
     `changes` names what differs: name, kind, parts, settings, weight shapes, dtype, input, output,
     calls, MACs, parameters, weight bytes, activation bytes. A layer is renamed where that is its
-    name alone. `same_weights`: whether parameters and buffers are equal to the bit; None where there
-    are none, or their shapes differ, or they have no values (PyTorch's meta device).
+    name alone. `same_weights`: whether parameters and buffers are equal to the bit; None where that
+    was not asked for, there are none, their shapes differ, or they are on PyTorch's meta device.
     """
 
     status: Status
@@ -64,15 +64,19 @@ class Difference:
 
 
 def diff(
-    before: nn.Module, after: nn.Module, *example: Any, after_example: Any = None
+    before: nn.Module,
+    after: nn.Module,
+    *example: Any,
+    after_example: Any = None,
+    weights: bool = True,
 ) -> Difference:
     """Match two networks layer by layer and compare what each layer costs.
 
     Layers are matched by qualified name, kind, weight shapes and order, so that the most of these
     agree; where one network has a layer and the other several layers under its name, these count as
     one. Both are counted for one forward pass on the example, `after` on `after_example` (a tensor,
-    or a tuple of what its forward takes) where it is given. Neither network is changed. Raises
-    ModelError where one of them cannot run on it.
+    or a tuple of what its forward takes) where it is given. weights: compare their values too.
+    Neither network is changed. Raises ModelError where one of them cannot run on it.
 
     >>> a = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
     >>> b = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
@@ -89,7 +93,7 @@ def diff(
     a = sides(before, counts[0], split(names[1], names[0]))
     b = sides(after, counts[1], split(names[0], names[1]))
     pairs = match(list(map(_key, a)), list(map(_key, b)))
-    return Difference(_in_order(a, b, pairs), *counts)
+    return Difference(_in_order(a, b, pairs, weights), *counts)
 
 
 def _counted(model: nn.Module, inputs: tuple[Any, ...], which: str) -> Count:
@@ -103,7 +107,9 @@ def _key(side: Side) -> Key:
     return Key(side.name, side.kind, side.weight_shapes, side.output_shape, len(side.layers) > 1)
 
 
-def _in_order(a: list[Side], b: list[Side], pairs: list[tuple[int, int]]) -> tuple[Match, ...]:
+def _in_order(
+    a: list[Side], b: list[Side], pairs: list[tuple[int, int]], weights: bool
+) -> tuple[Match, ...]:
     partner, matched = dict(pairs), {j for _, j in pairs}
     entries: list[tuple[Side, Side | None] | tuple[None, Side]] = [
         (side, b[partner[i]] if i in partner else None) for i, side in enumerate(a)
@@ -115,21 +121,22 @@ def _in_order(a: list[Side], b: list[Side], pairs: list[tuple[int, int]]) -> tup
         while at < len(entries) and entries[at][1] is None:
             at += 1  # what was removed stands before what was added
         entries.insert(at, (None, side))
-    return tuple(_compared(*entry) for entry in entries)
+    return tuple(_compared(*entry, weights) for entry in entries)
 
 
 def _index(entries: Sequence[tuple[Side | None, Side | None]], side: Side) -> int:
     return next(i for i, entry in enumerate(entries) if entry[1] is side)
 
 
-def _compared(before: Side | None, after: Side | None) -> Match:
+def _compared(before: Side | None, after: Side | None, weights: bool) -> Match:
     if before is None or after is None:
         return Match("added" if before is None else "removed", before, after)
     changes = tuple(_changes(before, after))
     status: Status = (
         "unchanged" if not changes else "renamed" if changes == ("name",) else "changed"
     )
-    return Match(status, before, after, changes, _same_weights(before, after))
+    same = _same_weights(before, after) if weights else None
+    return Match(status, before, after, changes, same)
 
 
 def _changes(before: Side, after: Side) -> list[str]:

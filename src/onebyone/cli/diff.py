@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from onebyone.cli import values
 from onebyone.cli.failures import failures
-from onebyone.cli.reading import read_model
-from onebyone.cli.showing import progress, show
-from onebyone.cli.writing import STDOUT, check_files, write_files
+from onebyone.cli.showing import note, progress, show
+from onebyone.cli.writing import Outputs
 
+if TYPE_CHECKING:
+    from onebyone.loading import Loaded
+
+RANDOM = "random"
 NETWORKS, OUTPUT = "The networks", "The result"
 KINDS = (
     "torchvision:NAME, timm:NAME, package.module:function, FILE.pt2, FILE.onnx, a folder that "
@@ -92,15 +95,13 @@ def diff(
 
     \b
     Examples:
-      [bold]onebyone diff torchvision:resnet18 torchvision:resnet34 --weights-a random --weights-b random
+      [bold]onebyone diff torchvision:vgg16 torchvision:vgg19
       onebyone diff demo out/ --html diff.html
       onebyone diff nets:old nets:new --input 3x224x224 --markdown -[/bold]
     """
     sizes = _sizes(inputs)
-    wanted = {"json": json, "csv": csv, "markdown": markdown, "html": html}
-    files = {option: path for option, path in wanted.items() if path is not None}
-    with failures() as outcome:
-        check_files(files)
+    with failures():
+        outputs = Outputs.checked(json, csv, markdown, html)
         with progress() as tell:
             tell("load", 0)
             from onebyone.diffing import diff as compare
@@ -113,22 +114,39 @@ def diff(
             )
             from onebyone.report.difference_page import difference_html
 
-            a = read_model(before, weights_a, sizes[0], trust)
+            a = _read(before, weights_a, sizes[0], trust, "--weights-a")
             tell("load", 0.5)
-            b = read_model(after, weights_b, sizes[1], trust)
+            b = _read(after, weights_b, sizes[1], trust, "--weights-b")
             tell("load", 1)
             tell("compare", 0)
-            found = compare(a.model, b.model, a.example, after_example=b.example)
+            drawn = RANDOM in (weights_a, weights_b)
+            found = compare(a.model, b.model, a.example, after_example=b.example, weights=not drawn)
+        if drawn:
+            note("weights are not compared: some were drawn at random")
         names = before, after
-        makers = {
-            "json": lambda: json_text(difference_json(found, names)),
-            "csv": lambda: difference_csv(found),
-            "markdown": lambda: difference_markdown(found, names, everything),
-            "html": lambda: difference_html(found, names),
-        }
-        write_files(files, makers, outcome)
-        if STDOUT not in files.values():
+        outputs.write(
+            lambda: json_text(difference_json(found, names)),
+            lambda: difference_csv(found),
+            lambda: difference_markdown(found, names, everything),
+            lambda: difference_html(found, names),
+        )
+        if not outputs.on_stdout:
             show(difference_table(found, names, everything))
+
+
+def _read(
+    spec: str, weights: str | None, size: tuple[int, ...] | None, trust: bool, option: str
+) -> Loaded:
+    """The network; what its loading says of --weights is said of this option."""
+    from onebyone.errors import ModelError
+    from onebyone.loading import load
+
+    try:
+        loaded = load(spec, weights=weights, input_size=size, trust=trust)
+    except ModelError as error:
+        raise ModelError(str(error).replace("--weights ", f"{option} ")) from error
+    note(*loaded.notes)
+    return loaded
 
 
 def _sizes(inputs: list[str] | None) -> tuple[tuple[int, ...] | None, tuple[int, ...] | None]:

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from onebyone.diffing import Difference
 from onebyone.report.difference_words import (
+    ARROW,
     MARKS,
     TOTALS,
     Names,
@@ -34,7 +35,6 @@ from onebyone.report.words import layer_name
 
 GAP = 2
 ROOM, LEAST_ROOM = (30, 36), (16, 18)  # cells for names and for what became of them
-ARROW = " → "
 STYLES = {
     "unchanged": "dim", "changed": "yellow", "renamed": "cyan", "added": "green", "removed": "red",
 }  # fmt: skip

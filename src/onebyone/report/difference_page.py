@@ -11,6 +11,7 @@ from onebyone.diffing import STATUSES, Difference, Match
 from onebyone.files import write_text
 from onebyone.report.cards import card
 from onebyone.report.difference_words import (
+    ARROW,
     MARKS,
     NONE,
     TOTALS,
@@ -44,7 +45,7 @@ def difference_html(difference: Difference, names: Names = ("before", "after")) 
 
     Every text is escaped. The page's own policy forbids any request and any script.
     """
-    lede = weights_sentence(difference) or "No weights have values and shapes that can be compared."
+    lede = weights_sentence(difference) or "Weights were not compared."
     return Template(_asset("difference.html")).substitute(
         title=text(f"{names[0]} and {names[1]}: onebyone diff"),
         before=text(names[0]),
@@ -87,16 +88,16 @@ def _layers(difference: Difference) -> Markup:
         choices[0] = ("all", f"all {len(difference.matches):,}", False)
         choices.insert(0, ("differing", f"{differing:,} that differ", True))
     scale = {q: max([1, *(_most(m, q) for m in difference.matches)]) for q, _, _ in BARS}
-    heads = tag(
-        "li", tag("span", "layer"), *(tag("span", name) for _, name, _ in BARS),
-        tag("span", "activations"), tag("span", "weights"), class_="heads", aria_hidden="true",
-    )  # fmt: skip
+    compared = any(m.same_weights is not None for m in difference.matches)
+    names = ("layer", *(n for _, n, _ in BARS), "activations", *(["weights"] if compared else []))
+    heads = tag("li", *(tag("span", n) for n in names), class_="heads", aria_hidden="true")
     rows: list[Content] = [heads]
     for run in folded(difference, everything=False):
         if run[0].status == "unchanged":
             rows.append(tag("li", ", ".join(t for t in fold_texts(run) if t), class_="fold"))
-        rows += [_row(match, scale) for match in run]
-    return tag("div", *(_choice(*c) for c in choices), tag("ol", *rows), class_="difference")
+        rows += [_row(match, scale, compared) for match in run]
+    kind = "difference" if compared else "difference costs"
+    return tag("div", *(_choice(*c) for c in choices), tag("ol", *rows), class_=kind)
 
 
 def _choice(key: str, said: str, checked: bool) -> Markup:
@@ -110,7 +111,7 @@ def _most(match: Match, quantity: str) -> int:
     return max(getattr(s, quantity) if s else 0 for s in (match.before, match.after))
 
 
-def _row(match: Match, scale: dict[str, int]) -> Markup:
+def _row(match: Match, scale: dict[str, int], compared: bool) -> Markup:
     mark = tag("b", MARKS[match.status], class_="mark", aria_hidden="true")
     inside = parts(match)
     name = tag(
@@ -125,14 +126,20 @@ def _row(match: Match, scale: dict[str, int]) -> Markup:
     return tag(
         "li", name, *(_bars(match, scale, *bar) for bar in BARS),
         _value("activations", cost(match, "activation_bytes", size)),
-        _value("weights", weights(match) or NONE),
+        _value("weights", weights(match) or NONE) if compared else None,
         class_=match.status,
     )  # fmt: skip
 
 
-def _value(name: str, said: str) -> Markup:
+def _value(name: str, said: str, more: Markup | None = None) -> Markup:
     """With its column's name for narrow screens, where what says nothing is left out."""
-    return tag("span", tag("i", name), said, class_="value none" if said == NONE else "value")
+    kind = "value nothing" if said == NONE else "value"
+    return tag("span", tag("i", name), tag("span", _bound(said)), more, class_=kind)
+
+
+def _bound(said: str) -> str:
+    """With numbers and their units on one line."""
+    return ARROW.join(part.replace(" ", "\N{NO-BREAK SPACE}") for part in said.split(ARROW))
 
 
 def _breakable(name: str) -> list[Content]:
@@ -163,7 +170,7 @@ def _parts(group: str, layers: tuple[Layer, ...]) -> Markup:
     rows = [
         tag(
             "li", tag("b", layer_name(layer.counted.name.removeprefix(f"{group}."))), " ",
-            label(layer), tag("small", f" {count(layer.counted.macs)} MACs, "
+            label(layer), tag("small", f"{count(layer.counted.macs)} MACs, "
             f"{count(layer.counted.params)} parameters"),
         )
         for layer in layers
@@ -183,10 +190,10 @@ def _bars(
     both = match.before and match.after and values[0] != values[1]
     factor = tag("b", ratio(values[1], values[0])) if both and values[0] else None
     if not any(values):
-        return tag("span", NONE, class_="bar none")
+        return tag("span", NONE, class_="bar nothing")
     return tag(
         "span",
-        tag("span", tag("i", name), cost(match, quantity, spell), factor, class_="value"),
+        _value(name, cost(match, quantity, spell), factor),
         tag("span", *bars, class_="track", aria_hidden="true"),
         class_="bar",
     )

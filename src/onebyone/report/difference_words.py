@@ -12,7 +12,7 @@ from onebyone.report.numbers import count, size
 from onebyone.report.words import layer_name
 from onebyone.sides import Layer, Side
 
-NONE = "–"
+NONE, ARROW = "–", " → "
 MARKS = {"unchanged": "=", "changed": "~", "renamed": "→", "added": "+", "removed": "−"}
 TOTALS: tuple[tuple[str, str, Callable[[int], str]], ...] = (
     ("macs", "MACs", count),
@@ -150,7 +150,7 @@ def cost(match: Match, quantity: str, spell: Callable[[int], str]) -> str:
     if was is None or now is None:
         value = was if was is not None else now
         return f"{'−' if now is None else '+'}{spell(value)}" if value else NONE
-    return (spell(was) if was else NONE) if was == now else f"{spell(was)} → {spell(now)}"
+    return (spell(was) if was else NONE) if was == now else f"{spell(was)}{ARROW}{spell(now)}"
 
 
 def weights(match: Match) -> str:
