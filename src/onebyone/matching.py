@@ -48,6 +48,25 @@ def match(before: Sequence[Key], after: Sequence[Key]) -> list[tuple[int, int]]:
     """
     if _ordered(after) < _ordered(before):  # one of two equally good answers, whoever comes first
         return sorted((i, j) for j, i in match(after, before))
+    start, end = _ends(before, after)
+    middle = _moved(*(keys[start : len(keys) - end] for keys in (before, after)))
+    return [
+        *((i, i) for i in range(start)),
+        *((start + i, start + j) for i, j in middle),
+        *((len(before) - i, len(after) - i) for i in range(end, 0, -1)),
+    ]
+
+
+def _ends(before: Sequence[Key], after: Sequence[Key]) -> tuple[int, int]:
+    """How many keys are the same at the beginning, and then at the end: no pairs have more points."""
+    shorter = min(len(before), len(after))
+    start = next((i for i in range(shorter) if before[i] != after[i]), shorter)
+    rest = shorter - start
+    return start, next((i for i in range(rest) if before[-1 - i] != after[-1 - i]), rest)
+
+
+def _moved(before: Sequence[Key], after: Sequence[Key]) -> list[tuple[int, int]]:
+    """The pairs in order, then those of layers that moved."""
     points, sure = _points(before, after)
     found = _aligned(points)
     points = np.where(sure, points, 0)
@@ -83,7 +102,7 @@ def _points(
     for parts in range(1, ENDING + 1):
         ends = _equal([_ending(k, parts) for k in before], [_ending(k, parts) for k in after])
         points = points + NAME_PART * (kind & ends)
-    return points.astype(np.int64), name | weighted
+    return points.astype(np.int32), name | weighted
 
 
 def _either(before: Sequence[Key], after: Sequence[Key], flags: list[bool]) -> np.ndarray:
@@ -100,7 +119,7 @@ def _ending(key: Key, parts: int) -> Hashable:
 def _equal(before: Sequence[Hashable], after: Sequence[Hashable]) -> np.ndarray:
     numbers: dict[Hashable, int] = {}
     a, b = (
-        np.array([numbers.setdefault(v, len(numbers)) for v in values], np.int64)
+        np.array([numbers.setdefault(v, len(numbers)) for v in values], np.int32)
         for values in (before, after)
     )
     return a[:, None] == b[None, :]
@@ -113,7 +132,7 @@ def _aligned(points: Int[np.ndarray, "before after"]) -> list[tuple[int, int]]:
     a running maximum from its end.
     """
     rows, columns = points.shape
-    best = np.zeros((rows + 1, columns + 1), np.int64)
+    best = np.zeros((rows + 1, columns + 1), np.int32)
     for i in reversed(range(rows)):
         own = np.maximum(best[i + 1, :-1], best[i + 1, 1:] + points[i])
         best[i, :-1] = np.maximum.accumulate(own[::-1])[::-1]

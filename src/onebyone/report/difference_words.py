@@ -45,6 +45,9 @@ def weights_sentence(difference: Difference) -> str:
     told = [m.same_weights for m in difference.matches if m.same_weights is not None]
     if not told:
         return ""
+    if len(told) == 1:
+        not_ = "" if told[0] else "not "
+        return f"Weights: {not_}equal to the bit in the one layer whose weight shapes agree."
     if all(told):
         return f"Weights: equal to the bit in all {many(len(told))} whose weight shapes agree."
     return f"Weights: equal to the bit in {sum(told):,} of {many(len(told))} whose weight shapes agree."
