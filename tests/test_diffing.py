@@ -40,6 +40,7 @@ from onebyone.report.difference_files import (
     escaped,
 )
 from onebyone.report.difference_page import difference_html
+from onebyone.report.difference_words import cost as spelled
 from onebyone.report.difference_words import what
 from onebyone.sides import Side
 from onebyone.slimming import slim
@@ -263,6 +264,42 @@ class TestMatching:
         assert found.matches[0].changes[:2] == ("name", "weight shapes")
         assert what(found.matches[0]) == "Conv2d 3→8 3×3, now 3→9 3×3; now x"
 
+    def test_weights_say_more_than_their_absence(self) -> None:
+        found = diff(named(a=conv(3, 3), b=nn.ReLU()), named(x=nn.ReLU(), y=conv(3, 3)), image())
+        assert pairs(found) == [("added", None, "x"), ("renamed", "a", "y"), ("removed", "b", None)]
+
+    def test_one_of_two_equally_good_answers_is_chosen_either_way_round(self) -> None:
+        a, b = named(a=nn.ReLU(), b=nn.Sigmoid()), named(p=nn.Sigmoid(), q=nn.ReLU())
+        check_mirror(diff(a, b, image()), diff(b, a, image()))
+
+    def test_a_deeper_network_of_the_same_stages(self) -> None:
+        """As VGG-16 and VGG-19: equal convolutions before and behind a pool, positions for names."""
+
+        def net(depth: int) -> nn.Sequential:
+            stage = [conv(8, 8), nn.ReLU()] * depth
+            return copy.deepcopy(nn.Sequential(*stage, nn.MaxPool2d(2), *stage, nn.MaxPool2d(2)))
+
+        def separate(model: nn.Sequential) -> nn.Sequential:
+            return nn.Sequential(*(copy.deepcopy(layer) for layer in model))
+
+        found = diff(separate(net(2)), separate(net(3)), image(8))
+        assert statuses(found) == {"unchanged": 4, "renamed": 6, "added": 4}
+
+    def test_a_group_whose_own_code_adds(self) -> None:
+        class Residual(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.conv = conv(3, 3)
+
+            def forward(self, x: Tensor) -> Tensor:
+                return x + self.conv(x)
+
+        found = diff(named(a=conv(3, 3)), named(a=Residual()), image())
+        [m] = found.matches
+        assert m.after
+        assert (m.status, m.after.kind) == ("changed", "Residual")
+        assert {layer.counted.name for layer in m.after.layers} == {"a", "a.conv"}
+
     def test_settings(self) -> None:
         found = diff(
             named(a=conv(3, 8)),
@@ -446,6 +483,12 @@ class TestReports:
             assert (m.status == "unchanged") or m.name in flat
         assert "unchanged" not in rich_text(example, width, everything=True).split("\n\n", 2)[2]
 
+    def test_what_became_of_a_layer_stands_below_its_name_where_it_is_narrow(
+        self, example: Difference
+    ) -> None:
+        assert re.search(r"body +Conv2d 8→8 3×3, now 2 layers", rich_text(example, 100))
+        assert re.search(r"body .*\n +Conv2d 8→8 3×3,", rich_text(example, 40))
+
     def test_the_example_has_it_all(self, example: Difference) -> None:
         assert statuses(example) == {
             "changed": 1, "renamed": 1, "added": 1, "removed": 1, "unchanged": 4,
@@ -495,6 +538,17 @@ class TestReports:
             assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
         assert not re.search(r"(?<!\\)<|^# ", said, re.MULTILINE)
 
+    def test_costs_before_and_after(self, example: Difference) -> None:
+        said = {m.name: spelled(m, "macs", str) for m in example.matches}
+        assert said == {
+            "stem.conv": "13824", "stem.norm": "–", "stem.act": "–", "body": "36864 → 20480",
+            "gone": "–", "old": "8192", "more": "–", "head": "36864",
+        }  # fmt: skip
+        params = {m.name: spelled(m, "params", str) for m in example.matches}
+        assert (params["more"], params["gone"], params["body"]) == ("+32", "–", "576 → 320")
+        swapped = Match("removed", example.of("added")[0].after, None)
+        assert spelled(swapped, "params", str) == "−32"
+
     def test_the_page_is_whole_and_runs_nothing(self, example: Difference) -> None:
         page = difference_html(example, ("a", "b"))
         tags = Tags(page)
@@ -518,6 +572,13 @@ class TestReports:
         shown = set(re.findall(r'id="show-(\w+)"', page))
         assert shown == {"differing", "all", *statuses(example)}
         assert page.count('checked=""') == 1
+        one = difference_html(diff(named(a=conv(3, 8)), named(a=conv(3, 8), b=nn.ReLU()), image()))
+        assert set(re.findall(r'id="show-(\w+)"', one)) == {
+            "differing",
+            "all",
+            "added",
+            "unchanged",
+        }
         same = difference_html(diff(named(a=conv(3, 8)), named(a=conv(3, 8)), image()))
         assert set(re.findall(r'id="show-(\w+)"', same)) == {"all", "unchanged"}
 

@@ -80,12 +80,12 @@ class Side:
 
 
 def split(whole: Collection[str], parts: Collection[str]) -> dict[str, str]:
-    """The layers of `parts` that stand at or under a name that is one layer of `whole`, and that name."""
+    """The layers of `parts` that stand under a name that is one layer of `whole`, each with that name."""
     leaves = set(whole)
     for name in whole:
         leaves -= set(_above(name))
     grouped = {above for name in parts for above in _above(name) if above in leaves}
-    return {n: at for n in parts for at in (n, *_above(n)) if at in grouped}
+    return {name: above for name in parts for above in _above(name) if above in grouped}
 
 
 def _above(name: str) -> list[str]:
