@@ -582,6 +582,22 @@ class TestReports:
         same = difference_html(diff(named(a=conv(3, 8)), named(a=conv(3, 8)), image()))
         assert set(re.findall(r'id="show-(\w+)"', same)) == {"all", "unchanged"}
 
+    def test_the_coverage_of_both(self) -> None:
+        class Never(nn.Sequential):
+            def __init__(self) -> None:
+                super().__init__(conv(3, 8), nn.ReLU())
+                self.spare = conv(8, 8)
+
+            def forward(self, x: Tensor) -> Tensor:
+                return self[1](self[0](x))
+
+        a, b = named(a=conv(3, 8), b=nn.ReLU()), Never()
+        text = " ".join(rich_text(diff(a, b, image()), 200).split())
+        assert "a: MACs come from 1 operator; not counted: relu (512 elements)." in text
+        assert "relu (512 elements); never ran: spare." in text
+        text = " ".join(rich_text(diff(a, a, image()), 200).split())
+        assert "Both: MACs come from 1 operator; not counted: relu (512 elements)." in text
+
     def test_sentences_of_equal_and_of_other_networks(self) -> None:
         model = named(a=conv(3, 8), b=nn.ReLU())
         text = rich_text(diff(model, model, image()), 80)

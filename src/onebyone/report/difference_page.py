@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib.resources import files
-from pathlib import Path
 from string import Template
 
 from onebyone.diffing import STATUSES, Difference, Match
-from onebyone.files import write_text
 from onebyone.report.cards import card
 from onebyone.report.difference_words import (
     ARROW,
@@ -57,13 +55,6 @@ def difference_html(difference: Difference, names: Names = ("before", "after")) 
         method=_method(difference, names),
         style=_asset("report.css") + _asset("difference.css"),
     )
-
-
-def write_difference(
-    path: str | Path, difference: Difference, names: Names = ("before", "after")
-) -> None:
-    """Write the page; the file appears whole or not at all."""
-    write_text(path, difference_html(difference, names))
 
 
 def _asset(name: str) -> str:

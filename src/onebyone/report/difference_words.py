@@ -21,6 +21,7 @@ TOTALS: tuple[tuple[str, str, Callable[[int], str]], ...] = (
     ("activation_bytes", "activations", size),
 )
 Names = tuple[str, str]
+NAMED = 3  # operators and layers that a sentence names
 
 
 def many(number: int) -> str:
@@ -55,18 +56,20 @@ def weights_sentence(difference: Difference) -> str:
 
 def coverage(counted: Count) -> list[str]:
     """What the totals of one network have in them, and what they have not."""
-    lines = ["MACs of every convolution and matrix product"]
+    weighted = sum(o.macs is not None for o in counted.operations)
+    lines = [f"MACs come from {weighted:,} operator" + "s" * (weighted != 1)]
     if counted.uncounted:
-        first = [name.removeprefix("aten.") for name in list(counted.uncounted)[:3]]
+        first = [name.removeprefix("aten.") for name in list(counted.uncounted)[:NAMED]]
         rest = len(counted.uncounted) - len(first)
-        named = ", ".join(first) + (f" and {rest} more operators" if rest > 0 else "")
-        lines[0] += f"; none for {named} ({count(sum(counted.uncounted.values()))} elements)"
+        named = ", ".join(first) + (f" and {rest} more" if rest > 0 else "")
+        lines[0] += f"; not counted: {named} ({count(sum(counted.uncounted.values()))} elements)"
     if counted.unknown:
-        lines.append(f"not PyTorch’s own, may hide products: {', '.join(counted.unknown)}")
+        lines.append(f"not PyTorch's own, and may hide products: {', '.join(counted.unknown)}")
     if counted.unused:
-        named = ", ".join(map(layer_name, counted.unused[:3]))
-        more = f" and {len(counted.unused) - 3} more" if len(counted.unused) > 3 else ""
-        lines.append(f"did not run: {named}{more}")
+        named = ", ".join(map(layer_name, counted.unused[:NAMED]))
+        rest = len(counted.unused) - NAMED
+        more = f" and {rest} more" if rest > 0 else ""
+        lines.append(f"never ran: {named}{more}")
     return [*lines, *counted.notes]
 
 
@@ -74,8 +77,8 @@ def coverage_lines(difference: Difference, names: Names) -> list[str]:
     """The same of both networks, once where they say the same."""
     both = ["; ".join(coverage(c)) for c in (difference.before, difference.after)]
     if both[0] == both[1]:
-        return [f"Counted: {both[0]}."]
-    return [f"Counted in {name}: {said}." for name, said in zip(names, both, strict=True)]
+        return [f"Both: {both[0]}."]
+    return [f"{name}: {said}." for name, said in zip(names, both, strict=True)]
 
 
 def shape_text(shape: tuple[int, ...] | None) -> str:
