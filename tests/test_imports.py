@@ -21,9 +21,9 @@ errors files clock conv preprocessing folders data demo.networks
 tree running sampling
 measurement measurement.formulas measurement.owning measurement.rehearsing measurement.shapes
 measurement.recording measurement.counting measurement.memory measurement.timing
-measurement.preparing measurement.latency
-measurement.spans measurement.layers_alone measurement.layer_latency measurement.roofline
-measurement.measuring
+measurement.preparing measurement.latency measurement.spans measurement.layers_alone
+measurement.layer_latency measurement.roofline measurement.measuring
+matching sides diffing
 factorize factorize.metric factorize.least_squares factorize.reduced_rank factorize.squeeze
 factorize.alternate factorize.fit
 surveying statistics
@@ -36,13 +36,13 @@ verification
 report.numbers report.words report.markup report.picture report.cards report.details
 report.text report.json report.html report
 report.columns report.measurement_rows report.measurement report.measurement_files
-report.measurement_page
-report.comparison report.comparison_files report.comparison_page
+report.measurement_page report.comparison report.comparison_files report.comparison_page
+report.difference_words report.difference report.difference_files report.difference_page
 exporting exporting.program exporting.onnx
 saving searching slimming
 __init__
 cli.values cli.signals cli.failures cli.showing cli.writing cli.reading cli.slim cli.verify
-cli.measure cli.compare cli.demo cli.app cli
+cli.measure cli.compare cli.diff cli.demo cli.app cli
 __main__
 """
 ORDER = [str(name) for name in LAYOUT.split()]
@@ -159,7 +159,10 @@ def test_the_import_is_instant() -> None:
     assert "torch" in heavy_modules("import onebyone; onebyone.slim")
 
 
-@pytest.mark.parametrize("command", [[], ["slim"], ["verify"], ["measure"], ["compare"], ["demo"]])
+COMMANDS = ("slim", "verify", "measure", "compare", "diff", "demo")
+
+
+@pytest.mark.parametrize("command", [[], *([c] for c in COMMANDS)])
 def test_help_needs_no_torch(command: list[str]) -> None:
     code = (
         f"import sys; sys.argv = ['onebyone', *{command!r}, '--help']\n"

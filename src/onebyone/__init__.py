@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from onebyone import blocks
     from onebyone.comparing import Comparison, Variant, compare
     from onebyone.data import Images, open_images
+    from onebyone.diffing import Difference, diff
     from onebyone.errors import OneByOneError
     from onebyone.loading import Loaded, load
     from onebyone.measurement.measuring import Measurement, measure
@@ -24,6 +25,7 @@ _HOMES = {
     "Budget": "planning",
     "Comparison": "comparing",
     "Decision": "planning",
+    "Difference": "diffing",
     "Images": "data",
     "Loaded": "loading",
     "Measurement": "measurement.measuring",
@@ -36,6 +38,7 @@ _HOMES = {
     "Verification": "verification",
     "blocks": "blocks",
     "compare": "comparing",
+    "diff": "diffing",
     "load": "loading",
     "measure": "measurement.measuring",
     "observe": "statistics",
@@ -53,6 +56,7 @@ __all__ = [
     "Budget",
     "Comparison",
     "Decision",
+    "Difference",
     "Images",
     "Loaded",
     "Measurement",
@@ -65,6 +69,7 @@ __all__ = [
     "Verification",
     "blocks",
     "compare",
+    "diff",
     "load",
     "measure",
     "observe",

@@ -10,6 +10,7 @@ import typer
 
 from onebyone.cli.compare import compare
 from onebyone.cli.demo import demo
+from onebyone.cli.diff import diff
 from onebyone.cli.failures import INTERRUPTED
 from onebyone.cli.measure import measure
 from onebyone.cli.signals import listen
@@ -29,6 +30,7 @@ app.command(no_args_is_help=True)(slim)
 app.command(no_args_is_help=True)(verify)
 app.command(no_args_is_help=True)(measure)
 app.command(no_args_is_help=True)(compare)
+app.command(no_args_is_help=True)(diff)
 
 
 def _version(asked: bool) -> None:

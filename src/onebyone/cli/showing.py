@@ -24,6 +24,7 @@ STEPS = {
     "rewrite": "solving layer by layer",
     "search": "searching the smallest network",
     "verify": "comparing before and after",
+    "compare": "comparing layer by layer",
     "save": "writing the results",
     "measure": "measuring",
 }

@@ -57,14 +57,14 @@ def cards(verification: Verification) -> Markup:
     """Each number before and after, with bars to scale."""
     before, after = verification.before, verification.after
     found = [
-        _card("MACs, one image", before.macs, after.macs, count),
-        _card("Parameters", before.params, after.params, count),
-        _card("Weights on disk", before.weight_bytes, after.weight_bytes, size),
+        card("MACs, one image", before.macs, after.macs, count),
+        card("Parameters", before.params, after.params, count),
+        card("Weights on disk", before.weight_bytes, after.weight_bytes, size),
     ]
     for was, now in zip(before.latency, after.latency, strict=True):
         slower = " slower" if now.median_ms > 1.005 * was.median_ms else ""
         found.append(
-            _card(
+            card(
                 f"Latency, {images(was.batch)}", was.median_ms, now.median_ms, milliseconds, slower
             )
         )
@@ -72,9 +72,10 @@ def cards(verification: Verification) -> Markup:
     return tag("ul", *found, class_=f"cards of{min(len(found), 6)}")
 
 
-def _card(
+def card(
     label: str, before: float, after: float, spell: Callable[..., str], more: str = ""
 ) -> Markup:
+    """One number before and after, with two bars; `more` stands behind what is left of it."""
     most = max(before, after) or 1
     factor = ratio(after, before)
     return tag(
