@@ -619,6 +619,11 @@ def new():
     model = old()
     model[2] = nn.Sequential(nn.Conv2d(16, 8, 1), nn.Conv2d(8, 24, 3))
     return model
+class Add(nn.Module):
+    def forward(self, x, y):
+        return x + y
+def two():
+    return Add(), (torch.zeros(1, 3), torch.zeros(1, 3))
 def broken():
     return nn.Sequential(nn.Conv2d(4, 16, 3))
 """
@@ -671,6 +676,11 @@ class TestCommand:
         layers = json.loads(result.stdout)["layers"]
         assert layers[0]["before"]["input_shape"] == [1, 3, 16, 16]
         assert layers[0]["after"]["input_shape"] == [1, 3, 8, 8]
+
+    def test_a_factory_with_several_inputs(self, place: Path) -> None:
+        result = call("nets:two nets:two --json -")
+        assert result.exit_code == 0, result.stderr
+        assert json.loads(result.stdout)["same"] is True
 
     def test_a_slimmed_folder(
         self, place: Path, slimmed: tuple[nn.Module, nn.Module, Path]

@@ -120,7 +120,7 @@ def diff(
             tell("load", 1)
             tell("compare", 0)
             drawn = RANDOM in (weights_a, weights_b)
-            found = compare(a.model, b.model, a.example, after_example=b.example, weights=not drawn)
+            found = compare(a.model, b.model, *a.inputs, after_example=b.inputs, weights=not drawn)
         if drawn:
             note("weights are not compared: some were drawn at random")
         names = before, after

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.resources import files
 from string import Template
 
 from onebyone.diffing import STATUSES, Difference, Match
@@ -26,6 +25,7 @@ from onebyone.report.difference_words import (
     weights_sentence,
     what,
 )
+from onebyone.report.html import asset
 from onebyone.report.markup import Content, Markup, join, tag, text
 from onebyone.report.numbers import count, ratio, size
 from onebyone.report.words import layer_name
@@ -44,7 +44,7 @@ def difference_html(difference: Difference, names: Names = ("before", "after")) 
     Every text is escaped. The page's own policy forbids any request and any script.
     """
     lede = weights_sentence(difference) or "Weights were not compared."
-    return Template(_asset("difference.html")).substitute(
+    return Template(asset("difference.html")).substitute(
         title=text(f"{names[0]} and {names[1]}: onebyone diff"),
         before=text(names[0]),
         after=text(names[1]),
@@ -53,12 +53,8 @@ def difference_html(difference: Difference, names: Names = ("before", "after")) 
         cards=_cards(difference),
         layers=_layers(difference),
         method=_method(difference, names),
-        style=_asset("report.css") + _asset("difference.css"),
+        style=asset("report.css") + asset("difference.css"),
     )
-
-
-def _asset(name: str) -> str:
-    return files("onebyone.report").joinpath(name).read_text(encoding="utf-8")
 
 
 def _cards(difference: Difference) -> Markup:
