@@ -405,9 +405,15 @@ class TestMemory:
 
 
 def start(code: str, *arguments: str, **options: Any) -> subprocess.Popen[str]:
-    """A Python process that runs this code before the command."""
+    """A Python process that runs this code before the command; it listens to Ctrl-C."""
+    listening = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
     return subprocess.Popen(
-        [sys.executable, "-c", f"{code}\nfrom onebyone.cli import main; main()", *arguments],
+        [
+            sys.executable,
+            "-c",
+            f"{listening}\n{code}\nfrom onebyone.cli import main; main()",
+            *arguments,
+        ],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
