@@ -34,8 +34,8 @@ loading.factories loading.onnx_graphs loading.slimmed loading.specs loading
 windows blocks sources variants comparing
 verification
 report.numbers report.words report.markup report.picture report.cards report.details
-report.text report.json report.html report
-report.columns report.measurement_rows report.measurement report.measurement_files
+report.text report.json report.page report.html report
+report.coverage report.columns report.measurement_rows report.measurement report.measurement_files
 report.measurement_page report.comparison report.comparison_files report.comparison_page
 report.difference_words report.difference report.difference_files report.difference_page
 exporting exporting.program exporting.onnx

@@ -21,7 +21,7 @@ from onebyone.cli.reading import read_model
 from onebyone.errors import ModelError, OneByOneError
 from onebyone.measurement import measuring, roofline
 from onebyone.measurement.measuring import Measurement, measure
-from onebyone.report.measurement import coverage, measurement_table, title
+from onebyone.report.measurement import counted_sentence, measurement_table, title
 from onebyone.report.measurement_files import FIELDS, TIMM, measurement_csv, measurement_json
 from onebyone.report.measurement_page import measurement_html
 from onebyone.report.measurement_rows import View, rows_of, total_of
@@ -150,9 +150,9 @@ def test_a_failure_half_way_is_partial_or_told() -> None:
 
 def test_what_is_not_counted_is_said() -> None:
     model, example = nested()
-    said = coverage(measure(model, example))
-    assert "not counted: aten.relu (3,200 elements), aten.mean (8 elements)." in said
-    assert "Never ran: spare." in said
+    said = counted_sentence(measure(model, example))
+    assert "not counted: relu (3,200 elements), mean (8 elements); " in said
+    assert "never ran: spare." in said
 
 
 def test_an_operator_of_others_is_named() -> None:
@@ -167,7 +167,7 @@ def test_an_operator_of_others_is_named() -> None:
 
         found = measure(Custom(), torch.randn(2, 3), memory=False)
     assert found.unknown == ("obotest.twice",)
-    assert "may hide products: obotest.twice" in coverage(found)
+    assert "may hide products: obotest.twice" in counted_sentence(found)
 
 
 # --- what is shown

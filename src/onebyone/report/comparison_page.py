@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from string import Template
 
 from onebyone.comparing import Comparison, Refused, Variant
 from onebyone.files import write_text
@@ -17,9 +16,9 @@ from onebyone.report.comparison import (
     times,
     title,
 )
-from onebyone.report.html import asset, bound
 from onebyone.report.markup import Content, Markup, join, tag, text
 from onebyone.report.numbers import count, share, size
+from onebyone.report.page import bound, page
 from onebyone.variants import BEFORE
 from onebyone.windows import shape_text
 
@@ -35,17 +34,18 @@ def comparison_html(comparison: Comparison) -> str:
 
     Every text is escaped. The page's own policy forbids any request and any script.
     """
-    return Template(asset("comparison.html")).substitute(
-        title=text(f"{title(comparison)}: onebyone compare"),
+    return page(
+        "comparison.html",
+        f"{title(comparison)}: onebyone compare",
+        ("report.css", "bars.css"),
         command=_unbroken(command(comparison)),
-        headline=text(bound(headline(comparison))),
-        lede=text(bound(_lede(comparison))),
+        headline=bound(headline(comparison)),
+        lede=bound(_lede(comparison)),
         bars=_bars(comparison),
         table=_table(comparison),
         blocks=_blocks(comparison),
         method=_method(comparison),
         notes=_notes(comparison),
-        style=asset("report.css") + asset("bars.css"),
     )
 
 

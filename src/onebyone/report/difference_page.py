@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from string import Template
 
 from onebyone.diffing import STATUSES, Difference, Match
 from onebyone.report.cards import card
@@ -14,20 +13,20 @@ from onebyone.report.difference_words import (
     TOTALS,
     Names,
     cost,
-    coverage,
     fold_texts,
     folded,
     headline,
     label,
     parts,
     shape_text,
+    told,
     weights,
     weights_sentence,
     what,
 )
-from onebyone.report.html import asset
-from onebyone.report.markup import Content, Markup, join, tag, text
+from onebyone.report.markup import Content, Markup, join, tag
 from onebyone.report.numbers import count, ratio, size
+from onebyone.report.page import page
 from onebyone.report.words import layer_name
 from onebyone.sides import Layer, Side
 
@@ -44,16 +43,17 @@ def difference_html(difference: Difference, names: Names = ("before", "after")) 
     Every text is escaped. The page's own policy forbids any request and any script.
     """
     lede = weights_sentence(difference) or "Weights were not compared."
-    return Template(asset("difference.html")).substitute(
-        title=text(f"{names[0]} and {names[1]}: onebyone diff"),
-        before=text(names[0]),
-        after=text(names[1]),
-        headline=text(headline(difference)),
-        lede=text(lede),
+    return page(
+        "difference.html",
+        f"{names[0]} and {names[1]}: onebyone diff",
+        ("report.css", "difference.css"),
+        before=names[0],
+        after=names[1],
+        headline=headline(difference),
+        lede=lede,
         cards=_cards(difference),
         layers=_layers(difference),
         method=_method(difference, names),
-        style=asset("report.css") + asset("difference.css"),
     )
 
 
@@ -188,7 +188,7 @@ def _bars(
 
 def _method(difference: Difference, names: Names) -> Markup:
     said = [
-        f"{name}: {'; '.join(coverage(counted))}."
+        f"{name}: {told(counted)}."
         for name, counted in zip(names, (difference.before, difference.after), strict=True)
     ]
     entries: list[tuple[str, Content]] = [

@@ -8,6 +8,7 @@ from itertools import groupby
 
 from onebyone.diffing import STATUSES, Difference, Match
 from onebyone.measurement.counting import Count
+from onebyone.report.coverage import coverage
 from onebyone.report.numbers import count, size
 from onebyone.report.words import layer_name
 from onebyone.sides import Layer, Side
@@ -21,7 +22,6 @@ TOTALS: tuple[tuple[str, str, Callable[[int], str]], ...] = (
     ("activation_bytes", "activations", size),
 )
 Names = tuple[str, str]
-NAMED = 3  # operators and layers that a sentence names
 
 
 def many(number: int) -> str:
@@ -54,28 +54,14 @@ def weights_sentence(difference: Difference) -> str:
     return f"Weights: equal to the bit in {sum(told):,} of {many(len(told))} whose weight shapes agree."
 
 
-def coverage(counted: Count) -> list[str]:
-    """What the totals of one network have in them, and what they have not."""
-    weighted = sum(o.macs is not None for o in counted.operations)
-    lines = [f"MACs come from {weighted:,} operator" + "s" * (weighted != 1)]
-    if counted.uncounted:
-        first = [name.removeprefix("aten.") for name in list(counted.uncounted)[:NAMED]]
-        rest = len(counted.uncounted) - len(first)
-        named = ", ".join(first) + (f" and {rest} more" if rest > 0 else "")
-        lines[0] += f"; not counted: {named} ({count(sum(counted.uncounted.values()))} elements)"
-    if counted.unknown:
-        lines.append(f"not PyTorch's own, and may hide products: {', '.join(counted.unknown)}")
-    if counted.unused:
-        named = ", ".join(map(layer_name, counted.unused[:NAMED]))
-        rest = len(counted.unused) - NAMED
-        more = f" and {rest} more" if rest > 0 else ""
-        lines.append(f"never ran: {named}{more}")
-    return [*lines, *counted.notes]
+def told(counted: Count) -> str:
+    """What was counted of one network, and what there is to say about the count."""
+    return "; ".join([*coverage(counted), *counted.notes])
 
 
 def coverage_lines(difference: Difference, names: Names) -> list[str]:
     """The same of both networks, once where they say the same."""
-    both = ["; ".join(coverage(c)) for c in (difference.before, difference.after)]
+    both = [told(c) for c in (difference.before, difference.after)]
     if both[0] == both[1]:
         return [f"Both: {both[0]}."]
     return [f"{name}: {said}." for name, said in zip(names, both, strict=True)]

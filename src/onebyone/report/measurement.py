@@ -10,11 +10,10 @@ from onebyone.measurement.measuring import Measurement
 from onebyone.measurement.memory import Peak
 from onebyone.measurement.roofline import ARITHMETIC, placement_words
 from onebyone.report.columns import NONE, Column, FittedTable
+from onebyone.report.coverage import coverage
 from onebyone.report.measurement_rows import LayerRow, View, rows_of, total_of
 from onebyone.report.numbers import count, milliseconds, share, size
 from onebyone.report.words import images, threads
-
-NAMED = 3  # operators, layers and tensors that a sentence names
 
 
 def measurement_table(name: str, measurement: Measurement, view: View) -> RenderableType:
@@ -83,7 +82,7 @@ def sentences(measurement: Measurement) -> list[str]:
             f"{placement_words(measurement.placement)}."
         )
         found += _bounds(measurement)
-    return [*found, coverage(measurement)]
+    return [*found, counted_sentence(measurement)]
 
 
 def memory_sentences(measurement: Measurement) -> list[str]:
@@ -157,24 +156,9 @@ def latency_conditions(measurement: Measurement) -> list[str]:
     ]
 
 
-def coverage(measurement: Measurement) -> str:
-    """What MACs were counted for and what was not, on one line."""
-    counted = sum(o.macs is not None for o in measurement.count.operations)
-    said = f"MACs come from {counted:,} operator{'s' * (counted != 1)}"
-    if measurement.uncounted:
-        named = [
-            f"{n} ({count(e)} elements)" for n, e in list(measurement.uncounted.items())[:NAMED]
-        ]
-        more = len(measurement.uncounted) - len(named)
-        said += f"; not counted: {', '.join(named)}" + (f" and {more} more" if more > 0 else "")
-    said += "."
-    if measurement.unknown:
-        said += f" Not PyTorch's own, and may hide products: {', '.join(measurement.unknown)}."
-    if measurement.unused:
-        names = ", ".join(measurement.unused[:NAMED])
-        more = len(measurement.unused) - NAMED
-        said += f" Never ran: {names}" + (f" and {more} more." if more > 0 else ".")
-    return said
+def counted_sentence(measurement: Measurement) -> str:
+    """What MACs were counted for and what was not."""
+    return "; ".join(coverage(measurement.count)) + "."
 
 
 def operators_table(measurement: Measurement) -> RenderableType:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from math import isfinite
-from string import Template
 
 from onebyone.measurement.latency import TRAINING
 from onebyone.measurement.measuring import LayerMeasurement, Measurement
 from onebyone.measurement.roofline import placement_words
-from onebyone.report.html import asset, bound, script_hash
-from onebyone.report.markup import Content, Markup, join, tag, text
+from onebyone.report.markup import Content, Markup, join, tag
 from onebyone.report.measurement import (
-    coverage,
+    counted_sentence,
     latency_conditions,
     latency_sentences,
     memory_sentences,
@@ -20,6 +18,7 @@ from onebyone.report.measurement import (
 )
 from onebyone.report.measurement_rows import LayerRow, View, rows_of, total_of
 from onebyone.report.numbers import count, milliseconds, share, size
+from onebyone.report.page import bound, page
 from onebyone.report.words import images, layer_name
 
 BARS = 32  # rows of the picture: where there are more layers, they are summed up
@@ -43,20 +42,19 @@ def measurement_html(name: str, measurement: Measurement) -> str:
 
     Every text is escaped. The page's own policy forbids any request and any script but its own.
     """
-    script = asset("table.js")
-    return Template(asset("measurement.html")).substitute(
-        title=text(f"{title(name, measurement)}: onebyone measure"),
-        source=text(name),
-        headline=text(_headline(measurement)),
-        lede=text(bound(_lede(name, measurement))),
+    return page(
+        "measurement.html",
+        f"{title(name, measurement)}: onebyone measure",
+        ("report.css", "bars.css", "measurement.css"),
+        ("table.js",),
+        source=name,
+        headline=_headline(measurement),
+        lede=bound(_lede(name, measurement)),
         cards=_cards(measurement),
         bars=_bars(measurement),
         table=_table(measurement),
         method=_method(measurement),
         notes=_notes(measurement),
-        style=asset("report.css") + asset("bars.css") + asset("measurement.css"),
-        script=script,
-        script_hash=script_hash(script),
     )
 
 
@@ -67,7 +65,7 @@ def _headline(measurement: Measurement) -> str:
 
 def _lede(name: str, measurement: Measurement) -> str:
     partial = "" if measurement.failure is None else f" Partial: {measurement.failure}."
-    return f"{title(name, measurement)}. {coverage(measurement)}{partial}"
+    return f"{title(name, measurement)}. {counted_sentence(measurement)}{partial}"
 
 
 def _cards(measurement: Measurement) -> Markup:
@@ -219,7 +217,7 @@ def _method(measurement: Measurement) -> Markup:
     entries: list[tuple[str, Content]] = [
         ("MACs", "Multiply–accumulates of convolutions and matrix products in one pass, the products at "
             "padded positions among them; bias, normalization and activations are not counted. One "
-            "MAC is two FLOPs. " + coverage(measurement)),
+            "MAC is two FLOPs. " + counted_sentence(measurement)),
         ("Written", "What operators write to new memory; in-place operators and views write none."),
     ]  # fmt: skip
     if measurement.memory is not None:
