@@ -21,7 +21,13 @@ from onebyone.cli.reading import read_model
 from onebyone.errors import ModelError, OneByOneError
 from onebyone.measurement import measuring, roofline
 from onebyone.measurement.measuring import Measurement, measure
-from onebyone.report.measurement import counted_sentence, measurement_table, title
+from onebyone.report.measurement import (
+    counted_sentence,
+    measurement_table,
+    operators_table,
+    peaks_table,
+    title,
+)
 from onebyone.report.measurement_files import FIELDS, TIMM, measurement_csv, measurement_json
 from onebyone.report.measurement_page import measurement_html
 from onebyone.report.measurement_rows import View, rows_of, total_of
@@ -107,6 +113,10 @@ def test_times_belong_to_layers() -> None:
     ran = [layer for layer in found.layers.values() if layer.latency is not None]
     assert {"stem", "body.0.0", "body.0.1", "body.1", "head"} == {layer.name for layer in ran}
     assert found.layers["spare"].latency is None
+    assert found.training_latency is not None
+    assert found.latency[1] == found.training_latency.whole
+    assert all(layer.training is not None for layer in ran)
+    assert found.layers["spare"].training is None
     assert found.placement is not None
     assert found.placement.milliseconds == found.latency[0].median_ms
     assert found.placement.fraction == found.placement.limit_ms / found.placement.milliseconds
@@ -217,6 +227,20 @@ def test_the_table_fits(width: int) -> None:
     assert max(map(len, lines)) <= width
     assert any(line.startswith("whole network") for line in lines)
     assert any(line.startswith("body.0.0 ×2") for line in lines)
+
+
+def test_operators_and_peaks_are_listed() -> None:
+    model, example = nested()
+    found = measure(model, example)
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(operators_table(found))
+    console.print(peaks_table(found))
+    text = console.export_text()
+    relu = next(line for line in text.splitlines() if line.startswith("aten.relu")).split()
+    assert relu[:4] == ["aten.relu", "2", "–", "3,200"]
+    assert "Alive at the peak of inference" in text
+    assert "Alive at the peak of a training step" in text
+    assert "1×16×10×10" in text
 
 
 def test_the_title_has_the_inputs() -> None:

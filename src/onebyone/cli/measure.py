@@ -82,6 +82,10 @@ def measure(
     operators: Annotated[
         bool, typer.Option("--operators", help="List every operator that ran.")
     ] = False,
+    peaks: Annotated[
+        bool,
+        typer.Option("--peaks", help="List the tensors that are alive at the peaks of memory."),
+    ] = False,
     as_json: Annotated[
         str | None, typer.Option("--json", metavar="FILE", help="Write JSON; - is stdout.")
     ] = None,
@@ -109,7 +113,11 @@ def measure(
     with failures():
         from onebyone.files import json_text
         from onebyone.measurement.measuring import measure as take
-        from onebyone.report.measurement import measurement_table, operators_table
+        from onebyone.report.measurement import (
+            measurement_table,
+            operators_table,
+            peaks_table,
+        )
         from onebyone.report.measurement_files import measurement_csv, measurement_json
         from onebyone.report.measurement_page import measurement_html
         from onebyone.report.measurement_rows import View
@@ -136,6 +144,8 @@ def measure(
             show(measurement_table(model, found, view))
             if operators:
                 show(operators_table(found))
+            if peaks:
+                show(peaks_table(found))
         if found.failure is not None:
             stop(f"the counts are partial: {found.failure}")
 

@@ -23,11 +23,12 @@ from onebyone.measurement.timing import SECONDS
 class LayerMeasurement(LayerCount):
     """A layer's counts for the inputs given, its time for the whole batch, and its place.
 
-    `latency` and `placement` are None where it was not timed; a placement stands on the layer's MACs
-    and bytes for the batch that was timed.
+    `latency` (inference), `training` (a training step) and `placement` are None where they were not
+    timed; a placement stands on the layer's MACs and bytes for the batch that was timed.
     """
 
     latency: LayerLatency | None = None
+    training: LayerLatency | None = None
     placement: Placement | None = None
 
 
@@ -39,7 +40,8 @@ class Measurement:
     of them that are not PyTorch's own, `unused` the layers with parameters that did not run. `failure`
     says why the pass ended early; the counts are partial then and nothing else is measured.
     `latency` has what was asked for: inference, a training step, compiled. `layer_latency` says where
-    the time of a pass goes; `placement` stands for the whole network under `machine`'s limits.
+    the time of a pass goes, `training_latency` the same of a training step; `placement` stands for the
+    whole network under `machine`'s limits.
     """
 
     input_shapes: tuple[tuple[int, ...], ...]
@@ -53,6 +55,7 @@ class Measurement:
     memory: Memory | None = None
     latency: tuple[Latency, ...] = ()
     layer_latency: LayerLatencies | None = None
+    training_latency: LayerLatencies | None = None
     machine: Machine | None = None
     placement: Placement | None = None
     notes: tuple[str, ...] = ()
@@ -98,7 +101,8 @@ def measure(
 
     Counting and memory need no arithmetic: the network runs on shapes alone where it can. latency:
     time inference, whole and layer by layer, and place both under the limits of this machine;
-    training: time a training step as well; compiled: what torch.compile makes of the network as well.
+    training: time a training step as well, whole and layer by
+    layer; compiled: what torch.compile makes of the network as well.
     batch repeats the example for memory and latency; dtype, channels_last and device apply to them
     too. seconds are for each of the timings. partial: what ran before a failure, with `failure` set.
     Raises ModelError where the network fails on the example.
@@ -132,6 +136,7 @@ class _Found:
     memory: Memory | None = None
     latency: tuple[Latency, ...] = ()
     inside: LayerLatencies | None = None
+    training: LayerLatencies | None = None
     machine: Machine | None = None
     placement: Placement | None = None
     notes: tuple[str, ...] = ()
@@ -145,8 +150,8 @@ class _Found:
         )
         return Measurement(
             shapes, counted.macs, counted.params, counted.weight_bytes, counted.activation_bytes,
-            self.layers, counted, batch, self.memory, self.latency, self.inside, self.machine,
-            self.placement, (*counted.notes, *self.notes),
+            self.layers, counted, batch, self.memory, self.latency, self.inside, self.training,
+            self.machine, self.placement, (*counted.notes, *self.notes),
         )  # fmt: skip
 
 
@@ -175,9 +180,8 @@ def _time(
     whole = found.inside.whole
     times = [whole]
     if setting.training:
-        times += time_models(
-            {"": model}, inputs, training=True, seconds=seconds, **options
-        ).values()
+        found.training = time_layers(model, inputs, training=True, seconds=2 * seconds, **options)
+        times.append(found.training.whole)
     if setting.compiled:
         times += time_models(
             {"": model}, inputs, compiled=True, seconds=seconds, **options
@@ -195,4 +199,7 @@ def _time(
         if timed is not None and seen is not None and timed.network_ms > 0:
             size = seen.bytes_read + seen.bytes_written
             placed = place(seen.macs, size, timed.network_ms, found.machine)
-        found.layers[name] = LayerMeasurement(**_values(layer), latency=timed, placement=placed)
+        trained = None if found.training is None else found.training.layers.get(name)
+        found.layers[name] = LayerMeasurement(
+            **_values(layer), latency=timed, training=trained, placement=placed
+        )

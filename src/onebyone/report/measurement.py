@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from math import prod
+
 from rich.console import Group, RenderableType
 from rich.text import Text
 
 from onebyone.measurement.latency import Latency
 from onebyone.measurement.measuring import Measurement
-from onebyone.measurement.memory import Peak
+from onebyone.measurement.memory import Alive, Peak
 from onebyone.measurement.roofline import ARITHMETIC, placement_words
 from onebyone.report.columns import NONE, Column, FittedTable
 from onebyone.report.coverage import coverage
 from onebyone.report.measurement_rows import LayerRow, View, rows_of, total_of
 from onebyone.report.numbers import count, milliseconds, share, size
 from onebyone.report.words import images, threads
+
+LARGEST = 12  # tensors of a peak that are shown
 
 
 def measurement_table(name: str, measurement: Measurement, view: View) -> RenderableType:
@@ -116,14 +120,20 @@ def latency_sentences(measurement: Measurement) -> list[str]:
         f"{t.high_ms:.3g} ms, {t.runs} runs)."
         for t in measurement.latency
     ]
-    inside = measurement.layer_latency
-    if inside is not None:
-        part = share(inside.layers_ms, inside.whole.median_ms)
-        said.append(
-            f"The layers take {milliseconds(inside.layers_ms)} of a pass ({part}); "
-            f"{milliseconds(inside.rest_ms)} is in none of them."
-        )
+    for what, inside in (
+        ("a pass", measurement.layer_latency), ("a training step", measurement.training_latency)
+    ):  # fmt: skip
+        if inside is not None:
+            part = share(inside.layers_ms, inside.whole.median_ms)
+            said.append(
+                f"The layers take {milliseconds(inside.layers_ms)} of {what} ({part}); "
+                f"{_rest(inside.rest_ms)} is in none of them."
+            )
     return said
+
+
+def _rest(value: float) -> str:
+    return milliseconds(value) if value >= 0 else f"−{milliseconds(-value)}"
 
 
 def _mode(latency: Latency) -> str:
@@ -167,17 +177,45 @@ def operators_table(measurement: Measurement) -> RenderableType:
     for operation in measurement.count.operations:
         if operation.view:
             continue
-        row = found.setdefault(operation.name, [0, 0, 0, 0])
+        row = found.setdefault(operation.name, [0] * 5)
         row[0] += 1
         row[1] += operation.macs or 0
         row[2] += operation.bytes_read
         row[3] += operation.bytes_written
+        row[4] += sum(prod(t.shape) for t in operation.writes)
     rows = sorted(found.items(), key=lambda item: (-item[1][1], -item[1][3]))
     columns: list[Column[tuple[str, list[int]]]] = [
         Column("operator", lambda r: r[0]),
         Column("runs", lambda r: f"{r[1][0]:,}"),
         Column("MACs", lambda r: count(r[1][1]) if r[1][1] else NONE),
-        Column("read", lambda r: size(r[1][2]), 2),
-        Column("written", lambda r: size(r[1][3]), 1),
+        Column("elements", lambda r: count(r[1][4]), 1),
+        Column("read", lambda r: size(r[1][2]), 3),
+        Column("written", lambda r: size(r[1][3]), 2),
     ]
     return Group(Text(), FittedTable(rows, columns))
+
+
+def peaks_table(measurement: Measurement) -> RenderableType:
+    """The largest tensors that are alive at each peak, the rest summed."""
+    parts: list[RenderableType] = []
+    memory = measurement.memory
+    for what, peak in (
+        ("inference", memory and memory.inference), ("a training step", memory and memory.training)
+    ):  # fmt: skip
+        if peak is None:
+            continue
+        columns: list[Column[Alive]] = [
+            Column("role", lambda a: a.role),
+            Column("layer", lambda a: a.layer, left=True),
+            Column("written by", lambda a: a.operator, 2, left=True),
+            Column("shape", lambda a: "×".join(map(str, a.shape)), 1),
+            Column("type", lambda a: a.dtype, 3),
+            Column("bytes", lambda a: size(a.bytes)),
+        ]
+        rows, rest = peak.alive[:LARGEST], peak.alive[LARGEST:]
+        if rest:
+            smaller = Alive(f"{len(rest):,} smaller", "", "", (), "", sum(a.bytes for a in rest))
+            rows = (*rows, smaller)
+        title = Text(f"Alive at the peak of {what}, {size(peak.bytes)}", style="bold")
+        parts += [Text(), title, FittedTable(rows, columns)]
+    return Group(*parts)

@@ -9,6 +9,7 @@ from math import prod
 from typing import Any
 
 from onebyone.measurement.latency import TRAINING, Latency
+from onebyone.measurement.layer_latency import LayerLatencies
 from onebyone.measurement.measuring import LayerMeasurement, Measurement
 from onebyone.measurement.memory import Memory, Peak
 
@@ -25,8 +26,8 @@ COUNTED = (
 )  # fmt: skip
 FIELDS: tuple[str, ...] = (
     *TIMM, "layer", "kind", "input_shape", "output_shape", *COUNTED, "network_ms", "network_low_ms",
-    "network_high_ms", "alone_ms", "bound", "fraction_of_limit", "inference_peak_bytes",
-    "training_peak_bytes", "threads", "dtype", "device", "runtime",
+    "network_high_ms", "alone_ms", "training_ms", "training_alone_ms", "bound", "fraction_of_limit",
+    "inference_peak_bytes", "training_peak_bytes", "threads", "dtype", "device", "runtime",
 )  # fmt: skip
 
 
@@ -52,7 +53,8 @@ def measurement_json(
         "latency": [asdict(t) for t in measurement.latency],
         "machine": None if measurement.machine is None else asdict(measurement.machine),
         "placement": None if measurement.placement is None else asdict(measurement.placement),
-        "layer_sums": _sums(measurement),
+        "layer_sums": _sums(measurement.layer_latency),
+        "training_layer_sums": _sums(measurement.training_latency),
         "layers": [asdict(layer) for layer in measurement.layers.values()],
         "not_counted": measurement.uncounted,
         "unknown_operators": list(measurement.unknown),
@@ -87,8 +89,7 @@ def _peak(peak: Peak) -> dict[str, Any]:
     }
 
 
-def _sums(measurement: Measurement) -> dict[str, Any] | None:
-    inside = measurement.layer_latency
+def _sums(inside: LayerLatencies | None) -> dict[str, Any] | None:
     if inside is None:
         return None
     return {
@@ -166,11 +167,14 @@ def _layer_line(name: str, layer: LayerMeasurement) -> dict[str, Any]:
             "network_ms": layer.latency.network_ms, "network_low_ms": layer.latency.network_low_ms,
             "network_high_ms": layer.latency.network_high_ms,
         }  # fmt: skip
-        if layer.latency.alone_ms is not None:
-            line["alone_ms"] = layer.latency.alone_ms
+        line["alone_ms"] = layer.latency.alone_ms
+    if layer.training is not None:
+        line |= {
+            "training_ms": layer.training.network_ms, "training_alone_ms": layer.training.alone_ms
+        }  # fmt: skip
     if layer.placement is not None:
         line |= {"bound": layer.placement.bound, "fraction_of_limit": layer.placement.fraction}
-    return line
+    return {field: value for field, value in line.items() if value is not None}
 
 
 def _text(shape: tuple[int, ...] | None) -> str:
