@@ -308,6 +308,25 @@ class Attentive(nn.Module):
         return self.fc(self.conv2(mixed).mean((2, 3)))
 
 
+class Table(nn.Module):
+    """Linear layers that run on a table of positions, whatever the images (Swin Transformer V2)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 32, 3, padding=1)
+        self.inner, self.outer = nn.Linear(2, 64), nn.Linear(64, 32)
+        self.fc = nn.Linear(32, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, columns = torch.meshgrid(
+            torch.linspace(-1, 1, 12, dtype=x.dtype), torch.linspace(-1, 1, 12, dtype=x.dtype),
+            indexing="ij",
+        )  # fmt: skip
+        table = torch.stack([rows, columns], -1)[None]
+        scale = self.outer(self.inner(table).relu()).permute(0, 3, 1, 2)
+        return self.fc((self.conv(x).relu() * (1 + scale)).mean((2, 3)))
+
+
 class Uncopyable(nn.Module):
     """Holds a computed tensor, which `copy.deepcopy` refuses."""
 
@@ -421,6 +440,7 @@ TRAPS: dict[str, Trap] = {
     "tuple output": Trap(lambda: Wrapped("tuple")),
     "dict output": Trap(lambda: Wrapped("dict")),
     "attention": Trap(Attentive),
+    "a table": Trap(Table),
     "cannot be copied": Trap(Uncopyable, error=(ModelError, "cannot be copied")),
     "NaN": Trap(Broken, error=(ModelError, "NaN")),
     "no layer": Trap(

@@ -146,12 +146,14 @@ def _collect(model: nn.Module, jobs: list[_Job], chunks: list[Tensor], seed: int
         def take(_: nn.Module, args: tuple[Tensor], y: Tensor) -> None:
             key = (current[0], counts[job.index])
             counts[job.index] += 1
-            # Drawn for all images at once, so that chunks of any size see the same positions.
-            items = len(y) // len(chunks[key[0]])
+            items, over = divmod(len(y), len(chunks[key[0]]))
+            # Drawn for all images at once, so that chunks of any size see the same positions; but a
+            # layer may run on something else than images, such as a table of relative positions.
+            drawn, first = (len(y), 0) if over else (items * images, items * starts[key[0]])
             generator = torch.Generator().manual_seed(hash((seed, job.index, key[1])) % (1 << 62))
-            wanted = ceil(job.effort.rows / (items * images * job.calls))
-            every = choose_positions(items * images, positions_of(job.conv, y), wanted, generator)
-            chosen = every[items * starts[key[0]] :][: len(y)]
+            wanted = ceil(job.effort.rows / (drawn * job.calls))
+            every = choose_positions(drawn, positions_of(job.conv, y), wanted, generator)
+            chosen = every[first:][: len(y)]
             job.positions[key] = chosen
             job.targets[key] = output_rows(job.conv, y, chosen)
             if job.calls > 1:

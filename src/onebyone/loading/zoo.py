@@ -154,6 +154,10 @@ def _torchvision_options(models: ModuleType, name: str) -> dict[str, Any]:
     if name in ("googlenet", "inception_v3"):
         # As torchvision itself builds them for its weights, whose inputs they rescale.
         options |= {"transform_input": True, "init_weights": True}
+    best = getattr(models.get_model_weights(name), "DEFAULT", None)
+    if name.startswith("vit_") and best is not None:
+        # Position embeddings are made for one size: that of the weights whose preprocessing is known.
+        options["image_size"] = best.meta["min_size"][0]
     return options
 
 
