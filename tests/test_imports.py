@@ -20,8 +20,8 @@ LAYOUT = """
 errors files clock conv preprocessing folders data demo.networks
 tree running sampling
 measurement measurement.formulas measurement.owning measurement.rehearsing measurement.shapes
-measurement.recording measurement.counting measurement.memory measurement.timing
-measurement.preparing measurement.latency measurement.spans measurement.layers_alone
+measurement.recording measurement.counting measurement.timing measurement.preparing
+measurement.memory measurement.latency measurement.spans measurement.layers_alone
 measurement.layer_latency measurement.roofline measurement.measuring
 matching sides diffing
 factorize factorize.metric factorize.least_squares factorize.reduced_rank factorize.squeeze

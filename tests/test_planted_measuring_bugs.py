@@ -128,7 +128,7 @@ MEMORY = {
         test_memory.test_in_place_and_views_take_nothing,
     ),
     "gradients forgotten": Bug(
-        lambda p: p.setattr(memory, "_total", lambda output: output.sum().detach().requires_grad_()),
+        lambda p: p.setattr(memory, "total", lambda output: output.sum().detach().requires_grad_()),
         test_memory.test_a_training_step_keeps_activations_and_gradients,
     ),
     "inputs forgotten": Bug(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import random
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -50,16 +52,24 @@ def replace_modules(model: nn.Module, new: Mapping[str, nn.Module]) -> nn.Module
 
 def tensors_in(value: object) -> Iterator[Tensor]:
     """The tensors inside nested tuples, lists, dicts and dataclass-like outputs, in order."""
+    yield from _tensors_in(value, set())
+
+
+def _tensors_in(value: object, around: set[int]) -> Iterator[Tensor]:
+    """`around` are the containers that a value lies in: one that holds itself is not entered twice."""
     if isinstance(value, Tensor):
         yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from tensors_in(item)
+        return
+    if id(value) in around or isinstance(value, nn.Module):
+        return
+    if isinstance(value, Mapping):
+        items = list(value.values())
     elif isinstance(value, list | tuple):
-        for item in value:
-            yield from tensors_in(item)
-    elif hasattr(value, "__dict__") and not isinstance(value, nn.Module):
-        yield from tensors_in(vars(value))
+        items = list(value)
+    else:
+        items = list(getattr(value, "__dict__", {}).values())
+    for item in items:
+        yield from _tensors_in(item, around | {id(value)})
 
 
 def shallow_copy(model: nn.Module) -> nn.Module:
@@ -105,9 +115,51 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def random_numbers_kept() -> Iterator[None]:
+    """Random numbers of PyTorch, Python and NumPy go on outside as if nothing had been drawn."""
+    numpy = sys.modules.get("numpy")
+    python = random.getstate()
+    arrays = None if numpy is None else numpy.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(python)
+        if numpy is not None:
+            numpy.random.set_state(arrays)
+
+
+@contextmanager
+def kept(model: nn.Module) -> Iterator[None]:
+    """Attributes, buffers and gradients of a model that no copy can be made of, given back.
+
+    The values of weights are not looked at: a pass does not change them.
+    """
+    parts = ("_parameters", "_buffers", "_modules")
+    modules = [(m, dict(vars(m)), [dict(getattr(m, p)) for p in parts]) for m in model.modules()]
+    gradients = [(p, p.grad) for p in model.parameters()]
+    buffers = [(b, b.detach().clone()) for b in model.buffers()]
+    try:
+        yield
+    finally:
+        for module, attributes, registered in modules:
+            vars(module).clear()
+            vars(module).update(attributes)
+            for part, entries in zip(parts, registered, strict=True):
+                getattr(module, part).clear()
+                getattr(module, part).update(entries)
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+        with torch.no_grad():
+            for buffer, before in buffers:
+                if not torch.equal(buffer, before):
+                    buffer.copy_(before)
+
+
+@contextmanager
 def random_state(seed: int) -> Iterator[torch.Generator]:
     """Global random numbers start from `seed` inside and go on outside as if nothing had been drawn."""
-    with torch.random.fork_rng():
+    with random_numbers_kept():
         torch.manual_seed(seed)
         yield torch.Generator().manual_seed(seed)
 

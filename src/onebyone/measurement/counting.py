@@ -73,7 +73,7 @@ def count(model: nn.Module, *inputs: Any, partial: bool = False) -> Count:
     """
 
     def act(stage: Stage) -> Count:
-        recorder = Recorder(stage.model)
+        recorder = Recorder(stage.model, stage.last)
         failure = None
         try:
             with watched(recorder), recorder:
@@ -100,7 +100,9 @@ def _summed(model: nn.Module, recorder: Recorder, failure: str | None) -> Count:
                      owned.pop(name, (0, 0)))
         for name, found in by_layer.items()
     }  # fmt: skip
-    unused = tuple(owned)
+    unused = tuple(
+        name for name, (params, _) in owned.items() if params and name not in recorder.calls
+    )
     for name, weights in owned.items():
         calls = recorder.calls.get(name, Calls())
         layers[name] = _layer(name, kinds.get(name, ""), calls, [], weights)
@@ -137,12 +139,12 @@ def _weights(model: nn.Module, owners: Owners) -> dict[str, tuple[int, int]]:
     seen: set[int] = set()
     for module in model.modules():
         name = owners.names[id(module)]
-        for tensor in (*module._parameters.values(), *module._buffers.values()):
+        for key, tensor in (*module._parameters.items(), *module._buffers.items()):
             if tensor is None or id(tensor) in seen:
                 continue
             seen.add(id(tensor))
             params, size = found.get(name, (0, 0))
-            params += tensor.numel() if isinstance(tensor, nn.Parameter) else 0
+            params += tensor.numel() if key in module._parameters else 0
             found[name] = (params, size + tensor.numel() * tensor.element_size())
     return found
 

@@ -70,15 +70,29 @@ def time_models(
     a batch below 1.
     """
     setting = Setting(training, threads, batch, dtype, channels_last, compiled, device)
+    return time_settings({n: (m, setting) for n, m in models.items()}, example, seconds, clock)
+
+
+def time_settings(
+    networks: Mapping[str, tuple[nn.Module, Setting]],
+    example: Tensor | tuple[Any, ...],
+    seconds: float = SECONDS,
+    clock: Clock = time.perf_counter,
+) -> dict[str, Latency]:
+    """As `time_models`, each network in a setting of its own; mode and threads must be the same."""
+    first = next((setting for _, setting in networks.values()), Setting())
     with ExitStack() as stack:
-        ready = {n: stack.enter_context(prepared(m, example, setting)) for n, m in models.items()}
-        steps = {n: r.train if training else r.infer for n, r in ready.items()}
+        ready = {
+            n: stack.enter_context(prepared(m, example, setting))
+            for n, (m, setting) in networks.items()
+        }
+        steps = {n: r.train if first.training else r.infer for n, r in ready.items()}
         place = next(iter(ready.values())).weight.device if ready else None
         samples = interleave(
-            steps, threads=threads, device=place, seconds=seconds, clock=clock,
-            before=(lambda name: ready[name].forget_gradients()) if training else None,
+            steps, threads=first.threads, device=place, seconds=seconds, clock=clock,
+            before=(lambda name: ready[name].forget_gradients()) if first.training else None,
         )  # fmt: skip
-        return {n: latency_of(n, samples, r, setting) for n, r in ready.items()}
+        return {n: latency_of(n, samples, r, networks[n][1]) for n, r in ready.items()}
 
 
 def latency_of(name: str, samples: Samples, ready: Ready, setting: Setting) -> Latency:
@@ -91,5 +105,6 @@ def latency_of(name: str, samples: Samples, ready: Ready, setting: Setting) -> L
         batch_of(ready.inputs), spread.median, spread.low, spread.high, samples.rounds,
         samples.warmup, samples.threads, str(ready.weight.dtype).removeprefix("torch."),
         str(ready.weight.device), COMPILED if setting.compiled else EAGER,
-        TRAINING if setting.training else INFERENCE, is_channels_last(ready.plain), notes,
+        TRAINING if setting.training else INFERENCE,
+        setting.channels_last or is_channels_last(ready.plain), notes,
     )  # fmt: skip

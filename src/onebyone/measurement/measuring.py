@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -11,10 +11,10 @@ from torch.utils._pytree import tree_iter
 
 from onebyone.errors import ModelError
 from onebyone.measurement.counting import Count, LayerCount, count
-from onebyone.measurement.latency import Latency, time_models
+from onebyone.measurement.latency import Latency, time_settings
 from onebyone.measurement.layer_latency import LayerLatencies, LayerLatency, time_layers
 from onebyone.measurement.memory import Memory, measure_memory
-from onebyone.measurement.preparing import Setting, prepared
+from onebyone.measurement.preparing import Setting, batch_of, prepared
 from onebyone.measurement.roofline import Machine, Placement, measure_machine, place
 from onebyone.measurement.timing import SECONDS
 
@@ -36,6 +36,7 @@ class LayerMeasurement(LayerCount):
 class Measurement:
     """What a network costs. Counts are for the inputs given, `memory` and times for `batch` images.
 
+    `images` is how many the counts are for, None where the first input is not a batch of any.
     `uncounted` names the operators without products with the elements that they wrote, `unknown` those
     of them that are not PyTorch's own, `unused` the layers with parameters that did not run. `failure`
     says why the pass ended early; the counts are partial then and nothing else is measured.
@@ -52,6 +53,7 @@ class Measurement:
     layers: dict[str, LayerMeasurement]
     count: Count
     batch: int
+    images: int | None
     memory: Memory | None = None
     latency: tuple[Latency, ...] = ()
     layer_latency: LayerLatencies | None = None
@@ -111,12 +113,16 @@ def measure(
     counted = count(model, *inputs, partial=partial)
     layers = {name: LayerMeasurement(**_values(layer)) for name, layer in counted.layers.items()}
     shapes = tuple(tuple(t.shape) for t in tree_iter(inputs) if isinstance(t, Tensor))
-    found = _Found(counted, layers, shapes)
+    first = inputs[0] if inputs else None
+    number = len(first) if isinstance(first, Tensor) and first.ndim > 2 else None
+    found = _Found(counted, layers, shapes, number, batch_of(inputs))
     if counted.failure is not None:
         return found.whole()
     setting = Setting(training, threads, batch, dtype, channels_last, compiled, device)
     if memory or latency:
-        with prepared(model, inputs, Setting(False, threads, batch, dtype, channels_last)) as ready:
+        still = replace(setting, training=False, compiled=False, device=None)
+        with prepared(model, inputs, still, values=latency) as ready:
+            found.batch = batch_of(ready.inputs)
             found.repeated = count(ready.plain, *ready.inputs)
             if memory:
                 found.memory = _memory(ready.plain, ready.inputs, found)
@@ -132,6 +138,8 @@ class _Found:
     counted: Count
     layers: dict[str, LayerMeasurement]
     shapes: tuple[tuple[int, ...], ...]
+    images: int | None
+    batch: int
     repeated: Count | None = None
     memory: Memory | None = None
     latency: tuple[Latency, ...] = ()
@@ -144,14 +152,10 @@ class _Found:
     def whole(self) -> Measurement:
         """All of it."""
         counted = self.counted
-        shapes = self.shapes
-        batch = (
-            self.latency[0].batch if self.latency else shapes[0][0] if shapes and shapes[0] else 1
-        )
         return Measurement(
-            shapes, counted.macs, counted.params, counted.weight_bytes, counted.activation_bytes,
-            self.layers, counted, batch, self.memory, self.latency, self.inside, self.training,
-            self.machine, self.placement, (*counted.notes, *self.notes),
+            self.shapes, counted.macs, counted.params, counted.weight_bytes, counted.activation_bytes,
+            self.layers, counted, self.batch, self.images, self.memory, self.latency, self.inside,
+            self.training, self.machine, self.placement, (*counted.notes, *self.notes),
         )  # fmt: skip
 
 
@@ -164,42 +168,76 @@ def _memory(model: nn.Module, inputs: tuple[Any, ...], found: _Found) -> Memory:
     try:
         return measure_memory(model, *inputs)
     except ModelError as error:
-        found.notes += (f"no training step: {error}",)
+        found.notes += (f"no training step: {_why(error)}",)
         return measure_memory(model, *inputs, training=False)
+
+
+def _why(error: ModelError) -> str:
+    if "more than 1 value per channel" in str(error):
+        return "a normalization needs more than one image in training; give a batch of 2 or more"
+    return str(error)
 
 
 def _time(
     model: nn.Module, inputs: tuple[Any, ...], setting: Setting, seconds: float, found: _Found
 ) -> None:
     """Whole networks, layers, and where both stand."""
-    options: dict[str, Any] = {
-        "threads": setting.threads, "batch": setting.batch, "dtype": setting.dtype,
-        "channels_last": setting.channels_last, "device": setting.device,
-    }  # fmt: skip
-    found.inside = time_layers(model, inputs, seconds=2 * seconds, **options)
-    whole = found.inside.whole
-    times = [whole]
-    if setting.training:
-        found.training = time_layers(model, inputs, training=True, seconds=2 * seconds, **options)
-        times.append(found.training.whole)
-    if setting.compiled:
-        times += time_models(
-            {"": model}, inputs, compiled=True, seconds=seconds, **options
-        ).values()
-    found.latency = tuple(times)
+    for training in (False, True) if setting.training else (False,):
+        asked = replace(setting, training=training, compiled=False)
+        try:
+            inside, times = _clocked(model, inputs, asked, setting.compiled, seconds)
+        except ModelError as error:
+            if not training:
+                raise
+            found.notes += (f"no training step: {_why(error)}",)
+            continue
+        found.latency += times
+        if training:
+            found.training = inside
+        else:
+            found.inside = inside
+        said = (*(inside.notes if inside else ()), *(n for t in times for n in t.notes))
+        found.notes += tuple(n for n in dict.fromkeys(said) if n not in found.notes)
+    _place(setting, found)
+
+
+def _clocked(
+    model: nn.Module, inputs: tuple[Any, ...], setting: Setting, compiled: bool, seconds: float
+) -> tuple[LayerLatencies | None, tuple[Latency, ...]]:
+    """Layer by layer where hooks can see them, and the whole; compiled and not in turn."""
+    inside = None
+    options = {f.name: getattr(setting, f.name) for f in fields(setting) if f.name != "compiled"}
+    if not any(isinstance(m, torch.jit.ScriptModule) for m in model.modules()):
+        inside = time_layers(model, inputs, seconds=2 * seconds, **options)
+    if inside is not None and not compiled:
+        return inside, (inside.whole,)
+    ways = {"eager": (model, setting)}
+    if compiled:
+        ways["compiled"] = (model, replace(setting, compiled=True))
+    return inside, tuple(time_settings(ways, inputs, seconds).values())
+
+
+def _place(setting: Setting, found: _Found) -> None:
+    """The whole and every timed layer under the limits of this machine."""
+    whole, repeated = found.latency[0], found.repeated
+    assert repeated is not None
     dtype = getattr(torch, whole.dtype)
-    found.machine = measure_machine(threads=setting.threads, dtype=dtype, device=whole.device)
-    assert found.repeated is not None
-    moved = sum(o.bytes_read + o.bytes_written for o in found.repeated.operations)
-    found.placement = place(found.repeated.macs, moved, whole.median_ms, found.machine)
-    for name, layer in found.layers.items():
-        timed = found.inside.layers.get(name)
-        seen = found.repeated.layers.get(name)
+    if dtype.is_floating_point:
+        found.machine = measure_machine(threads=setting.threads, dtype=dtype, device=whole.device)
+        moved = sum(o.bytes_read + o.bytes_written for o in repeated.operations)
+        found.placement = place(repeated.macs, moved, whole.median_ms, found.machine)
+    timed = found.inside.layers if found.inside else {}
+    trained = found.training.layers if found.training else {}
+    for name, latency in timed.items():
+        # What a module does with the weights of modules inside it is in its time.
+        parts = [c for n, c in repeated.layers.items() if n == name or n.startswith(f"{name}.")]
         placed = None
-        if timed is not None and seen is not None and timed.network_ms > 0:
-            size = seen.bytes_read + seen.bytes_written
-            placed = place(seen.macs, size, timed.network_ms, found.machine)
-        trained = None if found.training is None else found.training.layers.get(name)
-        found.layers[name] = LayerMeasurement(
-            **_values(layer), latency=timed, training=trained, placement=placed
+        if found.machine is not None and latency.network_ms > 0 and (parts or not name):
+            macs = sum(c.macs for c in parts)
+            size = sum(c.bytes_read + c.bytes_written for c in parts)
+            placed = place(macs, size, latency.network_ms, found.machine)
+        none = LayerMeasurement(name, latency.kind, None, None, latency.calls, 0, 0, 0, 0, 0, 0)
+        layer = found.layers.get(name, none)
+        found.layers[name] = replace(
+            layer, latency=latency, training=trained.get(name), placement=placed
         )

@@ -12,9 +12,14 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from onebyone.errors import ModelError
 from onebyone.measurement.owning import Owners, storage
-from onebyone.measurement.recording import Recorder, tensors, watched
+from onebyone.measurement.preparing import total
+from onebyone.measurement.recording import (
+    Recorder,
+    operator_name,
+    tensors,
+    watched,
+)
 from onebyone.measurement.rehearsing import Stage, rehearse
 
 
@@ -94,24 +99,10 @@ def _training(stage: Stage) -> Peak:
         parameter.grad = None
     tracker = Tracker(stage)
     with torch.enable_grad(), watched(tracker.recorder), tracker:
-        total = _total(stage.run())
+        loss = total(stage.run())
         tracker.role = "gradient"
-        total.backward()
+        loss.backward()
     return tracker.peak()
-
-
-def _total(output: Any) -> Tensor:
-    """The sum of every floating output that a gradient can be sent back from."""
-    parts = [t.sum() for t in tree_iter(output) if isinstance(t, Tensor) and t.requires_grad]
-    if not parts:
-        raise ModelError(
-            "the network has no output that depends on a parameter with a gradient: a training step "
-            "cannot be measured; leave training out"
-        )
-    total = parts[0]
-    for part in parts[1:]:
-        total = total + part
-    return total
 
 
 @dataclass
@@ -127,9 +118,11 @@ class _Piece:
 class Tracker(TorchDispatchMode):
     """Follows every piece of memory from the operator that wrote it until nothing holds it."""
 
+    supports_higher_order_operators = True
+
     def __init__(self, stage: Stage) -> None:
         super().__init__()
-        self.recorder = Recorder(stage.model)
+        self.recorder = Recorder(stage.model, stage.last)
         self.pieces: list[_Piece] = []
         self.held: dict[int, _Piece] = {}
         self.events: list[tuple[str, str]] = [("", "the start")]
@@ -144,7 +137,7 @@ class Tracker(TorchDispatchMode):
         written = tensors(result)
         if not written:
             return result
-        name = func._schema.name.replace("::", ".")
+        name = operator_name(func).replace("::", ".")
         layer = self.recorder.layer_of(args, kwargs) or self._source(args)
         self.events.append((layer, name))
         for tensor in written:

@@ -62,10 +62,10 @@ class Owners:
 
     def derive(self, read: Sequence[int], written: Sequence[Tensor]) -> None:
         """Tensors computed from weights of one layer alone are weights of that layer too."""
-        if not read or not written:
+        if not read:
             return
-        owners = self.weights.get(read[0])
-        if owners is None or any(self.weights.get(key) is None for key in read[1:]):
-            return
-        for tensor in written:
-            self._own(tensor, owners[0])
+        shared = self.weights.get(read[0], [])
+        for key in read[1:]:
+            shared = [name for name in shared if name in self.weights.get(key, [])]
+        for tensor in written if shared else ():
+            self._own(tensor, shared[0])

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_iter, tree_map
 from onebyone.errors import DataError, ModelError
 from onebyone.measurement.timing import cpu_threads
 from onebyone.running import call
-from onebyone.tree import deep_copy, evaluating, random_state, tensors_in
+from onebyone.tree import deep_copy, evaluating, kept, random_state, tensors_in
 
 COMPILATIONS = 256  # networks of one class that torch.compile may meet in a process
 
@@ -65,24 +65,29 @@ class Ready:
 
 @contextmanager
 def prepared(
-    model: nn.Module, example: Tensor | tuple[Any, ...], setting: Setting
+    model: nn.Module,
+    example: Tensor | tuple[Any, ...],
+    setting: Setting,
+    *,
+    values: bool = True,
 ) -> Iterator[Ready]:
     """The network and its inputs as the setting asks, in the right mode; all is given back.
 
     Random numbers start from a fixed seed inside. Gradients are on for training only. What
-    torch.compile has wrapped is taken out: the setting says whether it is compiled.
+    torch.compile has wrapped is taken out: the setting says whether it is compiled. values: something
+    will be computed, so weights on the meta device are refused.
     """
     training = setting.training
     model = getattr(model, "_orig_mod", model)
-    _check_weights(model)
+    _check_weights(model, values)
     with ExitStack() as stack:
         stack.enter_context(random_state(0))
         stack.enter_context(cpu_threads(setting.threads))
         with torch.inference_mode(False), torch.no_grad():
-            plain = _fitted(model, setting)
-            _check_weights(plain)
-            values = example if isinstance(example, tuple) else (example,)
-            inputs = _suited(_repeated(values, setting.batch), plain, setting)
+            plain = _fitted(model, setting, stack)
+            _check_weights(plain, values)
+            given = example if isinstance(example, tuple) else (example,)
+            inputs = _suited(_repeated(given, setting.batch), plain, setting)
         stack.enter_context(torch.inference_mode(not training))
         if training:
             stack.enter_context(torch.enable_grad())
@@ -100,7 +105,7 @@ def prepared(
         yield ready
 
 
-def _check_weights(model: nn.Module) -> None:
+def _check_weights(model: nn.Module, values: bool) -> None:
     """Raise ModelError for weights that nothing can be computed with yet."""
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if isinstance(tensor, nn.UninitializedParameter | nn.UninitializedBuffer):
@@ -108,21 +113,27 @@ def _check_weights(model: nn.Module) -> None:
                 f"the parameter {name!r} has no shape yet (a lazy layer): run the network once on an "
                 "input before"
             )
-        if tensor.is_meta:
+        if tensor.is_meta and values:
             raise ModelError(
                 f"{name!r} is on the meta device, where nothing is computed and no time can be "
                 "measured: load the network with its weights"
             )
 
 
-def _fitted(model: nn.Module, setting: Setting) -> nn.Module:
-    """The model itself where nothing about it changes, else a copy."""
+def _fitted(model: nn.Module, setting: Setting, stack: ExitStack) -> nn.Module:
+    """A copy as the setting asks; the model itself, to be given back, where none can be made or need be."""
     try:
         given = setting.device
         device = None if given is None else torch.empty(0, device=given).device  # with its number
-        if not (setting.training or setting.channels_last or _moves(model, device, setting.dtype)):
+        moves = setting.channels_last or _moves(model, device, setting.dtype)
+        try:
+            own = deep_copy(model)
+        except ModelError:
+            if setting.training or moves:
+                raise
+            stack.enter_context(kept(model))
             return model
-        own = deep_copy(model).to(device=device, dtype=setting.dtype)
+        own = own.to(device=device, dtype=setting.dtype) if moves else own
     except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
         raise ModelError(
             f"the network cannot be brought to {setting.device or 'its device'} in "
@@ -165,6 +176,11 @@ def batch_of(inputs: tuple[Any, ...]) -> int:
 def _repeated(inputs: tuple[Any, ...], batch: int | None) -> tuple[Any, ...]:
     if batch is None:
         return inputs
+    if inputs and not isinstance(inputs[0], Tensor):
+        raise DataError(
+            f"a batch of {batch} cannot be made: the network's first input is a "
+            f"{type(inputs[0]).__name__}, not a tensor; give an example of so many"
+        )
     given = batch_of(inputs)
     if batch < 1 or given < 1:
         raise DataError(
@@ -221,7 +237,7 @@ def total(outputs: object) -> Tensor:
     sums = [t.sum() for t in tensors_in(outputs) if t.is_floating_point() and t.requires_grad]
     if not sums:
         raise ModelError(
-            "no output of the network has a gradient, so no training step can be timed: parameters "
+            "no output of the network has a gradient, so no training step can be measured: parameters "
             "must have requires_grad, and an output must depend on them"
         )
     return torch.stack([s.to(sums[0].dtype) for s in sums]).sum() if len(sums) > 1 else sums[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -17,10 +17,14 @@ from torch.nn.modules.module import (
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from onebyone.errors import ModelError
 from onebyone.measurement.formulas import FORMULAS
 from onebyone.measurement.owning import Owners, storage
 from onebyone.measurement.shapes import shortcut
 from onebyone.tree import hooked
+
+LOOKUPS = ("aten::embedding", "aten::index_select", "aten::gather", "aten::index")
+ALLOCATIONS = ("aten::empty", "aten::empty_like", "aten::new_empty", "aten::empty_strided")
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Operation:
-    """One operator that ran. `macs` is None where there is no formula; `view` moves no data.
+    """One operator that ran. `macs` is None where there is no formula; a `view` moves no data.
 
     `layer` is the qualified name of the module that it is credited to: the owner of the weight that it
     reads, else the innermost module that was running. `new_bytes` counts what it wrote to memory of
@@ -81,8 +85,11 @@ class Calls:
 class Recorder(TorchDispatchMode):
     """Notes every operator that runs inside, and the module that it belongs to."""
 
-    def __init__(self, model: nn.Module) -> None:
+    supports_higher_order_operators = True
+
+    def __init__(self, model: nn.Module, last: bool = True) -> None:
         super().__init__()
+        self.last_way = last
         self.owners = Owners(model)
         self.operations: list[Operation] = []
         self.calls: dict[str, Calls] = {}
@@ -96,6 +103,7 @@ class Recorder(TorchDispatchMode):
             return
         self.running.append(name)
         self.last = name
+        _check_autocast(self.last_way)
         if id(module) in self.owners.parts:
             return
         seen = self.calls.setdefault(name, Calls())
@@ -123,7 +131,8 @@ class Recorder(TorchDispatchMode):
         return self.owners.of(sources, self.running[-1] if self.running else "")
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = None if kwargs else shortcut(func, args)
+        plain = isinstance(func, torch._ops.OpOverload)
+        result = shortcut(func, args) if plain and not kwargs else None
         if result is None:
             result = func(*args, **(kwargs or {}))
         written = tensors(result)
@@ -132,10 +141,14 @@ class Recorder(TorchDispatchMode):
         return result
 
     def _note(self, func: Any, args: Any, kwargs: Any, written: list[Tensor]) -> None:
-        name, view = func._schema.name, func.is_view
+        name = operator_name(func)
+        view = getattr(func, "is_view", False) or name == "aten::_unsafe_view"
         formula = FORMULAS.get(name)
         reads = [_seen(t) for t in _arguments(args, kwargs)]
         writes = [_seen(t) for t in written]
+        if name in LOOKUPS:  # they read what they give, not all that they could
+            key, table = reads[0]
+            reads[0] = key, replace(table, bytes=min(table.bytes, writes[0][1].bytes))
         sources = [key for key, _ in reads]
         fresh = [i for i, (key, _) in enumerate(writes) if key not in sources]
         layer = self.owners.of(sources, self.running[-1] if self.running else "")
@@ -147,10 +160,25 @@ class Recorder(TorchDispatchMode):
                 tuple(info for _, info in reads),
                 tuple(info for _, info in writes),
                 None if formula is None else formula(args, written[0]),
-                view,
+                view or name in ALLOCATIONS,
                 0 if view else sum(writes[i][1].bytes for i in fresh),
             )
         )
+
+
+def operator_name(func: Any) -> str:
+    """`aten::conv2d`; operators that take functions have a name and no schema."""
+    schema = getattr(func, "_schema", None)
+    return f"higher_order::{func.name()}" if schema is None else schema.name
+
+
+def _check_autocast(last: bool) -> None:
+    """Raise ModelError where autocast is on: it leaves tensors without values as they are.
+
+    last: there is no other way to run the network. Inside operators autocast cannot be seen any more.
+    """
+    if not last and any(map(torch.is_autocast_enabled, ("cpu", "cuda"))):
+        raise ModelError("autocast chooses the types of tensors that have values")
 
 
 def tensors(value: Any) -> list[Tensor]:
@@ -173,7 +201,7 @@ def _arguments(args: Any, kwargs: Any) -> list[Tensor]:
 
 def _seen(tensor: Tensor) -> tuple[int, TensorInfo]:
     """What tells its memory apart, as `storage` does, and what is recorded of it."""
-    size = tensor.nbytes
+    size = tensor.numel() * tensor.element_size()
     try:
         memory = tensor.untyped_storage()
         key, size = memory._cdata, min(size, memory.nbytes())

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_iter, tree_map
 
 from onebyone.errors import ModelError
-from onebyone.tree import deep_copy
+from onebyone.tree import deep_copy, kept, random_numbers_kept
 
 Found = TypeVar("Found")
 SHARED = (int, float, bool, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
@@ -58,7 +58,7 @@ def rehearse(
     with _plain_mode():
         try:
             stage = Stage(on_meta(model), tree_map(_meta, inputs), shapes_only)
-            with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            with random_numbers_kept(), torch.device("meta"):
                 return act(stage), None
         except Exception as error:
             if shapes_only:
@@ -94,8 +94,8 @@ def _check_weights(model: nn.Module) -> None:
 
 @contextmanager
 def _with_values(model: nn.Module) -> Iterator[nn.Module]:
-    """A copy; or the model itself, with its buffers given back, where none can be made."""
-    with torch.random.fork_rng():
+    """A copy; or the model itself, given back as it was, where none can be made."""
+    with random_numbers_kept():
         try:
             own = deep_copy(model)
         except ModelError:
@@ -103,12 +103,8 @@ def _with_values(model: nn.Module) -> Iterator[nn.Module]:
         if own is not None:
             yield own
             return
-        buffers = [(b, b.detach().clone()) for b in model.buffers()]
-        try:
+        with kept(model):
             yield model
-        finally:
-            for buffer, before in buffers:
-                buffer.copy_(before)
 
 
 def _meta(value: Any) -> Any:

@@ -15,6 +15,7 @@ import torch
 from onebyone.errors import OneByOneError
 
 WARMUP = 2
+MOST_THREADS = 256  # where there are fewer cores
 LEAST_ROUNDS, MOST_ROUNDS = 5, 200
 SECONDS = 2.0  # for all candidates together
 BUSY_CORES = 0.5  # work of others that is worth a note
@@ -139,8 +140,9 @@ def quartiles(values: Sequence[float]) -> Quartiles:
 @contextmanager
 def cpu_threads(count: int) -> Iterator[None]:
     """So many CPU threads inside; the number before comes back. OneByOneError for less than 1."""
-    if count < 1:
-        raise OneByOneError(f"nothing computes with {count} threads: give 1 or more")
+    most = max(MOST_THREADS, 4 * (os.cpu_count() or 1))
+    if not 1 <= count <= most:
+        raise OneByOneError(f"nothing computes with {count} threads here: give 1 to {most}")
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

@@ -38,9 +38,10 @@ def measurement_table(name: str, measurement: Measurement, view: View) -> Render
 
 def title(name: str, measurement: Measurement) -> str:
     """The network, and the inputs that it was counted on."""
-    shapes = ", ".join("×".join(map(str, s[1:])) for s in measurement.input_shapes)
-    first = measurement.input_shapes[0] if measurement.input_shapes else ()
-    many = f"{images(first[0])} of " if first and first[0] != 1 else ""
+    number = measurement.images
+    first = 0 if number is None else 1
+    shapes = ", ".join("×".join(map(str, s[first:])) for s in measurement.input_shapes)
+    many = "" if number in (None, 1) else f"{images(number)} of "
     return f"{name}, {many}{shapes}" if shapes else name
 
 
@@ -94,11 +95,15 @@ def memory_sentences(measurement: Measurement) -> list[str]:
     memory = measurement.memory
     if memory is None:
         return []
-    batch = images(measurement.batch)
-    said = [f"Peak memory of inference, {batch}: {_peak(memory.inference)}."]
+    said = [f"Peak memory of inference{batch(measurement)}: {_peak(memory.inference)}."]
     if memory.training is not None:
         said.append(f"Of a training step without its optimizer: {_peak(memory.training)}.")
     return said
+
+
+def batch(measurement: Measurement) -> str:
+    """How many images memory and times are for, behind a comma; nothing where inputs are no images."""
+    return "" if measurement.images is None else f", {images(measurement.batch)}"
 
 
 def _peak(peak: Peak) -> str:
@@ -116,7 +121,7 @@ def _plural(role: str) -> str:
 def latency_sentences(measurement: Measurement) -> list[str]:
     """Each latency, and where the time of a pass goes."""
     said = [
-        f"{_mode(t)}: {milliseconds(t.median_ms)} for {images(t.batch)} (quartiles {t.low_ms:.3g}–"
+        f"{_mode(t)}{batch(measurement)}: {milliseconds(t.median_ms)} (quartiles {t.low_ms:.3g}–"
         f"{t.high_ms:.3g} ms, {t.runs} runs)."
         for t in measurement.latency
     ]

@@ -9,6 +9,7 @@ from onebyone.measurement.measuring import LayerMeasurement, Measurement
 from onebyone.measurement.roofline import placement_words
 from onebyone.report.markup import Content, Markup, join, tag
 from onebyone.report.measurement import (
+    batch,
     counted_sentence,
     latency_conditions,
     latency_sentences,
@@ -69,8 +70,7 @@ def _lede(name: str, measurement: Measurement) -> str:
 
 
 def _cards(measurement: Measurement) -> Markup:
-    shapes = measurement.input_shapes
-    counted = images(shapes[0][0]) if shapes and shapes[0] else "the inputs"
+    counted = "one pass" if measurement.images is None else images(measurement.images)
     found = [
         _card(f"MACs, {counted}", count(measurement.macs), "of convolutions and matrix products"),
         _card(
@@ -80,7 +80,6 @@ def _cards(measurement: Measurement) -> Markup:
         ),
     ]
     if measurement.memory is not None:
-        batch = images(measurement.batch)
         peaks = [
             ("inference", measurement.memory.inference),
             ("training", measurement.memory.training),
@@ -90,7 +89,7 @@ def _cards(measurement: Measurement) -> Markup:
                 activations = size(peak.of("activation") + peak.of("gradient"))
                 found.append(
                     _card(
-                        f"Peak memory, {what}, {batch}",
+                        f"Peak memory, {what}{batch(measurement)}",
                         size(peak.bytes),
                         f"{activations} beside weights and input",
                     )
@@ -99,7 +98,7 @@ def _cards(measurement: Measurement) -> Markup:
         step = "a training step" if latency.mode == TRAINING else "inference"
         found.append(
             _card(
-                f"{step.capitalize()}, {images(latency.batch)}",
+                f"{step.capitalize()}{batch(measurement)}",
                 milliseconds(latency.median_ms),
                 f"{latency.runtime}, quartiles {latency.low_ms:.3g}–{latency.high_ms:.3g} ms",
             )

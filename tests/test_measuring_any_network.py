@@ -1,0 +1,262 @@
+"""measure on networks with habits: state, gradients, autocast, tables, functions of functions."""
+
+from __future__ import annotations
+
+import random
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_measuring import MACHINE
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from onebyone.measurement import measuring
+from onebyone.measurement.counting import count
+from onebyone.measurement.measuring import measure
+from onebyone.measurement.memory import measure_memory
+from onebyone.measurement.timing import MOST_THREADS, OneByOneError, cpu_threads
+
+
+@pytest.fixture(autouse=True)
+def made_up_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measuring, "measure_machine", lambda **_: MACHINE)
+
+
+def quickly(model: nn.Module, *inputs: Any, **options: Any) -> measuring.Measurement:
+    return measure(model, inputs, latency=True, seconds=0.02, **options)
+
+
+class Stateful(nn.Module):
+    """Keeps what it saw: an attribute, a counter, a buffer, a cache."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+        self.register_buffer("seen", torch.zeros(()))
+        self.calls, self.last, self.cache = 0, None, None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.cache is None:
+            self.cache = self.conv.weight * 2
+        self.calls += 1
+        self.seen += 1
+        y = F.conv2d(x, self.cache, self.conv.bias)
+        self.last = y.detach()
+        return y
+
+
+class Holding(Stateful):
+    """The same, and it cannot be copied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock = threading.Lock()
+
+
+@pytest.mark.parametrize("kind", [Stateful, Holding])
+@pytest.mark.parametrize("latency", [False, True])
+def test_what_a_network_keeps_is_its_own(kind: type[Stateful], latency: bool) -> None:
+    model, x = kind(), torch.randn(1, 3, 4, 4)
+    model.conv.weight.grad = before = torch.ones_like(model.conv.weight)
+    measure(model, x, latency=latency, seconds=0.02)
+    assert (model.calls, model.seen.item(), model.last, model.cache) == (0, 0, None, None)
+    assert model.conv.weight.grad is before
+    assert (before == 1).all()
+    model(x).sum().backward()
+
+
+def test_random_numbers_of_all_kinds_go_on_as_before() -> None:
+    class Noisy(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * random.random() + np.random.rand() + torch.rand(1)
+
+    x = torch.randn(1, 3, 4, 4)
+    before = random.getstate(), str(np.random.get_state()), torch.get_rng_state()
+    quickly(Noisy(), x)
+    after = random.getstate(), str(np.random.get_state()), torch.get_rng_state()
+    assert after[:2] == before[:2]
+    assert torch.equal(after[2], before[2])
+
+
+def test_a_weight_that_flows_through_another_layer_takes_nothing_from_it() -> None:
+    class Queries(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.queries = nn.Embedding(10, 32)
+            self.decoder = nn.TransformerDecoderLayer(32, 4, 64, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.decoder(self.queries.weight[None], x)
+
+    layers = count(Queries().eval(), torch.randn(1, 50, 32)).layers
+    assert layers["decoder.self_attn.out_proj"].macs == 10 * 32 * 32
+    assert layers["decoder.self_attn"].macs == 3 * 10 * 32 * 32 + 2 * 10 * 10 * 32
+
+
+def test_autocast_is_seen() -> None:
+    class Mixed(nn.Sequential):
+        def forward(self, input: Tensor) -> Tensor:
+            with torch.autocast("cpu", torch.bfloat16):
+                return super().forward(input)
+
+    model = Mixed(nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1))
+    found = count(model, torch.randn(1, 3, 16, 16))
+    outputs = [o.writes[0].dtype for o in found.operations if o.macs]
+    assert outputs == ["bfloat16", "bfloat16"]
+    assert "autocast" in found.notes[0]
+    peak = measure_memory(model, torch.randn(1, 3, 16, 16), training=False).inference
+    assert {a.dtype for a in peak.alive if a.shape == (1, 8, 16, 16)} == {"bfloat16"}
+
+
+def test_bytes_are_those_that_move() -> None:
+    linear = count(nn.Linear(64, 64, bias=False), torch.randn(1, 100, 64)).layers[""]
+    assert (linear.bytes_read, linear.bytes_written) == (4 * (6400 + 4096), 4 * 6400)
+    table = count(nn.Embedding(5000, 16), torch.arange(3)[None]).layers[""]
+    assert table.bytes_read == 4 * 3 * 16 + 8 * 3
+    norm = count(nn.Sequential(nn.Linear(4, 4, bias=False)), torch.randn(2, 3, 4))
+    assert "aten._unsafe_view" not in norm.uncounted
+
+
+def test_a_buffer_alone_is_no_layer_that_never_ran() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1))
+    model.register_buffer("mean", torch.zeros(3))
+    assert count(model, torch.randn(1, 3, 4, 4)).unused == ()
+
+
+def test_a_network_on_shapes_alone() -> None:
+    with torch.device("meta"):
+        model, x = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), torch.randn(2, 3, 8, 8)
+    found = measure(model, x, batch=4)
+    assert found.macs == 2 * 36 * 216
+    assert found.memory is not None
+    assert found.batch == 4
+    with pytest.raises(OneByOneError, match="no time can be measured"):
+        quickly(model, x)
+
+
+def test_a_batch_is_said_also_without_the_clock() -> None:
+    assert measure(nn.Conv2d(3, 4, 1), torch.randn(1, 3, 4, 4), batch=6).batch == 6
+
+
+def test_only_batches_are_images() -> None:
+    assert measure(nn.Conv2d(3, 4, 1), torch.randn(2, 3, 4, 4)).images == 2
+    assert measure(nn.Linear(5, 3), torch.randn(5)).images is None
+
+    class Listed(nn.Module):
+        def forward(self, images: list[Tensor]) -> Tensor:
+            return torch.stack([i.mean() for i in images])
+
+    found = measure(Listed(), ([torch.randn(3, 8, 8)],))
+    assert found.images is None
+    with pytest.raises(OneByOneError, match="first input is a list"):
+        measure(Listed(), ([torch.randn(3, 8, 8)],), batch=4)
+
+
+def test_sparse_matrices() -> None:
+    class Graph(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 6)
+
+        def forward(self, x: Tensor, links: Tensor) -> Tensor:
+            return torch.sparse.mm(links, self.linear(x))
+
+    links = torch.eye(5).to_sparse()
+    found = count(Graph(), torch.randn(5, 4), links)
+    assert found.layers["linear"].macs == 5 * 4 * 6
+
+
+def test_no_gradient_costs_the_training_step_alone() -> None:
+    model = nn.Conv2d(3, 4, 1).requires_grad_(False)
+    found = quickly(model, torch.randn(1, 3, 4, 4), training=True)
+    assert [t.mode for t in found.latency] == ["inference"]
+    assert any(n.startswith("no training step") for n in found.notes)
+
+
+def test_one_image_cannot_be_normalized_in_training() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 4), nn.BatchNorm2d(4))
+    found = measure(model.eval(), torch.randn(1, 3, 4, 4))
+    assert found.notes == (
+        "no training step: a normalization needs more than one image in training; give a batch of 2 "
+        "or more",
+    )
+
+
+def test_outputs_in_objects() -> None:
+    @dataclass
+    class Output:
+        logits: Tensor
+        itself: Any = None
+
+    class Model(nn.Conv2d):
+        def forward(self, input: Tensor) -> Output:  # type: ignore[override]
+            output = Output(super().forward(input))
+            output.itself = output
+            return output
+
+    found = quickly(Model(3, 4, 1), torch.randn(1, 3, 4, 4), training=True)
+    assert found.memory is not None
+    assert found.memory.training is not None
+    assert len(found.latency) == 2
+
+
+def test_whole_numbers_have_no_roofline() -> None:
+    class Counting(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + 1
+
+    found = quickly(Counting(), torch.arange(12).reshape(1, 3, 4))
+    assert (found.machine, found.placement) == (None, None)
+    assert found.latency
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*")
+def test_scripts_are_timed_as_a_whole() -> None:
+    script = torch.jit.script(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU()).eval())
+    found = quickly(script, torch.randn(1, 3, 4, 4))
+    assert found.params == 16
+    assert found.layer_latency is None
+    assert len(found.latency) == 1
+
+
+def test_notes_of_the_clock_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    from onebyone.measurement import timing
+
+    monkeypatch.setattr(timing, "busy_notes", lambda *_: ("the machine is busy",))
+    found = quickly(nn.Conv2d(3, 4, 1), torch.randn(1, 3, 4, 4), training=True)
+    assert found.notes.count("the machine is busy") == 1
+
+
+def test_a_parent_that_uses_its_childs_weight_is_placed_with_it() -> None:
+    class Parent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(8, 8, 1, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.conv2d(x, self.conv.weight)
+
+    found = quickly(nn.Sequential(Parent(), nn.ReLU()), torch.randn(1, 8, 9, 9))
+    placed = found.layers["0"].placement
+    assert placed is not None
+    assert placed.limit_ms == pytest.approx(4 * (2 * 648 + 64) / 1e7)
+    assert found.layers["0.conv"].latency is None
+
+
+@pytest.mark.parametrize("threads", [0, MOST_THREADS * 1000])
+def test_threads_that_no_machine_has(threads: int) -> None:
+    with pytest.raises(OneByOneError, match=f"{threads} threads"), cpu_threads(threads):
+        pass
+
+
+def test_functions_of_functions_are_named() -> None:
+    class Branches(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cond(x.sum() > 0, lambda y: y + 1, lambda y: y - 1, (x,))
+
+    found = count(Branches(), torch.ones(2, 3, 4))
+    assert any("cond" in name for name in found.unknown)
