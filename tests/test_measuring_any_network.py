@@ -260,3 +260,14 @@ def test_functions_of_functions_are_named() -> None:
 
     found = count(Branches(), torch.ones(2, 3, 4))
     assert any("cond" in name for name in found.unknown)
+
+
+def test_a_forward_on_the_instance_leaves_the_original_alone() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).train()
+    model.forward = lambda x: model[1](model[0](x))  # type: ignore[method-assign]
+    norm: Any = model[1]
+    found = measure(model, torch.randn(2, 3, 4, 4))
+    assert found.macs == 2 * 16 * 12
+    assert norm.num_batches_tracked.item() == 0
+    assert (norm.running_mean == 0).all()
+    assert all(p.grad is None for p in model.parameters())

@@ -6,7 +6,7 @@ import copy
 import random
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -136,7 +136,11 @@ def kept(model: nn.Module) -> Iterator[None]:
     The values of weights are not looked at: a pass does not change them.
     """
     parts = ("_parameters", "_buffers", "_modules")
-    modules = [(m, dict(vars(m)), [dict(getattr(m, p)) for p in parts]) for m in model.modules()]
+    modules = [
+        (m, dict(vars(m)), [dict(getattr(m, p)) for p in parts])
+        for m in model.modules()
+        if not isinstance(m, torch.jit.ScriptModule)  # their parts are not Python's
+    ]
     gradients = [(p, p.grad) for p in model.parameters()]
     buffers = [(b, b.detach().clone()) for b in model.buffers()]
     try:
@@ -154,6 +158,16 @@ def kept(model: nn.Module) -> Iterator[None]:
             for buffer, before in buffers:
                 if not torch.equal(buffer, before):
                     buffer.copy_(before)
+
+
+@contextmanager
+def guarded(model: nn.Module) -> Iterator[None]:
+    """`kept`, where running a copy may run the model itself: by a forward that an instance holds."""
+    own = any(
+        "forward" in vars(m) and not isinstance(m, torch.jit.ScriptModule) for m in model.modules()
+    )
+    with kept(model) if own else nullcontext():
+        yield
 
 
 @contextmanager

@@ -85,7 +85,10 @@ def count(model: nn.Module, *inputs: Any, partial: bool = False) -> Count:
         return _summed(stage.model, recorder, failure)
 
     found, note = rehearse(model, inputs, act)
-    return found if note is None or found.failure else replace(found, notes=(note,))
+    notes = () if note is None or found.failure else (note,)
+    if any(hasattr(m, "_packed_params") or hasattr(m, "_weight_bias") for m in model.modules()):
+        notes += ("int8 weights that are packed away in objects are not among the parameters",)
+    return replace(found, notes=notes)
 
 
 def _summed(model: nn.Module, recorder: Recorder, failure: str | None) -> Count:

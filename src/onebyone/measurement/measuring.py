@@ -97,6 +97,7 @@ def measure(
     channels_last: bool = False,
     device: torch.device | str | None = None,
     seconds: float = SECONDS,
+    again: bool = False,
     partial: bool = False,
 ) -> Measurement:
     """What the network costs on an example input, or a tuple of inputs; it comes back as it was.
@@ -106,7 +107,8 @@ def measure(
     training: time a training step as well, whole and layer by
     layer; compiled: what torch.compile makes of the network as well.
     batch repeats the example for memory and latency; dtype, channels_last and device apply to them
-    too. seconds are for each of the timings. partial: what ran before a failure, with `failure` set.
+    too. seconds are for each of the timings. again: measure the limits of the machine anew. partial: what
+    ran before a failure, with `failure` set.
     Raises ModelError where the network fails on the example.
     """
     inputs = example if isinstance(example, tuple) else (example,)
@@ -128,6 +130,7 @@ def measure(
                 found.memory = _memory(ready.plain, ready.inputs, found)
     if latency:
         _time(model, inputs, setting, seconds, found)
+        _place(setting, found, again)
     return found.whole()
 
 
@@ -198,7 +201,6 @@ def _time(
             found.inside = inside
         said = (*(inside.notes if inside else ()), *(n for t in times for n in t.notes))
         found.notes += tuple(n for n in dict.fromkeys(said) if n not in found.notes)
-    _place(setting, found)
 
 
 def _clocked(
@@ -217,13 +219,15 @@ def _clocked(
     return inside, tuple(time_settings(ways, inputs, seconds).values())
 
 
-def _place(setting: Setting, found: _Found) -> None:
+def _place(setting: Setting, found: _Found, again: bool) -> None:
     """The whole and every timed layer under the limits of this machine."""
     whole, repeated = found.latency[0], found.repeated
     assert repeated is not None
     dtype = getattr(torch, whole.dtype)
     if dtype.is_floating_point:
-        found.machine = measure_machine(threads=setting.threads, dtype=dtype, device=whole.device)
+        found.machine = measure_machine(
+            threads=setting.threads, dtype=dtype, device=whole.device, again=again
+        )
         moved = sum(o.bytes_read + o.bytes_written for o in repeated.operations)
         found.placement = place(repeated.macs, moved, whole.median_ms, found.machine)
     timed = found.inside.layers if found.inside else {}

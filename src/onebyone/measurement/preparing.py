@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_iter, tree_map
 from onebyone.errors import DataError, ModelError
 from onebyone.measurement.timing import cpu_threads
 from onebyone.running import call
-from onebyone.tree import deep_copy, evaluating, kept, random_state, tensors_in
+from onebyone.tree import deep_copy, evaluating, guarded, kept, random_state, tensors_in
 
 COMPILATIONS = 256  # networks of one class that torch.compile may meet in a process
 
@@ -82,6 +82,7 @@ def prepared(
     _check_weights(model, values)
     with ExitStack() as stack:
         stack.enter_context(random_state(0))
+        stack.enter_context(guarded(model))
         stack.enter_context(cpu_threads(setting.threads))
         with torch.inference_mode(False), torch.no_grad():
             plain = _fitted(model, setting, stack)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_iter, tree_map
 
 from onebyone.errors import ModelError
-from onebyone.tree import deep_copy, kept, random_numbers_kept
+from onebyone.tree import deep_copy, guarded, kept, random_numbers_kept
 
 Found = TypeVar("Found")
 SHARED = (int, float, bool, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
@@ -55,7 +55,7 @@ def rehearse(
     model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
     _check_weights(model)
     shapes_only = any(t.is_meta for t in tree_iter(inputs) if isinstance(t, Tensor))
-    with _plain_mode():
+    with _plain_mode(), guarded(model):
         try:
             stage = Stage(on_meta(model), tree_map(_meta, inputs), shapes_only)
             with random_numbers_kept(), torch.device("meta"):

@@ -86,6 +86,10 @@ def sentences(measurement: Measurement) -> list[str]:
             f"{machine.bytes_per_second / 1e9:.3g} GB/s at best; the whole network is "
             f"{placement_words(measurement.placement)}."
         )
+        if "other work" in machine.how:
+            found.append(
+                "These limits were measured while other work ran: --again measures them anew."
+            )
         found += _bounds(measurement)
     return [*found, counted_sentence(measurement)]
 
@@ -98,6 +102,8 @@ def memory_sentences(measurement: Measurement) -> list[str]:
     said = [f"Peak memory of inference{batch(measurement)}: {_peak(memory.inference)}."]
     if memory.training is not None:
         said.append(f"Of a training step without its optimizer: {_peak(memory.training)}.")
+    if any(o.name == "aten._safe_softmax" for o in measurement.count.operations):
+        said.append("Attention is taken in its plain form, with its matrix of products in memory.")
     return said
 
 
