@@ -9,6 +9,7 @@ import re
 import sys
 from collections import Counter, OrderedDict
 from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ from onebyone.report.difference_files import (
 )
 from onebyone.report.difference_page import difference_html
 from onebyone.report.difference_words import cost as spelled
-from onebyone.report.difference_words import what
+from onebyone.report.difference_words import headline, what
 from onebyone.sides import Side
 from onebyone.slimming import slim
 
@@ -58,6 +59,19 @@ def conv(c_in: int, c_out: int, kernel: int = 3, **options: Any) -> nn.Conv2d:
 
 def block(c_in: int, c_out: int) -> nn.Sequential:
     return named(conv=conv(c_in, c_out), norm=nn.BatchNorm2d(c_out), act=nn.ReLU())
+
+
+class Repeated(nn.Module):
+    """One layer, run several times."""
+
+    def __init__(self, layer: nn.Module, times: int) -> None:
+        super().__init__()
+        self.a, self.times = layer, times
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(self.times):
+            x = self.a(x)
+        return x
 
 
 def image(channels: int = 3, size: int = 8) -> Tensor:
@@ -331,6 +345,8 @@ class TestMatching:
 
         assert diff(Add(), Add(), image(), image()).same
         assert diff(Add(), Add(), image(), image(), after_example=(image(), image())).same
+        assert diff(Add(), Add(), (image(), image())).same
+        assert diff(Add(), Add(), (image(), image()), after_example=(image(), image())).same
 
     def test_a_network_that_cannot_run_is_named(self) -> None:
         with pytest.raises(ModelError, match="the second network: "):
@@ -606,6 +622,18 @@ class TestReports:
         other = rich_text(diff(model, named(a=conv(3, 8), b=nn.ReLU()), image()), 80)
         assert "Weights: not equal to the bit in the one layer" in other
         assert "1 with other weights" in other
+
+    def test_sentences_begin_and_count_as_sentences_do(self) -> None:
+        empty = diff(nn.ReLU(), nn.ReLU(), image())
+        assert headline(replace(empty, matches=())) == "No layers"
+        one = diff(named(a=conv(3, 8)), named(a=conv(3, 8)), image())
+        assert headline(one) == "The one layer is the same"
+        shared = conv(3, 3)
+        once, twice = named(a=shared), Repeated(shared, 2)
+        [calls] = diff(once, twice, image()).matches
+        assert what(calls).startswith("1 call, now 2")
+        [calls] = diff(twice, once, image()).matches
+        assert what(calls).startswith("2 calls, now 1")
 
 
 NETS = """

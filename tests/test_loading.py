@@ -140,6 +140,25 @@ class TestFactories:
         assert model(example).shape == (1, 2)
         assert str(factories) not in sys.path
 
+    def test_inputs_of_any_kind(self, factories: Path) -> None:
+        Path("my_factories.py").write_text(
+            "import torch\nfrom torch import nn\nnet = nn.Identity()\nx = torch.ones(2, 3)\n"
+            "example = [x]\n"
+            "def alone():\n    return net\n"
+            "def several():\n    return net, ({'flag': 1}, x, [x + 1], None)\n"
+            "def nothing():\n    return net, ()\n"
+        )
+        several = load("my_factories:several")
+        assert [type(given) for given in several.inputs] == [dict, Tensor, list, type(None)]
+        assert several.example is several.inputs[1]
+        _, example = several
+        assert example is several.example
+        [alone] = load("my_factories:alone").inputs
+        assert torch.equal(alone[0], torch.ones(2, 3))
+        assert load("my_factories:several", input_size=(3, 4, 5)).inputs[0].shape == (1, 3, 4, 5)
+        with pytest.raises(ModelError, match="a tuple without a tensor"):
+            load("my_factories:nothing")
+
     def test_input_size(self, factories: Path) -> None:
         assert load("my_factories:net", input_size=(3, 5, 6)).example.shape == (1, 3, 5, 6)
         with pytest.raises(ModelError, match="--input 3x224x224"):

@@ -150,12 +150,17 @@ def compare(
     in all. Activations and BatchNorm are left out. What cannot be built for these shapes stands in
     `refused` with the reason.
 
-    Raises ShapeError for shapes, kernels, widths or groups that make no sense or do not fit one another.
+    Raises ShapeError for shapes, kernels, widths, groups, batches or threads that make no sense or do
+    not fit one another.
 
     >>> compare("100x20x20", "40x20x20", 5, latency=False)["bottleneck_before"].params
     22000
     """
-    start, end = shape_of(input, "the input"), shape_of(output, "the output")
+    start, end = _shape(input, "the input"), _shape(output, "the output")
+    positive(batch, "the batch")
+    positive(threads, "the number of threads")
+    if isinstance(kernel, bool):
+        raise ShapeError(f"the kernel is given as {kernel}: the length of its side is expected")
     window = Window.between(start[1:], end[1:], kernel)
     widths = _widths(width, start, end)
     shared = gcd(start[0], end[0])
@@ -164,7 +169,7 @@ def compare(
     variants, refused, builds = _counted(asked, widths, chosen=groups is not None)
     notes: tuple[str, ...] = ()
     if latency:
-        _check_room(variants, positive(batch, "the batch"), start)
+        _check_room(variants, batch, start)
         timed = _timed(builds, start, training, {"threads": threads, "batch": batch}, seconds)
         variants = [replace(v, **times) for v, times in zip(variants, timed, strict=True)]
         notes = _timing_notes(variants)
@@ -183,6 +188,16 @@ def break_even(input: Shape, output: Shape, kernel: int) -> BreakEven:
         Fraction(params * after, c_in * before + kernel**2 * c_out * after),
         Fraction(params, c_in + kernel**2 * c_out),
     )
+
+
+def _shape(given: AnyShape, what: str) -> Shape:
+    """Channels, height and width; ShapeError also for what has no lengths at all."""
+    if not isinstance(given, str | Sequence):
+        raise ShapeError(
+            f"{what} is given as {given!r}: channels × height × width are expected, as in 100x20x20 or "
+            "(100, 20, 20)"
+        )
+    return shape_of(given, what)
 
 
 def _widths(width: int | Sequence[int] | None, input: Shape, output: Shape) -> tuple[int, ...]:

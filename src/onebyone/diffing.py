@@ -74,9 +74,10 @@ def diff(
 
     Layers are matched by qualified name, kind, weight shapes and order, so that the most of these
     agree; where one network has a layer and the other several layers under its name, these count as
-    one. Both are counted for one forward pass on the example, `after` on `after_example` (a tensor,
-    or a tuple of what its forward takes) where it is given. weights: compare their values too.
-    Neither network is changed. Raises ModelError where one of them cannot run on it.
+    one. Both are counted for one forward pass on the example (what the forward takes, one by one or
+    as one tuple), `after` on `after_example` (one thing, or a tuple) where it is given. weights:
+    compare their values too. Neither network is changed. Raises ModelError where one of them cannot
+    run on it.
 
     >>> a = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
     >>> b = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
@@ -86,8 +87,10 @@ def diff(
     added 1
     renamed 1 name
     """
+    if len(example) == 1 and isinstance(example[0], tuple):
+        example = example[0]
     other = example if after_example is None else after_example
-    other = tuple(other) if isinstance(other, tuple | list) else (other,)
+    other = other if isinstance(other, tuple) else (other,)
     counts = _counted(before, example, "first"), _counted(after, other, "second")
     names = counts[0].layers.keys(), counts[1].layers.keys()
     a = sides(before, counts[0], split(names[1], names[0]))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from onebyone.cli import values
 from onebyone.cli.failures import failures
 from onebyone.cli.showing import progress, show
 from onebyone.cli.writing import Outputs
@@ -59,9 +60,7 @@ def compare(
     batch: Annotated[
         int, typer.Option(metavar="N", min=1, rich_help_panel=CLOCK, help="Images at once.")
     ] = 1,
-    threads: Annotated[
-        int, typer.Option(metavar="N", min=1, rich_help_panel=CLOCK, help="CPU threads.")
-    ] = 1,
+    threads: Annotated[int, values.threads_option("CPU threads.", CLOCK)] = 1,
     code: Annotated[
         str | None,
         typer.Option(
@@ -102,7 +101,7 @@ def compare(
     """
     if code is not None and any((json, csv, markdown, html)):
         raise typer.BadParameter("it prints code alone: leave out the files", param_hint="--code")
-    with failures():
+    with failures("smaller shapes or a smaller --batch, or --no-latency"):
         from onebyone.comparing import compare as make
         from onebyone.files import json_text
         from onebyone.report.comparison import comparison_table

@@ -8,6 +8,7 @@ import typer
 
 from onebyone.cli import values
 from onebyone.cli.failures import failures
+from onebyone.cli.reading import with_inputs
 from onebyone.cli.showing import note, progress, show
 from onebyone.cli.writing import Outputs
 
@@ -100,8 +101,10 @@ def diff(
       onebyone diff nets:old nets:new --input 3x224x224 --markdown -[/bold]
     """
     sizes = _sizes(inputs)
-    with failures():
-        outputs = Outputs.checked(json, csv, markdown, html)
+    with failures("a smaller --input"):
+        outputs = Outputs.checked(
+            json, csv, markdown, html, inputs=(before, weights_a, after, weights_b)
+        )
         with progress() as tell:
             tell("load", 0)
             from onebyone.diffing import diff as compare
@@ -120,7 +123,7 @@ def diff(
             tell("load", 1)
             tell("compare", 0)
             drawn = RANDOM in (weights_a, weights_b)
-            found = compare(a.model, b.model, *a.inputs, after_example=b.inputs, weights=not drawn)
+            found = compare(a.model, b.model, a.inputs, after_example=b.inputs, weights=not drawn)
         if drawn:
             note("weights are not compared: some were drawn at random")
         names = before, after
@@ -145,6 +148,8 @@ def _read(
         loaded = load(spec, weights=weights, input_size=size, trust=trust)
     except ModelError as error:
         raise ModelError(str(error).replace("--weights ", f"{option} ")) from error
+    if size is not None:  # also where the network brings an example of its own
+        loaded = with_inputs(loaded, [size])
     note(*loaded.notes)
     return loaded
 

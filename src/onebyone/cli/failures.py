@@ -29,10 +29,11 @@ class Outcome:
 
 
 @contextmanager
-def failures() -> Iterator[Outcome]:
+def failures(lighter: str = "") -> Iterator[Outcome]:
     """Exit 2 for what the user can mend, 130 for an interrupt, 1 with a traceback for a bug.
 
     141, in silence, where whoever read the output has gone, as other commands in a pipe do.
+    `lighter` is what to give so that this command takes less memory, in its own options.
     """
     outcome = Outcome()
     try:
@@ -48,21 +49,24 @@ def failures() -> Iterator[Outcome]:
             stop(f"interrupted; {left}", INTERRUPTED)
         if isinstance(error, OSError) and error.errno == errno.EPIPE:
             _leave_in_silence()
-        message = _message(error)
+        message = _message(error, lighter)
         if message is None:
             _bug(error)
         stop(message)
 
 
-def _message(error: Exception) -> str | None:
+def _message(error: Exception, lighter: str) -> str | None:
     """What to tell about an error that the user can mend; None for any other."""
     if isinstance(error, OneByOneError):
         return str(error)
     text = str(error)
-    full = isinstance(error, RuntimeError) and ("alloc" in text or "out of memory" in text)
+    full = isinstance(error, RuntimeError) and any(
+        said in text for said in ("alloc", "out of memory", "Storage size calculation overflowed")
+    )
     if isinstance(error, MemoryError) or full:
+        todo = f"give {lighter}" if lighter else "end what else runs on this machine"
         return (
-            "there is not enough memory: give --memory less (such as 512MiB) or --images fewer. "
+            f"there is not enough memory: {todo}. "
             f"The system says: {text.splitlines()[0] if text else type(error).__name__}"
         )
     if isinstance(error, OSError):

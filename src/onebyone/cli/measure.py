@@ -8,6 +8,7 @@ import typer
 
 from onebyone.cli import values
 from onebyone.cli.failures import failures, stop
+from onebyone.cli.reading import with_inputs
 from onebyone.cli.showing import note, progress, show
 from onebyone.cli.writing import Outputs
 
@@ -52,13 +53,18 @@ def measure(
     compiled: Annotated[
         bool, typer.Option("--compile", help="Time what torch.compile makes of it too.")
     ] = False,
-    threads: Annotated[int, typer.Option(metavar="N", min=1, help="CPU threads.")] = 1,
+    threads: Annotated[int, values.threads_option("CPU threads.")] = 1,
     batch: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Images at once, for memory and latency.")
+        int,
+        typer.Option(
+            metavar="N", min=1, max=2**31 - 1, help="Images at once, for memory and latency."
+        ),
     ] = 1,
     dtype: Annotated[
         str | None,
-        typer.Option(metavar="TYPE", help="float32, bfloat16 or float16.", show_default=False),
+        typer.Option(
+            metavar="TYPE", help="float32, bfloat16, float16 or float64.", show_default=False
+        ),
     ] = None,
     channels_last: Annotated[
         bool, typer.Option("--channels-last", help="Weights and images in that layout.")
@@ -106,11 +112,8 @@ def measure(
       onebyone measure demo --tree --depth 1 --csv demo.csv[/bold]
     """
     sizes = [values.lengths(size, "--input", (1, 2, 3, 4)) for size in input_ or []]
-    if training and not latency:
-        raise typer.BadParameter("it needs --latency", param_hint="--training")
-    if compiled and not latency:
-        raise typer.BadParameter("it needs --latency", param_hint="--compile")
-    with failures():
+    _check_usage(latency, training, compiled, device, sort, top, tree, dtype)
+    with failures("a smaller --input or a smaller --batch"):
         from onebyone.files import json_text
         from onebyone.measurement.measuring import measure as take
         from onebyone.report.measurement import (
@@ -123,7 +126,7 @@ def measure(
         from onebyone.report.measurement_rows import View
 
         view = View(sort, top, tree, depth, every)
-        wanted = Outputs.checked(as_json, as_csv, as_html)
+        wanted = Outputs.checked(as_json, as_csv, as_html, inputs=(model, weights))
         with progress() as tell:
             tell("load", 0)
             loaded = _read(model, weights, sizes, trust)
@@ -150,21 +153,38 @@ def measure(
             stop(f"the counts are partial: {found.failure}")
 
 
+def _check_usage(
+    latency: bool, training: bool, compiled: bool, device: str | None, sort: str, top: int | None,
+    tree: bool, dtype: str | None,
+) -> None:  # fmt: skip
+    """Refuse options that would say nothing."""
+    timed = {
+        "--training": training, "--compile": compiled, "--device": device is not None,
+        "--sort time": sort == "time",
+    }  # fmt: skip
+    for option, given in timed.items():
+        if given and not latency:
+            raise typer.BadParameter("it needs --latency", param_hint=option)
+    if tree and (sort != "order" or top is not None):
+        left_out = "--sort" if sort != "order" else "--top"
+        raise typer.BadParameter(
+            f"it shows every layer in order, so leave {left_out} out", param_hint="--tree"
+        )
+    if dtype is not None and dtype not in DTYPES:
+        raise typer.BadParameter(f"{dtype!r} is none of {', '.join(DTYPES)}", param_hint="--dtype")
+
+
 def _read(
     spec: str, weights: str | None, sizes: list[tuple[int, ...] | None], trust: bool
 ) -> Loaded:
     """The network with an input of each size that was given; weights are drawn where none are."""
-    from dataclasses import replace
-
     from onebyone.loading import load
-    from onebyone.loading.loaded import example_of
 
     if weights is None and spec.partition(":")[0] in ("torchvision", "timm"):
         weights = "random"
     loaded = load(spec, weights=weights, input_size=sizes[0] if sizes else None, trust=trust)
     if sizes:
-        first, *more = (example_of(size) for size in sizes if size)
-        loaded = replace(loaded, example=first, more=tuple(more))
+        loaded = with_inputs(loaded, [size for size in sizes if size])
     note(*loaded.notes)
     return loaded
 
@@ -174,6 +194,4 @@ def _dtype(name: str | None) -> Any:
         return None
     import torch
 
-    if name not in DTYPES:
-        raise typer.BadParameter(f"{name!r} is none of {', '.join(DTYPES)}", param_hint="--dtype")
     return getattr(torch, name)

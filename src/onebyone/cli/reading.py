@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -139,13 +140,26 @@ def read_model(spec: str, weights: str | None, size: tuple[int, ...] | None, tru
     loaded = load(spec, weights=weights, input_size=size, trust=trust)
     if loaded.fixed_batch is not None:
         raise ModelError("; ".join(loaded.notes))
-    if loaded.more:
+    if loaded.inputs[0] is not loaded.example or len(loaded.inputs) > 1:
+        number, kind = len(loaded.inputs), type(loaded.inputs[0]).__name__
+        takes = f"{number} inputs" if number > 1 else f"a {kind}"
         raise ModelError(
-            f"{spec} takes {len(loaded.inputs)} inputs: images are one, so it can be measured and not "
+            f"{spec} takes {takes}: a batch of images is one tensor, so it can be measured and not "
             "slimmed"
         )
     note(*loaded.notes)
     return loaded
+
+
+def with_inputs(loaded: Loaded, sizes: Sequence[tuple[int, ...]]) -> Loaded:
+    """The network with a random input of each size, of the type and the batch that its own has."""
+    import torch
+
+    from onebyone.loading.loaded import example_of
+
+    own, batch = loaded.example, loaded.fixed_batch or 1
+    dtype = own.dtype if own.is_floating_point() else torch.float32
+    return replace(loaded, inputs=tuple(example_of(size, batch).to(dtype) for size in sizes))
 
 
 def room(memory: int, loaded: Loaded, preprocess: Preprocess | None) -> int:

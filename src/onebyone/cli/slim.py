@@ -12,6 +12,7 @@ from onebyone.cli import values
 from onebyone.cli.failures import Outcome, failures
 from onebyone.cli.reading import Pictures, Source, use_threads
 from onebyone.cli.showing import note, progress, show, show_json, show_slimmed, tell_images
+from onebyone.cli.writing import check_spared
 
 BUDGET, MODEL, IMAGES, OUTPUT, WORK = (
     "How light (one at least)", "The network", "The images", "The result", "The work",
@@ -170,10 +171,7 @@ def slim(
             metavar="SIZE", rich_help_panel=WORK, help="Memory for images and activations."
         ),
     ] = "2GiB",
-    threads: Annotated[
-        int | None,
-        typer.Option(metavar="N", min=1, rich_help_panel=WORK, help="CPU threads to use."),
-    ] = None,
+    threads: Annotated[int | None, values.threads_option("CPU threads to use.", WORK)] = None,
     seed: Annotated[
         int,
         typer.Option(rich_help_panel=WORK, help="The same seed gives the same plan and weights."),
@@ -203,7 +201,7 @@ def slim(
         Pictures.parse(size, mean, std), images, values.memory(memory), seed, max_drop is not None,
     )  # fmt: skip
     _check_usage(out, plan_only, plan, (macs, params), max_drop)
-    with failures() as outcome:
+    with failures("--memory less (such as 512MiB) or --images fewer") as outcome:
         if plan_only:
             use_threads(threads)
             _write_plan(source, macs, params, out or Path("plan.json"), force, as_json, outcome)
@@ -277,6 +275,7 @@ def _write_plan(
         path = path if path.suffix == ".json" else path / PLAN
         if path.exists() and not force:
             raise OutputError(f"{path} exists; give another file, or replace it with --force")
+        check_spared(path, source.paths)
         check_writable(path)
         found = source.read(tell)
         tell_images(found.images)

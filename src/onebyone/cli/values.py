@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import typer
 
+MOST_THREADS = 256  # or four for each processor core, where that is more
+SHAPES = {1: "224", 2: "224x320", 3: "3x224x224", 4: "3x16x224x224"}
 UNITS = {
     "": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
     "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40,
@@ -23,10 +27,30 @@ def lengths(text: str | None, option: str, counts: Sequence[int]) -> tuple[int, 
     if text is None:
         return None
     parts = re.split("[x×X,]", text.strip())
-    if len(parts) not in counts or not all(p.strip().isdigit() and int(p) for p in parts):
-        wanted = " or ".join({1: "224", 2: "224x320", 3: "3x224x224"}.get(n, "") for n in counts)
+    if len(parts) not in counts or not all(map(_is_length, parts)):
+        wanted = " or ".join(SHAPES[n] for n in counts)
         raise typer.BadParameter(f"{text!r} is no size: give {wanted}", param_hint=option)
     return tuple(int(p) for p in parts)
+
+
+def _is_length(text: str) -> bool:
+    """Whether a text is a whole number above 0, short enough for a length in memory."""
+    return bool(re.fullmatch(r"\s*[0-9]{1,18}\s*", text)) and int(text) > 0
+
+
+def threads_option(help: str, panel: str | None = None) -> Any:
+    """--threads, for any command."""
+    return typer.Option(metavar="N", min=1, callback=_threads, rich_help_panel=panel, help=help)
+
+
+def _threads(count: int | None) -> int | None:
+    """The number itself; a process dies where OpenMP cannot start as many threads as it is told to."""
+    most = max(MOST_THREADS, 4 * (os.cpu_count() or 1))
+    if count is not None and count > most:
+        raise typer.BadParameter(
+            f"{count:,} are more threads than help on this machine: give {most} at most"
+        )
+    return count
 
 
 def numbers(text: str | None, option: str) -> tuple[float, ...] | None:

@@ -42,9 +42,7 @@ def verify(
         typer.Option("--trust", help="Read files that run code. Only for authors you trust."),
     ] = False,
     memory: Annotated[str, typer.Option(metavar="SIZE", help="Memory for images.")] = "2GiB",
-    threads: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="CPU threads to use.")
-    ] = None,
+    threads: Annotated[int | None, values.threads_option("CPU threads to use.")] = None,
     latency: Annotated[bool, typer.Option(help="Time both networks on this machine.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
@@ -56,7 +54,7 @@ def verify(
       onebyone verify out/ --data demo:test --json[/bold]
     """
     bytes_ = values.memory(memory)
-    with failures():
+    with failures("--memory less (such as 512MiB)"):
         with progress() as tell:
             tell("load", 0)
             from onebyone.errors import ModelError

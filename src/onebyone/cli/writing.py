@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,19 +19,23 @@ class Outputs:
     paths: tuple[str | None, ...]
 
     @staticmethod
-    def checked(*paths: str | None) -> Outputs:
+    def checked(*paths: str | None, inputs: Iterable[str | None] = ()) -> Outputs:
         """With every file known to be writable before any work begins.
 
-        Raises OutputError where two are the same, or one cannot be written.
+        Raises OutputError where two are the same file, one cannot be written, or one is a file that
+        `inputs` (networks and weights, as they were given) name.
         """
         from onebyone.errors import OutputError
 
         given = [path for path in paths if path is not None]
-        twice = next((path for path in given if given.count(path) > 1), None)
-        if twice is not None:
-            raise OutputError(f"{twice} is given for two kinds of output: give each its own file")
+        for index, path in enumerate(given):
+            if any(_same(path, other) for other in given[:index]):
+                raise OutputError(
+                    f"{path} is given for two kinds of output: give each its own file"
+                )
         for path in given:
             if path != STDOUT:
+                check_spared(path, inputs)
                 _check(Path(path))
         return Outputs(paths)
 
@@ -48,6 +53,42 @@ class Outputs:
                 typer.echo(text(), nl=False)
             elif path is not None:
                 write_text(path, text())
+
+
+def check_spared(output: str | Path, inputs: Iterable[str | None]) -> None:
+    """Raise OutputError where writing the output would replace a file that one of the inputs names."""
+    from onebyone.errors import OutputError
+
+    for given in inputs:
+        for path in () if given is None else _files_of(given):
+            if path.is_file() and _same(output, path):
+                raise OutputError(
+                    f"the output {output} would replace {path}, which this command reads: give another "
+                    "file"
+                )
+
+
+def _files_of(given: str) -> list[Path]:
+    """What may be read for an input: the file, what onebyone wrote into the folder, or the module."""
+    from onebyone.files import SLIMMED
+
+    path = Path(given)
+    found = [path, *(path / name for name in SLIMMED)]
+    module, colon, _ = given.partition(":")
+    names = module.split(".")
+    if colon and all(name.isidentifier() for name in names):
+        found += [Path(*names[:-1], f"{names[-1]}.py"), Path(*names, "__init__.py")]
+    return found
+
+
+def _same(one: str | Path, other: str | Path) -> bool:
+    """Whether both paths are one file, however they are spelled."""
+    if STDOUT in (one, other):
+        return one == other
+    one, other = Path(one), Path(other)
+    with suppress(OSError):
+        return one.samefile(other)
+    return one.resolve() == other.resolve()
 
 
 def _check(path: Path) -> None:

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from onebyone.errors import ModelError
-from onebyone.loading.loaded import KINDS
+from onebyone.loading.loaded import KINDS, inputs_of
 from onebyone.loading.weights import SUFFIXES
 
 
@@ -63,8 +63,8 @@ def _imported(name: str, spec: str) -> Any:
             sys.path.remove(here)
 
 
-def call_factory(factory: Any, spec: str) -> tuple[nn.Module, tuple[Any, ...]]:
-    """What the function makes: a module, and the example inputs that it gives, none or several."""
+def call_factory(factory: Any, spec: str) -> tuple[nn.Module, tuple[Any, ...] | None]:
+    """What the function makes: a module, and the inputs that it gives, None where it gives none."""
     try:
         made = factory()
     except Exception as error:
@@ -72,14 +72,14 @@ def call_factory(factory: Any, spec: str) -> tuple[nn.Module, tuple[Any, ...]]:
             f"{spec} failed: {type(error).__name__}: {error}. It is called without arguments"
         ) from error
     if isinstance(made, nn.Module):
-        return made, ()
+        return made, None
     if isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module):
-        given = made[1] if isinstance(made[1], tuple) else (made[1],)
-        if given and isinstance(given[0], Tensor):
-            return made[0], given
+        inputs = inputs_of(made[1])
+        if inputs is not None:
+            return made[0], inputs
         raise ModelError(
-            f"{spec} gave a module and a {type(made[1]).__name__}, not an example tensor or a tuple "
-            "of inputs that begins with one"
+            f"{spec} gave a module and a {type(made[1]).__name__} without a tensor, not an example "
+            "tensor or a tuple of what its forward takes"
         )
     raise ModelError(
         f"{spec} gave a {type(made).__name__}: an nn.Module, or (module, example inputs), is "

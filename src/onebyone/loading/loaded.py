@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_iter
 
 from onebyone.errors import ModelError
 from onebyone.preprocessing import Preprocess
@@ -20,30 +21,36 @@ KINDS = (
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model in eval mode and one example input (1, C, H, W); unpacks as `model, example`.
+    """A model in eval mode and what one call of it takes; unpacks as `model, example`.
 
+    `inputs` are an image (1, C, H, W), or whatever else its forward takes, at least one tensor in it.
     `preprocess` and `classes` are None where they are not known. `source` is JSON-ready and enough
     to load the model again. `fixed_batch` is the only batch size that the model takes, None if it
-    takes any. `notes` are for people. `more` are further inputs that its forward takes after the first.
+    takes any. `notes` are for people.
     """
 
     model: nn.Module
-    example: Tensor
+    inputs: tuple[Any, ...]
     preprocess: Preprocess | None
     classes: tuple[str, ...] | None
     source: dict[str, Any]
     fixed_batch: int | None = None
     notes: tuple[str, ...] = ()
-    more: tuple[Any, ...] = ()
 
     @property
-    def inputs(self) -> tuple[Any, ...]:
-        """Everything that one call of the model takes."""
-        return (self.example, *self.more)
+    def example(self) -> Tensor:
+        """The first tensor in the inputs."""
+        return next(leaf for leaf in tree_iter(self.inputs) if isinstance(leaf, Tensor))
 
     def __iter__(self) -> Iterator[Any]:
         yield self.model
         yield self.example
+
+
+def inputs_of(example: object) -> tuple[Any, ...] | None:
+    """What a call takes, where the example is a tuple of it or the one thing; None without a tensor."""
+    inputs = example if isinstance(example, tuple) else (example,)
+    return inputs if any(isinstance(leaf, Tensor) for leaf in tree_iter(inputs)) else None
 
 
 def example_of(size: tuple[int, ...], batch: int = 1) -> Tensor:

@@ -70,7 +70,7 @@ def load_folder(
         fixed, notes = None, ()
         _fill(model, Path(weights) if weights else folder / WEIGHTS, about, trust)
     return Loaded(
-        model.eval(), _example(plan, about),
+        model.eval(), (_example(plan, about),),
         Preprocess.from_json(about["preprocess"]) if about.get("preprocess") else None,
         tuple(about["classes"]) if about.get("classes") else None,
         {"spec": str(folder.absolute()), "weights": weights, "plan": _changes(values)},

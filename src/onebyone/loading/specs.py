@@ -17,7 +17,7 @@ from onebyone.files import PLAN
 from onebyone.loading import zoo
 from onebyone.loading.archive import open_program
 from onebyone.loading.factories import call_factory, find_factory, is_factory
-from onebyone.loading.loaded import KINDS, Loaded, example_of
+from onebyone.loading.loaded import KINDS, Loaded, example_of, inputs_of
 from onebyone.loading.onnx_graphs import read_onnx
 from onebyone.loading.programs import module_of, takes_any_batch
 from onebyone.loading.slimmed import is_slimmed, load_folder
@@ -44,8 +44,8 @@ def load(
         from the local cache), with those in the file `weights`, or with `weights="random"`, drawn
         by `seed`;
       - `package.module:factory`: a function without arguments that returns a module, or a module
-        and an example input (or a tuple of its inputs); importable from the working directory;
-        `weights` may be a file;
+        and an example input, or a module and the tuple of what its forward takes (tensors, lists or
+        dicts of them); importable from the working directory; `weights` may be a file;
       - `FILE.pt2`, an exported program; `FILE.onnx`, through onnx2torch;
       - a folder that `Slimmed.save` wrote: the source that its plan names is built again, or
         `architecture`, the original network, is taken for it, and else the exported program in it;
@@ -142,7 +142,7 @@ def _load_file(
         notes = (f"{path} takes batches of {fixed} only: export it with a free batch size",)
     if weights is not None:
         _fill(model, weights, trust, str(path))
-    return Loaded(model.eval(), example, None, None, given, fixed, notes)
+    return Loaded(model.eval(), (example,), None, None, given, fixed, notes)
 
 
 def _pickled_module(path: Path, trust: bool) -> nn.Module:
@@ -179,7 +179,7 @@ def _load_named(
     preprocess = entry.preprocess
     if preprocess is not None and size != preprocess.size:
         preprocess = None
-    return Loaded(model.eval(), _sized(size, given["spec"]), preprocess, classes, given)
+    return Loaded(model.eval(), (_sized(size, given["spec"]),), preprocess, classes, given)
 
 
 def _seeded(entry: zoo.Zoo, classes: int | None, seed: int) -> nn.Module:
@@ -199,7 +199,7 @@ def _load_demo(name: str, weights: str | None, trust: bool, given: dict[str, Any
         model = NETWORKS[name]()
     if weights != RANDOM:
         _fill(model, weights or str(DEMO / f"{name}.safetensors"), trust, given["spec"])
-    return Loaded(model.eval(), _demo_example(), DEMO_PREPROCESS, CLASSES, given)
+    return Loaded(model.eval(), (_demo_example(),), DEMO_PREPROCESS, CLASSES, given)
 
 
 def _demo_example() -> Tensor:
@@ -214,20 +214,19 @@ def _load_factory(
     given: dict[str, Any],
 ) -> Loaded:
     module, factory = find_factory(spec)
-    model, made = call_factory(factory, spec)
-    example, more = (made[0], made[1:]) if made else (None, ())
+    model, inputs = call_factory(factory, spec)
     if weights == RANDOM:
         raise ModelError(
             f"random weights are for torchvision:, timm: and demo: models; {spec} makes its own"
         )
     if weights is not None:
         _fill(model, weights, trust, spec)
-    if input_size is None and example is None:
-        example = getattr(module, "example", None)
-    if input_size is not None or not isinstance(example, Tensor):
-        example, more = _sized(input_size, spec), ()
+    if input_size is None and inputs is None:
+        inputs = inputs_of(getattr(module, "example", None))
+    if input_size is not None or inputs is None:
+        inputs = (_sized(input_size, spec),)
     given |= {"directory": os.getcwd()}
-    return Loaded(model.eval(), example, None, None, given, more=more)
+    return Loaded(model.eval(), inputs, None, None, given)
 
 
 def _sized(size: tuple[int, ...] | None, spec: str) -> Tensor:

@@ -10,6 +10,7 @@ from rich import box
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions
 from rich.table import Table
+from rich.text import Text
 
 Row = TypeVar("Row")
 GAP = 2
@@ -47,13 +48,16 @@ class FittedTable(Generic[Row]):
         for index, column in enumerate(columns):
             left = index == 0 or column.left
             table.add_column(
-                column.head, justify="left" if left else "right", no_wrap=index > 0, overflow="fold"
+                Text(column.head),
+                justify="left" if left else "right",
+                no_wrap=index > 0,
+                overflow="fold",
             )
         for row in self.rows:
-            table.add_row(*(c.cell(row) for c in columns), style=self.style(row))
+            table.add_row(*(Text(c.cell(row)) for c in columns), style=self.style(row))
         if self.total is not None:
             table.add_section()
-            table.add_row(*(c.cell(self.total) for c in columns), style="bold")
+            table.add_row(*(Text(c.cell(self.total)) for c in columns), style="bold")
         yield table
 
 

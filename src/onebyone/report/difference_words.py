@@ -35,9 +35,11 @@ def headline(difference: Difference) -> str:
     parts = [f"{number:,} {status}" for status, number in found.items() if number]
     if len(parts) > 1 or not found["unchanged"]:
         most = ", ".join(parts[:-1])
-        return (f"{most} and {parts[-1]}" if most else parts[-1] if parts else "no layers") + (
+        return (f"{most} and {parts[-1]}" if most else parts[-1] if parts else "No layers") + (
             " layer" if sum(found.values()) == 1 else " layers" if parts else ""
         )
+    if found["unchanged"] == 1:
+        return "The one layer is the same"
     return f"All {many(found['unchanged'])} are the same"
 
 
@@ -107,7 +109,7 @@ def what(match: Match, shapes: bool = True) -> str:
     if "name" in match.changes:
         said.append(f"now {layer_name(after.name)}")
     if not said and "calls" in match.changes:
-        said.append(f"{before.calls} calls, now {after.calls}")
+        said.append(f"{before.calls} call{'s' * (before.calls != 1)}, now {after.calls}")
     if shapes and match.status == "changed" and said in ([], [f"now {layer_name(after.name)}"]):
         said += _shapes(match, before, after)
     return "; ".join(said) or label(before)
