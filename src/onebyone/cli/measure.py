@@ -72,6 +72,9 @@ def measure(
     device: Annotated[
         str | None, typer.Option(metavar="NAME", help="cpu or cuda.", show_default=False)
     ] = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="Measure the limits of this machine anew.")
+    ] = False,
     sort: Annotated[
         str, typer.Option(metavar="KEY", help="order, macs, params, bytes or time.")
     ] = "order",
@@ -135,7 +138,7 @@ def measure(
             found = take(
                 loaded.model, loaded.inputs, latency=latency, training=training, compiled=compiled,
                 threads=threads, batch=batch if batch > 1 else None, dtype=_dtype(dtype),
-                channels_last=channels_last, device=device, partial=True,
+                channels_last=channels_last, device=device, again=again, partial=True,
             )  # fmt: skip
             tell("measure", 1)
         wanted.write(
