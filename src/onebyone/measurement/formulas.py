@@ -47,10 +47,6 @@ def _linear(args: Sequence[Any], y: Any) -> int:
     return args[0].numel() * args[1].shape[0]
 
 
-def _addbmm(args: Sequence[Any], y: Any) -> int:
-    return args[1].numel() * args[2].shape[-1]
-
-
 def _trilinear(args: Sequence[Any], y: Any) -> int:
     """`nn.Bilinear`, weight (out, in₁, in₂): x₁ W, then its product with x₂, as einsum counts it."""
     first, weight = args[0], args[1]
@@ -183,7 +179,7 @@ FORMULAS: dict[str, Formula] = {
     "aten::vdot": _product(0, 1),
     "aten::bmm": _bmm,
     "aten::baddbmm": _baddbmm,
-    "aten::addbmm": _addbmm,
+    "aten::addbmm": _baddbmm,
     "aten::_grouped_mm": _grouped_product,
     "aten::linear": _linear,
     "aten::mkldnn_linear": _linear,

@@ -128,6 +128,8 @@ def measure(
             found.repeated = count(ready.plain, *ready.inputs)
             if memory:
                 found.memory = _memory(ready.plain, ready.inputs, found)
+                if found.memory.note is not None and not counted.notes:
+                    found.notes += (found.memory.note,)
     if latency:
         _time(model, inputs, setting, seconds, found)
         _place(setting, found, again)
