@@ -50,8 +50,8 @@ the plan, and the original is unchanged to the last bit{saved}.
 
 Where the budget cannot be met, `slim` refuses it and names the lowest one, and that is what the row
 shows, with what holds the rest. Sizes are the smallest that the network takes of 64, 96, 128 pixels
-and its own. MACs are for one image, as PyTorch counts them (attention products on the CPU count as
-none there). Layers: changed, kept in shape (perhaps refitted), refused.
+and its own. MACs are for one image, attention products among them. Layers: changed, kept in shape
+(perhaps refitted), refused.
 
 Made by `{command}` on {day}, with torch {torch} and torchvision {torchvision}, {threads}.
 
