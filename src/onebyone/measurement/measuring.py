@@ -104,11 +104,10 @@ def measure(
 
     Counting and memory need no arithmetic: the network runs on shapes alone where it can. latency:
     time inference, whole and layer by layer, and place both under the limits of this machine;
-    training: time a training step as well, whole and layer by
-    layer; compiled: what torch.compile makes of the network as well.
-    batch repeats the example for memory and latency; dtype, channels_last and device apply to them
-    too. seconds are for each of the timings. again: measure the limits of the machine anew. partial: what
-    ran before a failure, with `failure` set.
+    training: time a training step as well, whole and layer by layer; compiled: what torch.compile
+    makes of the network as well. batch repeats the example for memory and latency; dtype and
+    channels_last apply to both too, device to latency. seconds are for each of the timings. again:
+    measure the limits of the machine anew. partial: what ran before a failure, with `failure` set.
     Raises ModelError where the network fails on the example.
     """
     inputs = example if isinstance(example, tuple) else (example,)
