@@ -19,7 +19,7 @@ ROOT = Path(onebyone.__file__).parent
 LAYOUT = """
 errors files clock conv preprocessing folders data demo.networks
 tree running sampling
-measurement measurement.formulas measurement.owning measurement.rehearsing measurement.shapes
+measurement measurement.owning measurement.formulas measurement.rehearsing measurement.shapes
 measurement.recording measurement.counting measurement.timing measurement.preparing
 measurement.memory measurement.latency measurement.spans measurement.layers_alone
 measurement.layer_latency measurement.roofline measurement.measuring

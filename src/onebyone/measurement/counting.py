@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
@@ -97,7 +96,7 @@ def _summed(model: nn.Module, recorder: Recorder, failure: str | None) -> Count:
     by_layer: dict[str, list[Operation]] = {}
     for operation in operations:
         by_layer.setdefault(operation.layer, []).append(operation)
-    kinds = {name: kind for kind, name in _kinds(model, recorder.owners)}
+    kinds = _kinds(model, recorder.owners)
     layers = {
         name: _layer(name, kinds.get(name, ""), recorder.calls.get(name, Calls()), found,
                      owned.pop(name, (0, 0)))
@@ -130,10 +129,13 @@ def _summed(model: nn.Module, recorder: Recorder, failure: str | None) -> Count:
     )
 
 
-def _kinds(model: nn.Module, owners: Owners) -> Iterator[tuple[str, str]]:
-    """Class names and qualified names, a parametrized layer's parts after the layer."""
-    for module in reversed(list(model.modules())):
-        yield type_before_parametrizations(module).__name__, owners.names[id(module)]
+def _kinds(model: nn.Module, owners: Owners) -> dict[str, str]:
+    """Class names by qualified name; a parametrized layer's, not those of its parts."""
+    return {
+        owners.names[id(module)]: type_before_parametrizations(module).__name__
+        for module in model.modules()
+        if id(module) not in owners.parts
+    }
 
 
 def _weights(model: nn.Module, owners: Owners) -> dict[str, tuple[int, int]]:
@@ -155,10 +157,9 @@ def _weights(model: nn.Module, owners: Owners) -> dict[str, tuple[int, int]]:
 def _layer(
     name: str, kind: str, calls: Calls, operations: list[Operation], weights: tuple[int, int]
 ) -> LayerCount:
-    moving = [o for o in operations if not o.view]
     weighted = sum(o.macs is not None for o in operations)
     return LayerCount(
         name, kind, calls.input_shape, calls.output_shape, calls.number or weighted, *weights,
         sum(o.macs or 0 for o in operations), sum(o.new_bytes for o in operations),
-        sum(o.bytes_read for o in moving), sum(o.bytes_written for o in moving),
+        sum(o.bytes_read for o in operations), sum(o.bytes_written for o in operations),
     )  # fmt: skip

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from onebyone.measurement.owning import tensors
+
 Formula = Callable[[Sequence[Any], Any], int]  # (positional arguments, output) → MACs
 
 
@@ -78,22 +80,12 @@ def _recurrent(args: Sequence[Any], y: Any) -> int:
     """Fused recurrent layers: each matrix meets every item of every step once."""
     x = args[0]
     steps = prod(x.shape[:-1])
-    weights = [w for w in _tensors(args[1:]) if w.ndim == 2]
+    weights = [w for w in tensors(args[1:]) if w.ndim == 2]
     return steps * sum(w.numel() for w in weights)
 
 
 def _recurrent_layer(args: Sequence[Any], y: Any) -> int:
     return prod(args[0].shape[:-1]) * (args[1].numel() + args[2].numel())
-
-
-def _tensors(values: Sequence[Any]) -> list[Tensor]:
-    found = []
-    for value in values:
-        if isinstance(value, Tensor):
-            found.append(value)
-        elif isinstance(value, list | tuple):
-            found += _tensors(value)
-    return found
 
 
 def _packed_convolution(args: Sequence[Any], y: Any) -> int:
@@ -109,8 +101,8 @@ def _packed_recurrent(gates: int) -> Formula:
     """int8 recurrent layers: every direction of the first reads x, of later ones all directions."""
 
     def formula(args: Sequence[Any], y: Any) -> int:
-        by_batch_sizes = bool(_tensors(args[2:3]))  # a packed sequence: its batch sizes come second
-        x, hidden = args[0], _tensors(args[1 + by_batch_sizes : 2 + by_batch_sizes])[0].shape[-1]
+        by_batch_sizes = bool(tensors(args[2:3]))  # a packed sequence: its batch sizes come second
+        x, hidden = args[0], tensors(args[1 + by_batch_sizes : 2 + by_batch_sizes])[0].shape[-1]
         layers, directions = args[4 + by_batch_sizes], 1 + bool(args[7 + by_batch_sizes])
         read = x.shape[-1] + (layers - 1) * directions * hidden + layers * hidden
         return prod(x.shape[:-1]) * directions * gates * hidden * read

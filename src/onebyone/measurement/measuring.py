@@ -112,7 +112,7 @@ def measure(
     """
     inputs = example if isinstance(example, tuple) else (example,)
     counted = count(model, *inputs, partial=partial)
-    layers = {name: LayerMeasurement(**_values(layer)) for name, layer in counted.layers.items()}
+    layers = {name: LayerMeasurement(**vars(layer)) for name, layer in counted.layers.items()}
     shapes = tuple(tuple(t.shape) for t in tree_iter(inputs) if isinstance(t, Tensor))
     first = inputs[0] if inputs else None
     number = len(first) if isinstance(first, Tensor) and first.ndim > 2 else None
@@ -124,7 +124,8 @@ def measure(
         still = replace(setting, training=False, compiled=False, device=None)
         with prepared(model, inputs, still, values=latency) as ready:
             found.batch = batch_of(ready.inputs)
-            found.repeated = count(ready.plain, *ready.inputs)
+            if latency:
+                found.repeated = count(ready.plain, *ready.inputs)
             if memory:
                 found.memory = _memory(ready.plain, ready.inputs, found)
                 if found.memory.note is not None and not counted.notes:
@@ -161,10 +162,6 @@ class _Found:
             self.layers, counted, self.batch, self.images, self.memory, self.latency, self.inside,
             self.training, self.machine, self.placement, (*counted.notes, *self.notes),
         )  # fmt: skip
-
-
-def _values(layer: LayerCount) -> dict[str, Any]:
-    return {f.name: getattr(layer, f.name) for f in fields(LayerCount)}
 
 
 def _memory(model: nn.Module, inputs: tuple[Any, ...], found: _Found) -> Memory:

@@ -12,14 +12,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from onebyone.measurement.owning import Owners, storage
+from onebyone.measurement.owning import Owners, storage, tensors
 from onebyone.measurement.preparing import total
-from onebyone.measurement.recording import (
-    Recorder,
-    operator_name,
-    tensors,
-    watched,
-)
+from onebyone.measurement.recording import Recorder, operator_name, watched
 from onebyone.measurement.rehearsing import Stage, rehearse
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -18,6 +19,20 @@ def storage(tensor: Tensor) -> int:
         return tensor.untyped_storage()._cdata
     except (NotImplementedError, RuntimeError):
         return id(tensor)
+
+
+def tensors(value: Any) -> list[Tensor]:
+    """The tensors of an operator's arguments or results."""
+    if isinstance(value, Tensor):
+        return [value]
+    found: list[Tensor] = []
+    if isinstance(value, list | tuple):
+        for item in value:
+            if isinstance(item, Tensor):
+                found.append(item)
+            elif isinstance(item, list | tuple):
+                found += tensors(item)
+    return found
 
 
 class Owners:

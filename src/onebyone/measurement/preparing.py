@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_iter, tree_map
 
 from onebyone.errors import DataError, ModelError
+from onebyone.measurement.rehearsing import check_shapes
 from onebyone.measurement.timing import cpu_threads
 from onebyone.running import call
 from onebyone.tree import deep_copy, evaluating, guarded, kept, random_state, tensors_in
@@ -85,7 +86,7 @@ def prepared(
         stack.enter_context(guarded(model))
         stack.enter_context(cpu_threads(setting.threads))
         with torch.inference_mode(False), torch.no_grad():
-            plain = _fitted(model, setting, stack)
+            plain = _fitted(model, setting, stack, values)
             _check_weights(plain, values)
             given = example if isinstance(example, tuple) else (example,)
             inputs = _suited(_repeated(given, setting.batch), plain, setting)
@@ -108,12 +109,8 @@ def prepared(
 
 def _check_weights(model: nn.Module, values: bool) -> None:
     """Raise ModelError for weights that nothing can be computed with yet."""
+    check_shapes(model)
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if isinstance(tensor, nn.UninitializedParameter | nn.UninitializedBuffer):
-            raise ModelError(
-                f"the parameter {name!r} has no shape yet (a lazy layer): run the network once on an "
-                "input before"
-            )
         if tensor.is_meta and values:
             raise ModelError(
                 f"{name!r} is on the meta device, where nothing is computed and no time can be "
@@ -121,12 +118,14 @@ def _check_weights(model: nn.Module, values: bool) -> None:
             )
 
 
-def _fitted(model: nn.Module, setting: Setting, stack: ExitStack) -> nn.Module:
+def _fitted(model: nn.Module, setting: Setting, stack: ExitStack, values: bool) -> nn.Module:
     """A copy as the setting asks; the model itself, to be given back, where none can be made or need be."""
     try:
         given = setting.device
         device = None if given is None else torch.empty(0, device=given).device  # with its number
         moves = setting.channels_last or _moves(model, device, setting.dtype)
+        if not (values or setting.training or moves):
+            return model  # it will not run
         try:
             own = deep_copy(model)
         except ModelError:

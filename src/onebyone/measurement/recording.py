@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_iter
 
 from onebyone.errors import ModelError
 from onebyone.measurement.formulas import FORMULAS
-from onebyone.measurement.owning import Owners, storage
+from onebyone.measurement.owning import Owners, storage, tensors
 from onebyone.measurement.shapes import shortcut
 from onebyone.tree import hooked
 
@@ -179,20 +179,6 @@ def _check_autocast(last: bool) -> None:
     """
     if not last and any(map(torch.is_autocast_enabled, ("cpu", "cuda"))):
         raise ModelError("autocast chooses the types of tensors that have values")
-
-
-def tensors(value: Any) -> list[Tensor]:
-    """The tensors of an operator's arguments or results."""
-    if isinstance(value, Tensor):
-        return [value]
-    found: list[Tensor] = []
-    if isinstance(value, list | tuple):
-        for item in value:
-            if isinstance(item, Tensor):
-                found.append(item)
-            elif isinstance(item, list | tuple):
-                found += tensors(item)
-    return found
 
 
 def _arguments(args: Any, kwargs: Any) -> list[Tensor]:

@@ -53,7 +53,7 @@ def rehearse(
     operators. Raises ModelError where the network cannot run.
     """
     model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
-    _check_weights(model)
+    check_shapes(model)
     shapes_only = any(t.is_meta for t in tree_iter(inputs) if isinstance(t, Tensor))
     with _plain_mode(), guarded(model):
         try:
@@ -83,9 +83,10 @@ def _plain_mode() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
-def _check_weights(model: nn.Module) -> None:
-    for name, parameter in model.named_parameters():
-        if isinstance(parameter, nn.parameter.UninitializedParameter):
+def check_shapes(model: nn.Module) -> None:
+    """Raise ModelError for weights that have no shape yet."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if isinstance(tensor, nn.UninitializedParameter | nn.UninitializedBuffer):
             raise ModelError(
                 f"the parameter {name!r} has no shape yet (a lazy layer): run the network once on an "
                 "input before"
