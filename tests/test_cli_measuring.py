@@ -328,3 +328,15 @@ def test_the_example_of_what_was_loaded(place: Path) -> None:
     loaded = read_model("cli_nets:net", None, None, False)
     assert loaded.inputs[0] is loaded.example
     assert isinstance(loaded.example, Tensor)
+
+
+def test_a_drawn_input_has_the_type_of_the_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "double_net.py").write_text(
+        "from torch import nn\ndef net():\n    return nn.Conv2d(3, 4, 1).double()\n",
+        encoding="utf-8",
+    )
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, ["measure", "double_net:net", "--input", "3x5x5", "--json", "-"])
+    assert (done.exit_code, json.loads(done.stdout)["macs"]) == (0, 300)

@@ -152,14 +152,16 @@ def read_model(spec: str, weights: str | None, size: tuple[int, ...] | None, tru
 
 
 def with_inputs(loaded: Loaded, sizes: Sequence[tuple[int, ...]]) -> Loaded:
-    """The network with a random input of each size, of the type and the batch that its own has."""
+    """The network with a random input of each size, of its weights' type and its own batch."""
     import torch
 
     from onebyone.loading.loaded import example_of
+    from onebyone.running import suited
 
     own, batch = loaded.example, loaded.fixed_batch or 1
-    dtype = own.dtype if own.is_floating_point() else torch.float32
-    return replace(loaded, inputs=tuple(example_of(size, batch).to(dtype) for size in sizes))
+    dtype = own.dtype if own.is_floating_point() else torch.float32  # where there are no weights
+    drawn = (example_of(size, batch).to(dtype) for size in sizes)
+    return replace(loaded, inputs=tuple(suited(loaded.model, x) for x in drawn))
 
 
 def room(memory: int, loaded: Loaded, preprocess: Preprocess | None) -> int:
