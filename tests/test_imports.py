@@ -25,7 +25,7 @@ measurement.memory measurement.latency measurement.spans measurement.layers_alon
 measurement.layer_latency measurement.roofline measurement.measuring
 matching sides diffing
 factorize factorize.metric factorize.least_squares factorize.reduced_rank factorize.squeeze
-factorize.alternate factorize.fit
+factorize.alternate factorize.factors factorize.balance factorize.fit
 surveying statistics
 forms allocation planning plan_files
 building lockstep effort rewriting
