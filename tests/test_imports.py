@@ -17,7 +17,7 @@ ROOT = Path(onebyone.__file__).parent
 
 # Each module may import only those above it, also inside functions.
 LAYOUT = """
-errors files clock conv preprocessing folders data demo.networks
+errors files clock conv preprocessing folders data pools demo.networks
 tree running sampling distributed
 measurement measurement.owning measurement.formulas measurement.rehearsing measurement.shapes
 measurement.recording measurement.counting measurement.timing measurement.preparing
@@ -28,7 +28,7 @@ factorize factorize.metric factorize.least_squares factorize.reduced_rank factor
 factorize.alternate factorize.factors factorize.balance factorize.fit
 surveying statistics
 forms allocation planning plan_files
-building lockstep effort rewriting
+building lockstep effort rewriting merging
 loading.loaded loading.layers loading.archive loading.programs loading.weights loading.zoo
 loading.factories loading.onnx_graphs loading.slimmed loading.specs loading
 windows blocks sources variants comparing
@@ -39,11 +39,12 @@ report.coverage report.columns report.measurement_rows report.measurement report
 report.measurement_page report.comparison report.comparison_files report.comparison_page
 report.difference_words report.difference report.difference_files report.difference_page
 exporting exporting.program exporting.onnx
-recovery recovery.recipe recovery.augmentation recovery.features recovery.objective
-recovery.scoring recovery.checkpoints recovery.supply recovery.training recovery.fine_tuning
-saving searching slimming
+recovery recovery.recipe recovery.augmentation recovery.features recovery.normalization
+recovery.objective recovery.scoring recovery.checkpoints recovery.supply recovery.training recovery.fine_tuning
+saving searching progressive recovering slimming
 __init__
-cli.values cli.signals cli.failures cli.showing cli.writing cli.reading cli.slim cli.verify
+cli.values cli.signals cli.showing cli.failures cli.writing cli.originals cli.reading cli.slim
+cli.finetune cli.verify
 cli.measure cli.compare cli.diff cli.demo cli.app cli
 __main__
 """

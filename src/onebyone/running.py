@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ def suited(model: nn.Module, inputs: Tensor) -> Tensor:
     return inputs if first is None else inputs.to(first.device, first.dtype)
 
 
-def call(model: nn.Module, *inputs: object) -> object:
+def call(model: Callable[..., object], *inputs: object) -> object:
     """What the network returns for inputs that suit it; ModelError where it fails on them."""
     try:
         return model(*inputs)
