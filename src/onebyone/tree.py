@@ -72,6 +72,15 @@ def _tensors_in(value: object, around: set[int]) -> Iterator[Tensor]:
         yield from _tensors_in(item, around | {id(value)})
 
 
+def held_tensors(model: nn.Module) -> Iterator[Tensor]:
+    """The parameters and buffers of every module; tied ones as often as they are held."""
+    for module in model.modules():
+        for held in (module._parameters, module._buffers):
+            for tensor in held.values():
+                if tensor is not None:
+                    yield tensor
+
+
 def shallow_copy(model: nn.Module) -> nn.Module:
     """A copy of the module tree that shares every parameter and buffer with the model."""
     memo: dict[int, object] = {id(t): t for t in (*model.parameters(), *model.buffers())}

@@ -72,7 +72,7 @@ def count(model: nn.Module, *inputs: Any, partial: bool = False) -> Count:
     """
 
     def act(stage: Stage) -> Count:
-        recorder = Recorder(stage.model, stage.last)
+        recorder = Recorder(stage.model)
         failure = None
         try:
             with watched(recorder), recorder:

@@ -93,7 +93,7 @@ def _training(stage: Stage) -> Peak:
     for parameter in stage.model.parameters():
         parameter.grad = None
     tracker = Tracker(stage)
-    with torch.enable_grad(), watched(tracker.recorder), tracker:
+    with stage.place(), torch.enable_grad(), watched(tracker.recorder), tracker:
         loss = total(stage.run())
         tracker.role = "gradient"
         loss.backward()
@@ -117,7 +117,7 @@ class Tracker(TorchDispatchMode):
 
     def __init__(self, stage: Stage) -> None:
         super().__init__()
-        self.recorder = Recorder(stage.model, stage.last)
+        self.recorder = Recorder(stage.model)
         self.pieces: list[_Piece] = []
         self.held: dict[int, _Piece] = {}
         self.events: list[tuple[str, str]] = [("", "the start")]

@@ -79,7 +79,9 @@ class Owners:
         """Tensors computed from weights of one layer alone are weights of that layer too."""
         if not read:
             return
-        shared = self.weights.get(read[0], [])
+        shared = self.weights.get(read[0])
+        if not shared:
+            return
         for key in read[1:]:
             shared = [name for name in shared if name in self.weights.get(key, [])]
         for tensor in written if shared else ():

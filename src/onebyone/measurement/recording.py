@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +17,9 @@ from torch.nn.modules.module import (
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from onebyone.errors import ModelError
 from onebyone.measurement.formulas import FORMULAS
 from onebyone.measurement.owning import Owners, storage, tensors
+from onebyone.measurement.recalling import Recipe, no_functions_seen, recipe_of, signature
 from onebyone.measurement.shapes import shortcut
 from onebyone.tree import hooked
 
@@ -64,6 +64,17 @@ class Operation:
         return 0 if self.view else sum(t.bytes for t in self.writes)
 
 
+class Facts(NamedTuple):
+    """What there is to say of an operator whatever layer it runs in: an Operation without its layer."""
+
+    name: str
+    reads: tuple[TensorInfo, ...]
+    writes: tuple[TensorInfo, ...]
+    macs: int | None
+    view: bool
+    new_bytes: int
+
+
 @contextmanager
 def watched(recorder: Recorder) -> Iterator[None]:
     """Tell the recorder which module runs, by hooks that no module keeps."""
@@ -87,13 +98,13 @@ class Recorder(TorchDispatchMode):
 
     supports_higher_order_operators = True
 
-    def __init__(self, model: nn.Module, last: bool = True) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.last_way = last
         self.owners = Owners(model)
         self.operations: list[Operation] = []
         self.calls: dict[str, Calls] = {}
         self.running: list[str] = []
+        self.known: dict[tuple[Any, ...], tuple[Facts, Recipe]] = {}
         self.last = ""
 
     def enter(self, module: nn.Module, args: Any) -> None:
@@ -103,10 +114,11 @@ class Recorder(TorchDispatchMode):
             return
         self.running.append(name)
         self.last = name
-        _check_autocast(self.last_way)
         if id(module) in self.owners.parts:
             return
-        seen = self.calls.setdefault(name, Calls())
+        seen = self.calls.get(name)
+        if seen is None:
+            seen = self.calls[name] = Calls()
         seen.number += 1
         if seen.input_shape is None:
             seen.input_shape = _first_shape(args)
@@ -131,16 +143,28 @@ class Recorder(TorchDispatchMode):
         return self.owners.of(sources, self.running[-1] if self.running else "")
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        with no_functions_seen():
+            call = signature(func, args, kwargs)
+            known = None if call is None else self.known.get(call.key)
+            if call is not None and known is not None:
+                facts, recipe = known
+                result, written = recipe.made()
+                self._credit(facts, call.storages, written)
+                return result
         plain = isinstance(func, torch._ops.OpOverload)
         result = shortcut(func, args) if plain and not kwargs else None
         if result is None:
             result = func(*args, **(kwargs or {}))
         written = tensors(result)
         if written:
-            self._note(func, args, kwargs, written)
+            with no_functions_seen():
+                facts = self._note(func, args, kwargs, written)
+                recipe = None if call is None else recipe_of(result, call.storages)
+                if call is not None and recipe is not None:
+                    self.known[call.key] = facts, recipe
         return result
 
-    def _note(self, func: Any, args: Any, kwargs: Any, written: list[Tensor]) -> None:
+    def _note(self, func: Any, args: Any, kwargs: Any, written: list[Tensor]) -> Facts:
         name = operator_name(func)
         view = getattr(func, "is_view", False) or name == "aten::_unsafe_view"
         formula = FORMULAS.get(name)
@@ -151,34 +175,28 @@ class Recorder(TorchDispatchMode):
             reads[0] = key, replace(table, bytes=min(table.bytes, writes[0][1].bytes))
         sources = [key for key, _ in reads]
         fresh = [i for i, (key, _) in enumerate(writes) if key not in sources]
-        layer = self.owners.of(sources, self.running[-1] if self.running else "")
-        self.owners.derive(sources, [written[i] for i in fresh])
-        self.operations.append(
-            Operation(
-                name.replace("::", "."),
-                layer,
-                tuple(info for _, info in reads),
-                tuple(info for _, info in writes),
-                None if formula is None else formula(args, written[0]),
-                view or name in ALLOCATIONS,
-                0 if view else sum(writes[i][1].bytes for i in fresh),
-            )
+        facts = Facts(
+            name.replace("::", "."),
+            tuple(info for _, info in reads),
+            tuple(info for _, info in writes),
+            None if formula is None else formula(args, written[0]),
+            view or name in ALLOCATIONS,
+            0 if view else sum(writes[i][1].bytes for i in fresh),
         )
+        self._credit(facts, sources, [written[i] for i in fresh])
+        return facts
+
+    def _credit(self, facts: Facts, sources: Sequence[int], fresh: Sequence[Tensor]) -> None:
+        """Note an operator that read these storages and wrote these new tensors, for its layer."""
+        layer = self.owners.of(sources, self.running[-1] if self.running else "")
+        self.owners.derive(sources, fresh)
+        self.operations.append(Operation(facts[0], layer, *facts[1:]))
 
 
 def operator_name(func: Any) -> str:
     """`aten::conv2d`; operators that take functions have a name and no schema."""
     schema = getattr(func, "_schema", None)
     return f"higher_order::{func.name()}" if schema is None else schema.name
-
-
-def _check_autocast(last: bool) -> None:
-    """Raise ModelError where autocast is on: it leaves tensors without values as they are.
-
-    last: there is no other way to run the network. Inside operators autocast cannot be seen any more.
-    """
-    if not last and any(map(torch.is_autocast_enabled, ("cpu", "cuda"))):
-        raise ModelError("autocast chooses the types of tensors that have values")
 
 
 def _arguments(args: Any, kwargs: Any) -> list[Tensor]:

@@ -5,33 +5,43 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils._device import DeviceContext
 from torch.utils._pytree import tree_iter, tree_map
 
 from onebyone.errors import ModelError
-from onebyone.tree import deep_copy, guarded, kept, random_numbers_kept
+from onebyone.tree import deep_copy, guarded, held_tensors, kept, random_numbers_kept
 
 Found = TypeVar("Found")
-SHARED = (int, float, bool, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
+SHARED = frozenset(
+    (int, float, bool, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
+)  # values that a copy may share
+CONTAINERS = frozenset((dict, OrderedDict, set, list, tuple))
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A network to be run, and what with; `last`: there is no other way to run it."""
+    """A network to be run, and what with; `last`: there is no other way to run it.
+
+    `place` is where its code has to run: there the tensors that it makes are of the kind of its weights.
+    """
 
     model: nn.Module
     inputs: tuple[Any, ...]
     last: bool
+    place: Callable[[], AbstractContextManager[Any]] = nullcontext
 
     def run(self) -> Any:
         """What the network returns; ModelError where it fails."""
         try:
-            return self.model(*self.inputs)
+            with self.place():
+                return self.model(*self.inputs)
         except Exception as error:
             said = str(error).strip().splitlines()[0] if str(error).strip() else ""
             shapes = ", ".join(
@@ -57,8 +67,9 @@ def rehearse(
     shapes_only = any(t.is_meta for t in tree_iter(inputs) if isinstance(t, Tensor))
     with _plain_mode(), guarded(model):
         try:
-            stage = Stage(on_meta(model), tree_map(_meta, inputs), shapes_only)
-            with random_numbers_kept(), torch.device("meta"):
+            place = partial(_WithoutValues, shapes_only)
+            stage = Stage(on_meta(model), tree_map(_meta, inputs), shapes_only, place)
+            with random_numbers_kept():
                 return act(stage), None
         except Exception as error:
             if shapes_only:
@@ -70,6 +81,26 @@ def rehearse(
             return act(Stage(own, inputs, last=True)), (
                 f"it ran on the weights' values, since it could not run on shapes alone ({why})"
             )
+
+
+class _WithoutValues(DeviceContext):
+    """What is made inside is on the meta device, by whatever function.
+
+    Autocast leaves tensors without values as they are, and cannot be seen inside operators any more:
+    ModelError where it is on, unless there is no other way to run the network (`last`).
+    """
+
+    def __init__(self, last: bool) -> None:
+        super().__init__(torch.device("meta"))
+        self.last = last
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not self.last and (_AUTOCAST("cpu") or _AUTOCAST("cuda")):
+            raise ModelError("autocast chooses the types of tensors that have values")
+        return super().__torch_function__(func, types, args, kwargs)
+
+
+_AUTOCAST = torch.is_autocast_enabled
 
 
 @contextmanager
@@ -85,8 +116,10 @@ def _plain_mode() -> Iterator[None]:
 
 def check_shapes(model: nn.Module) -> None:
     """Raise ModelError for weights that have no shape yet."""
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+    for tensor in held_tensors(model):
         if isinstance(tensor, nn.UninitializedParameter | nn.UninitializedBuffer):
+            named = (*model.named_parameters(), *model.named_buffers())
+            name = next(name for name, other in named if other is tensor)
             raise ModelError(
                 f"the parameter {name!r} has no shape yet (a lazy layer): run the network once on an "
                 "input before"
@@ -124,12 +157,11 @@ def on_meta(model: nn.Module) -> nn.Module:
     """A copy of the module tree whose tensors have no values; what `copy.deepcopy` does, and faster."""
     memo: dict[int, Any] = {}
     for module in model.modules():
-        for tensor in (*module._parameters.values(), *module._buffers.values()):
-            if tensor is not None and id(tensor) not in memo:
-                memo[id(tensor)] = _meta(tensor)
-        for value in vars(module).values():
-            if isinstance(value, Tensor) and id(value) not in memo:
-                memo[id(value)] = _meta(value)
+        own = vars(module)
+        for held in (own["_parameters"], own["_buffers"], own):
+            for value in held.values():
+                if isinstance(value, Tensor) and id(value) not in memo:
+                    memo[id(value)] = _meta(value)
     return _copied(model, memo)
 
 
@@ -143,15 +175,16 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     memo[id(module)] = new
     own = new.__dict__
     for key, value in vars(module).items():
-        if isinstance(value, SHARED):
+        how = type(value)
+        if how in SHARED:
             own[key] = value
+        elif how in CONTAINERS and not value:
+            own[key] = how()
         elif key == "_modules":
             own[key] = {k: m if m is None else _copied(m, memo) for k, m in value.items()}
-        elif key in ("_parameters", "_buffers"):
+        elif key == "_parameters" or key == "_buffers":
             own[key] = {k: t if t is None else memo[id(t)] for k, t in value.items()}
-        elif type(value) in (dict, OrderedDict, set, list, tuple) and not value:
-            own[key] = type(value)()
-        elif type(value) is tuple and all(isinstance(v, SHARED) for v in value):
+        elif how is tuple and all(type(v) in SHARED for v in value):
             own[key] = value
         else:
             own[key] = copy.deepcopy(value, memo)
