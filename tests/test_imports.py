@@ -20,7 +20,7 @@ LAYOUT = """
 errors files clock conv preprocessing folders data demo.networks
 tree running sampling
 measurement measurement.owning measurement.formulas measurement.rehearsing measurement.shapes
-measurement.recording measurement.counting measurement.timing measurement.preparing
+measurement.recalling measurement.recording measurement.counting measurement.timing measurement.preparing
 measurement.memory measurement.latency measurement.spans measurement.layers_alone
 measurement.layer_latency measurement.roofline measurement.measuring
 matching sides diffing

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from onebyone.tree import (
     random_state,
     replace_modules,
     tensors_in,
+    uncollected,
 )
 
 
@@ -151,6 +153,19 @@ def test_random_state_is_that_of_the_seed() -> None:
             drawn.append((torch.rand(2), torch.rand(2, generator=generator)))
         torch.rand(7)
     assert same(drawn[0], drawn[1])
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_garbage_is_collected_again_after_a_failure_if_it_was_before(on: bool) -> None:
+    before = gc.isenabled()
+    try:
+        gc.enable() if on else gc.disable()
+        with pytest.raises(ValueError, match="told"), uncollected():
+            assert not gc.isenabled()
+            raise ValueError("it was told to")
+        assert gc.isenabled() == on
+    finally:
+        gc.enable() if before else gc.disable()
 
 
 def test_the_check_sees_every_kind_of_change() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import random
 import sys
 from collections.abc import Iterator, Mapping
@@ -177,6 +178,21 @@ def guarded(model: nn.Module) -> Iterator[None]:
     )
     with kept(model) if own else nullcontext():
         yield
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """No garbage collection inside: one looks at every object of the process, which may take longer.
+
+    For what makes many objects and keeps no memory.
+    """
+    on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if on:
+            gc.enable()
 
 
 @contextmanager

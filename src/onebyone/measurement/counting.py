@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
@@ -108,13 +109,7 @@ def _summed(model: nn.Module, recorder: Recorder, failure: str | None) -> Count:
     for name, weights in owned.items():
         calls = recorder.calls.get(name, Calls())
         layers[name] = _layer(name, kinds.get(name, ""), calls, [], weights)
-    uncounted: dict[str, int] = {}
-    for operation in operations:
-        if operation.macs is None and not operation.view:
-            elements = sum(prod(t.shape) for t in operation.writes)
-            if not elements:
-                continue
-            uncounted[operation.name] = uncounted.get(operation.name, 0) + elements
+    uncounted = _uncounted(operations)
     return Count(
         sum(o.macs or 0 for o in operations),
         sum(layer.params for layer in layers.values()),
@@ -129,13 +124,30 @@ def _summed(model: nn.Module, recorder: Recorder, failure: str | None) -> Count:
     )
 
 
+def _uncounted(operations: tuple[Operation, ...]) -> dict[str, int]:
+    """Elements written by operators without products, by operator."""
+    alike = {id(o.facts): o.facts for o in operations}
+    found: dict[str, int] = {}
+    for key, times in Counter(id(o.facts) for o in operations).items():
+        facts = alike[key]
+        elements = times * sum(prod(t.shape) for t in facts.writes)
+        if facts.macs is None and not facts.view and elements:
+            found[facts.name] = found.get(facts.name, 0) + elements
+    return found
+
+
 def _kinds(model: nn.Module, owners: Owners) -> dict[str, str]:
     """Class names by qualified name; a parametrized layer's, not those of its parts."""
     return {
-        owners.names[id(module)]: type_before_parametrizations(module).__name__
+        owners.names[id(module)]: _kind(module).__name__
         for module in model.modules()
         if id(module) not in owners.parts
     }
+
+
+def _kind(module: nn.Module) -> type:
+    own = type(module)
+    return type_before_parametrizations(module) if "parametrizations" in module._modules else own
 
 
 def _weights(model: nn.Module, owners: Owners) -> dict[str, tuple[int, int]]:
@@ -157,9 +169,15 @@ def _weights(model: nn.Module, owners: Owners) -> dict[str, tuple[int, int]]:
 def _layer(
     name: str, kind: str, calls: Calls, operations: list[Operation], weights: tuple[int, int]
 ) -> LayerCount:
-    weighted = sum(o.macs is not None for o in operations)
+    weighted = macs = new = read = written = 0
+    for operation in operations:
+        facts = operation.facts
+        weighted += facts.macs is not None
+        macs += facts.macs or 0
+        new += facts.new_bytes
+        read += facts.bytes_read
+        written += facts.bytes_written
     return LayerCount(
         name, kind, calls.input_shape, calls.output_shape, calls.number or weighted, *weights,
-        sum(o.macs or 0 for o in operations), sum(o.new_bytes for o in operations),
-        sum(o.bytes_read for o in operations), sum(o.bytes_written for o in operations),
+        macs, new, read, written,
     )  # fmt: skip

@@ -44,8 +44,12 @@ class Owners:
 
     def __init__(self, model: nn.Module) -> None:
         modules = modules_by_name(model)
-        self.names = {id(m): PARAMETRIZATIONS.sub("", name) for name, m in modules.items()}
-        self.parts = {id(m) for name, m in modules.items() if self.names[id(m)] != name}
+        self.names = {id(m): name for name, m in modules.items()}
+        self.parts: set[int] = set()
+        for name, module in modules.items():
+            if "parametrizations" in name:
+                self.names[id(module)] = own = PARAMETRIZATIONS.sub("", name)
+                self.parts |= {id(module)} if own != name else set()
         self.weights: dict[int, list[str]] = {}
         self.kept: list[Tensor] = []  # a storage that was freed could be taken for another
         for module in modules.values():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +12,17 @@ from torch import Tensor
 
 PLAIN = (Tensor, torch.nn.Parameter)
 NUMBERS = frozenset(
-    (int, float, bool, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format)
+    (
+        int,
+        float,
+        bool,
+        str,
+        type(None),
+        torch.dtype,
+        torch.device,
+        torch.layout,
+        torch.memory_format,
+    )
 )
 META = torch.device("meta")
 
@@ -33,9 +44,8 @@ def signature(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None) 
     the shape, the strides, the type and the size of the memory count, of everything else the value
     and its type, since 1, 1.0 and True are equal.
     """
-    if not _RECURRING.get(func):
-        if func in _RECURRING or not _recurs(func):
-            return None
+    if not _recurs(func):
+        return None
     key: list[Any] = [func, torch.get_default_dtype()]
     storages: list[int] = []
     if not _describe(args, key, storages):
@@ -44,16 +54,14 @@ def signature(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None) 
         key += kwargs
         if not _describe(tuple(kwargs.values()), key, storages):
             return None
-    return Call(tuple(key), storages) if storages else None
+    return Call(tuple(key), storages)
 
 
-_RECURRING: dict[Any, bool] = {}
-
-
+@cache
 def _recurs(func: Any) -> bool:
     """Whether the schema says that the results are new tensors and nothing else happens."""
     schema = getattr(func, "_schema", None)
-    _RECURRING[func] = (
+    return (
         isinstance(func, torch._ops.OpOverload)
         and schema is not None
         and func.namespace == "aten"
@@ -61,7 +69,6 @@ def _recurs(func: Any) -> bool:
         and len(schema.returns) > 0
         and all(r.alias_info is None and str(r.type) == "Tensor" for r in schema.returns)
     )
-    return _RECURRING[func]
 
 
 def _describe(values: Sequence[Any], key: list[Any], storages: list[int]) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,42 +37,73 @@ class TensorInfo:
 
 
 @dataclass(frozen=True)
-class Operation:
-    """One operator that ran. `macs` is None where there is no formula; a `view` moves no data.
+class Facts:
+    """What there is to say of an operator whatever layer it runs in; calls that are alike share it.
 
-    `layer` is the qualified name of the module that it is credited to: the owner of the weight that it
-    reads, else the innermost module that was running. `new_bytes` counts what it wrote to memory of
-    its own (in-place operators have none).
+    `macs` is None where there is no formula; a `view` moves no data, so that its bytes read and written
+    are 0. `new_bytes` counts what it wrote to memory of its own (in-place operators have none).
     """
 
     name: str
-    layer: str
     reads: tuple[TensorInfo, ...]
     writes: tuple[TensorInfo, ...]
     macs: int | None
     view: bool
     new_bytes: int
+    bytes_read: int
+    bytes_written: int
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One operator that ran.
+
+    `layer` is the qualified name of the module that it is credited to: the owner of the weight that it
+    reads, else the innermost module that was running.
+    """
+
+    layer: str
+    facts: Facts
+
+    @property
+    def name(self) -> str:
+        """Its namespace and name: `aten.relu`."""
+        return self.facts.name
+
+    @property
+    def reads(self) -> tuple[TensorInfo, ...]:
+        """Its inputs, weights included."""
+        return self.facts.reads
+
+    @property
+    def writes(self) -> tuple[TensorInfo, ...]:
+        """Its outputs."""
+        return self.facts.writes
+
+    @property
+    def macs(self) -> int | None:
+        """None where there is no formula."""
+        return self.facts.macs
+
+    @property
+    def view(self) -> bool:
+        """Whether it moves no data."""
+        return self.facts.view
+
+    @property
+    def new_bytes(self) -> int:
+        """What it wrote to memory of its own."""
+        return self.facts.new_bytes
 
     @property
     def bytes_read(self) -> int:
         """Bytes of its inputs, weights included; none for a view."""
-        return 0 if self.view else sum(t.bytes for t in self.reads)
+        return self.facts.bytes_read
 
     @property
     def bytes_written(self) -> int:
         """Bytes of its outputs; none for a view."""
-        return 0 if self.view else sum(t.bytes for t in self.writes)
-
-
-class Facts(NamedTuple):
-    """What there is to say of an operator whatever layer it runs in: an Operation without its layer."""
-
-    name: str
-    reads: tuple[TensorInfo, ...]
-    writes: tuple[TensorInfo, ...]
-    macs: int | None
-    view: bool
-    new_bytes: int
+        return self.facts.bytes_written
 
 
 @contextmanager
@@ -175,13 +206,16 @@ class Recorder(TorchDispatchMode):
             reads[0] = key, replace(table, bytes=min(table.bytes, writes[0][1].bytes))
         sources = [key for key, _ in reads]
         fresh = [i for i, (key, _) in enumerate(writes) if key not in sources]
+        moves = not view and name not in ALLOCATIONS
         facts = Facts(
             name.replace("::", "."),
             tuple(info for _, info in reads),
             tuple(info for _, info in writes),
             None if formula is None else formula(args, written[0]),
-            view or name in ALLOCATIONS,
+            not moves,
             0 if view else sum(writes[i][1].bytes for i in fresh),
+            sum(info.bytes for _, info in reads) if moves else 0,
+            sum(info.bytes for _, info in writes) if moves else 0,
         )
         self._credit(facts, sources, [written[i] for i in fresh])
         return facts
@@ -190,7 +224,7 @@ class Recorder(TorchDispatchMode):
         """Note an operator that read these storages and wrote these new tensors, for its layer."""
         layer = self.owners.of(sources, self.running[-1] if self.running else "")
         self.owners.derive(sources, fresh)
-        self.operations.append(Operation(facts[0], layer, *facts[1:]))
+        self.operations.append(Operation(layer, facts))
 
 
 def operator_name(func: Any) -> str:
@@ -222,5 +256,6 @@ def _name(dtype: torch.dtype) -> str:
 def _first_shape(value: Any) -> tuple[int, ...] | None:
     first = value[0] if isinstance(value, tuple) and value else value
     if isinstance(first, Tensor):
-        return tuple(first.shape)
+        with no_functions_seen():
+            return tuple(first.shape)
     return next((tuple(t.shape) for t in tree_iter(value) if isinstance(t, Tensor)), None)

@@ -16,7 +16,7 @@ from torch.utils._device import DeviceContext
 from torch.utils._pytree import tree_iter, tree_map
 
 from onebyone.errors import ModelError
-from onebyone.tree import deep_copy, guarded, held_tensors, kept, random_numbers_kept
+from onebyone.tree import deep_copy, guarded, held_tensors, kept, random_numbers_kept, uncollected
 
 Found = TypeVar("Found")
 SHARED = frozenset(
@@ -68,8 +68,8 @@ def rehearse(
     with _plain_mode(), guarded(model):
         try:
             place = partial(_WithoutValues, shapes_only)
-            stage = Stage(on_meta(model), tree_map(_meta, inputs), shapes_only, place)
-            with random_numbers_kept():
+            with random_numbers_kept(), uncollected():
+                stage = Stage(on_meta(model), tree_map(_meta, inputs), shapes_only, place)
                 return act(stage), None
         except Exception as error:
             if shapes_only:
@@ -156,12 +156,9 @@ def _meta(value: Any) -> Any:
 def on_meta(model: nn.Module) -> nn.Module:
     """A copy of the module tree whose tensors have no values; what `copy.deepcopy` does, and faster."""
     memo: dict[int, Any] = {}
-    for module in model.modules():
-        own = vars(module)
-        for held in (own["_parameters"], own["_buffers"], own):
-            for value in held.values():
-                if isinstance(value, Tensor) and id(value) not in memo:
-                    memo[id(value)] = _meta(value)
+    for tensor in held_tensors(model):
+        if id(tensor) not in memo:
+            memo[id(tensor)] = _meta(tensor)
     return _copied(model, memo)
 
 
@@ -184,6 +181,10 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
             own[key] = {k: m if m is None else _copied(m, memo) for k, m in value.items()}
         elif key == "_parameters" or key == "_buffers":
             own[key] = {k: t if t is None else memo[id(t)] for k, t in value.items()}
+        elif isinstance(value, Tensor):
+            own[key] = (
+                memo[id(value)] if id(value) in memo else memo.setdefault(id(value), _meta(value))
+            )
         elif how is tuple and all(type(v) in SHARED for v in value):
             own[key] = value
         else:
