@@ -13,7 +13,7 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 from onebyone.errors import ModelError
 from onebyone.measurement.owning import Owners
 from onebyone.measurement.recording import Calls, Operation, Recorder, watched
-from onebyone.measurement.rehearsing import Stage, rehearse
+from onebyone.measurement.rehearsing import Stage, rehearse, unkept
 
 KNOWN = ("aten", "prim", "prims")  # operators of PyTorch itself
 
@@ -79,7 +79,7 @@ def count(model: nn.Module, *inputs: Any, partial: bool = False) -> Count:
             with watched(recorder), recorder:
                 stage.run()
         except ModelError as error:
-            if not (partial and stage.last and recorder.operations):
+            if unkept(error) or not (partial and stage.last and recorder.operations):
                 raise
             failure = f"{error} (in {recorder.where()})"
         return _summed(stage.model, recorder, failure)

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_iter
 
 from onebyone.measurement.owning import Owners, storage, tensors
 from onebyone.measurement.preparing import total
-from onebyone.measurement.recording import Recorder, operator_name, watched
+from onebyone.measurement.recording import Recorder, opened, opens, operator_name, watched
 from onebyone.measurement.rehearsing import Stage, rehearse
 
 
@@ -128,6 +128,8 @@ class Tracker(TorchDispatchMode):
             self._follow(tensor, role, layer, "")
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if opens(func):
+            return opened(self, func, args, kwargs)
         result = func(*args, **(kwargs or {}))
         written = tensors(result)
         if not written:

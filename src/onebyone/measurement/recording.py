@@ -24,6 +24,9 @@ from onebyone.measurement.shapes import shortcut
 from onebyone.tree import hooked
 
 LOOKUPS = ("aten::embedding", "aten::index_select", "aten::gather", "aten::index")
+DENSE = (
+    torch._C.DispatchKey.CompositeExplicitAutograd
+)  # how an operator that takes functions runs them
 ALLOCATIONS = ("aten::empty", "aten::empty_like", "aten::new_empty", "aten::empty_strided")
 
 
@@ -182,6 +185,8 @@ class Recorder(TorchDispatchMode):
                 result, written = recipe.made()
                 self._credit(facts, call.storages, written)
                 return result
+        if opens(func):
+            return opened(self, func, args, kwargs)
         plain = isinstance(func, torch._ops.OpOverload)
         result = shortcut(func, args) if plain and not kwargs else None
         if result is None:
@@ -225,6 +230,33 @@ class Recorder(TorchDispatchMode):
         layer = self.owners.of(sources, self.running[-1] if self.running else "")
         self.owners.derive(sources, fresh)
         self.operations.append(Operation(layer, facts))
+
+
+def opens(func: Any) -> bool:
+    """Whether it is an operator that runs functions, such as torch.cond, and has no products of its own."""
+    return (
+        isinstance(func, torch._ops.HigherOrderOperator)
+        and DENSE in func.py_kernels
+        and operator_name(func) not in FORMULAS
+    )
+
+
+def opened(mode: TorchDispatchMode, func: Any, args: Any, kwargs: Any) -> Any:
+    """What such an operator returns; the mode sees the operators of the functions that it runs."""
+
+    def seen(value: Any) -> Any:
+        if not callable(value) or isinstance(value, Tensor):
+            return value
+
+        def run(*given: Any, **named: Any) -> Any:
+            with mode:
+                return value(*given, **named)
+
+        return run
+
+    return func.py_kernels[DENSE](
+        *map(seen, args), **{name: seen(value) for name, value in (kwargs or {}).items()}
+    )
 
 
 def operator_name(func: Any) -> str:

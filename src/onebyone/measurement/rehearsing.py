@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -16,12 +17,16 @@ from torch.utils._device import DeviceContext
 from torch.utils._pytree import tree_iter, tree_map
 
 from onebyone.errors import ModelError
+from onebyone.running import call, wants_gradients
 from onebyone.tree import deep_copy, guarded, held_tensors, kept, random_numbers_kept, uncollected
 
 Found = TypeVar("Found")
 SHARED = frozenset(
     (int, float, bool, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
 )  # values that a copy may share
+UNCOMPILED = (
+    "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG"  # PyTorch's switch: compiled it shows no operators
+)
 CONTAINERS = frozenset((dict, OrderedDict, set, list, tuple))
 
 
@@ -39,48 +44,57 @@ class Stage:
 
     def run(self) -> Any:
         """What the network returns; ModelError where it fails."""
-        try:
-            with self.place():
-                return self.model(*self.inputs)
-        except Exception as error:
-            said = str(error).strip().splitlines()[0] if str(error).strip() else ""
-            shapes = ", ".join(
-                "×".join(map(str, t.shape)) for t in tree_iter(self.inputs) if isinstance(t, Tensor)
-            )
-            raise ModelError(
-                f"the network fails on {'inputs' if len(self.inputs) > 1 else 'an input'} of shape "
-                f"{shapes} ({type(error).__name__}: {said}): give as many inputs as its forward "
-                "takes, each of a shape that suits it"
-            ) from error
+        with self.place():
+            return call(self.model, *self.inputs)
 
 
 def rehearse(
     model: nn.Module, inputs: tuple[Any, ...], act: Callable[[Stage], Found]
 ) -> tuple[Found, str | None]:
-    """What `act` returns, first tried on meta tensors; and why it had to run on values, if it had.
+    """What `act` returns, first tried on meta tensors; and how it had to run otherwise, if it had.
 
-    The model is left as it is; gradients are off, so is the attention's fast path, which hides its
-    operators. Raises ModelError where the network cannot run.
+    The model is left as it is; gradients are off unless the network takes some in its own forward. So is
+    the attention's fast path, which hides its operators. Raises ModelError where the network cannot run.
     """
     model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
     check_shapes(model)
-    shapes_only = any(t.is_meta for t in tree_iter(inputs) if isinstance(t, Tensor))
-    with _plain_mode(), guarded(model):
+    with guarded(model):
         try:
-            place = partial(_WithoutValues, shapes_only)
-            with random_numbers_kept(), uncollected():
-                stage = Stage(on_meta(model), tree_map(_meta, inputs), shapes_only, place)
-                return act(stage), None
+            with _plain_mode(gradients=False):
+                return _rehearsed(model, inputs, act)
         except Exception as error:
-            if shapes_only:
+            if not wants_gradients(error):
                 raise
-            cause = error.__cause__ or error
-            said = str(cause).strip().splitlines()[0] if str(cause).strip() else ""
-            why = f"{type(cause).__name__}: {said}"
-        with _with_values(model) as own:
-            return act(Stage(own, inputs, last=True)), (
-                f"it ran on the weights' values, since it could not run on shapes alone ({why})"
-            )
+        with _plain_mode(gradients=True):
+            found, why = _rehearsed(model, inputs, act)
+        said = "gradients were kept, since the network takes some in its own forward"
+        return found, said if why is None else f"{said}; {why}"
+
+
+def unkept(error: Exception) -> bool:
+    """Whether the network failed here because no gradients are kept, and is to be run with them."""
+    return not torch.is_grad_enabled() and wants_gradients(error)
+
+
+def _rehearsed(
+    model: nn.Module, inputs: tuple[Any, ...], act: Callable[[Stage], Found]
+) -> tuple[Found, str | None]:
+    shapes_only = any(t.is_meta for t in tree_iter(inputs) if isinstance(t, Tensor))
+    try:
+        place = partial(_WithoutValues, shapes_only)
+        with random_numbers_kept(), uncollected():
+            stage = Stage(on_meta(model), tree_map(_meta, inputs), shapes_only, place)
+            return act(stage), None
+    except Exception as error:
+        if shapes_only or unkept(error):
+            raise
+        cause = error.__cause__ or error
+        said = str(cause).strip().splitlines()[0] if str(cause).strip() else ""
+        why = f"{type(cause).__name__}: {said}"
+    with _with_values(model) as own:
+        return act(Stage(own, inputs, last=True)), (
+            f"it ran on the weights' values, since it could not run on shapes alone ({why})"
+        )
 
 
 class _WithoutValues(DeviceContext):
@@ -104,14 +118,20 @@ _AUTOCAST = torch.is_autocast_enabled
 
 
 @contextmanager
-def _plain_mode() -> Iterator[None]:
+def _plain_mode(gradients: bool) -> Iterator[None]:
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
+    flexible = sys.modules.get("torch.nn.attention.flex_attention")
+    compiles = getattr(flexible, UNCOMPILED, None)
+    if compiles is not None:
+        setattr(flexible, UNCOMPILED, True)
     try:
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.inference_mode(False), torch.set_grad_enabled(gradients):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+        if compiles is not None:
+            setattr(flexible, UNCOMPILED, compiles)
 
 
 def check_shapes(model: nn.Module) -> None:
