@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch._higher_order_ops import map as mapping
 from torch._higher_order_ops.scan import scan
 from torch._higher_order_ops.while_loop import while_loop
 from torch.nn.attention import flex_attention as flexible
@@ -17,7 +17,7 @@ from onebyone.errors import ModelError
 from onebyone.measurement.counting import count
 from onebyone.measurement.memory import measure_memory
 
-map_over: Any = mapping.map
+map_over: Any = importlib.import_module("torch._higher_order_ops.map").map
 
 
 class Inside(nn.Module):

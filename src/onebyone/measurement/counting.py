@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from onebyone.errors import ModelError
-from onebyone.measurement.owning import Owners
+from onebyone.measurement.owning import Owners, packages, packed, packer
 from onebyone.measurement.recording import Calls, Operation, Recorder, watched
 from onebyone.measurement.rehearsing import Stage, rehearse, unkept
 
@@ -86,8 +86,9 @@ def count(model: nn.Module, *inputs: Any, partial: bool = False) -> Count:
 
     found, note = rehearse(model, inputs, act)
     notes = () if note is None or found.failure else (note,)
-    if any(hasattr(m, "_packed_params") or hasattr(m, "_weight_bias") for m in model.modules()):
-        notes += ("int8 weights that are packed away in objects are not among the parameters",)
+    closed = [value for m in model.modules() for value in packages(m) if not packed(value)]
+    if closed:
+        notes += ("weights that are packed away in objects are not among the parameters",)
     return replace(found, notes=notes)
 
 
@@ -151,18 +152,28 @@ def _kind(module: nn.Module) -> type:
 
 
 def _weights(model: nn.Module, owners: Owners) -> dict[str, tuple[int, int]]:
-    """Parameters, and bytes of parameters and buffers, of each layer that has any; tied ones once."""
+    """Parameters, and bytes of parameters and buffers, of each layer that has any; tied ones once.
+
+    What an int8 layer has packed away counts as its parameters.
+    """
     found: dict[str, tuple[int, int]] = {}
     seen: set[int] = set()
+
+    def add(name: str, tensor: Tensor, learned: bool) -> None:
+        params, size = found.get(name, (0, 0))
+        number = tensor.numel()
+        found[name] = params + learned * number, size + number * tensor.element_size()
+
     for module in model.modules():
         name = owners.names[id(module)]
-        for key, tensor in (*module._parameters.items(), *module._buffers.items()):
-            if tensor is None or id(tensor) in seen:
-                continue
-            seen.add(id(tensor))
-            params, size = found.get(name, (0, 0))
-            params += tensor.numel() if key in module._parameters else 0
-            found[name] = (params, size + tensor.numel() * tensor.element_size())
+        for held, learned in ((module._parameters, True), (module._buffers, False)):
+            for tensor in held.values():
+                if tensor is not None and id(tensor) not in seen:
+                    seen.add(id(tensor))
+                    add(name, tensor, learned)
+        for package in packages(module):
+            for tensor in packed(package):
+                add(packer(name), tensor, True)
     return found
 
 

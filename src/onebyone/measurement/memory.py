@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from onebyone.measurement.owning import Owners, storage, tensors
+from onebyone.measurement.owning import Owners, packages, packed, packer, storage, tensors
 from onebyone.measurement.preparing import total
 from onebyone.measurement.recording import Recorder, opened, opens, operator_name, watched
 from onebyone.measurement.rehearsing import Stage, rehearse
@@ -124,7 +124,8 @@ class Tracker(TorchDispatchMode):
         self.now = self.most = 0
         self.at = 0
         self.role = "activation"
-        for role, layer, tensor in _given(stage, self.recorder.owners):
+        self.given = list(_given(stage, self.recorder.owners))  # what was packed lives no longer
+        for role, layer, tensor in self.given:
             self._follow(tensor, role, layer, "")
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -193,6 +194,9 @@ def _given(stage: Stage, owners: Owners) -> Iterator[tuple[str, str, Tensor]]:
             for tensor in held.values():
                 if tensor is not None:
                     yield role, name, tensor
+        for package in packages(module):
+            for tensor in packed(package):
+                yield "weight", packer(name), tensor
     for value in tree_iter(stage.inputs):
         if isinstance(value, Tensor):
             yield "input", "", value

@@ -6,11 +6,14 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from onebyone.tree import modules_by_name
 
 PARAMETRIZATIONS = re.compile(r"\.?\bparametrizations\..*")
+
+PACKERS = re.compile(r"(^|\.)(_packed_params|_all_weight_values\.\d+)$")
 
 
 def storage(tensor: Tensor) -> int:
@@ -33,6 +36,43 @@ def tensors(value: Any) -> list[Tensor]:
             elif isinstance(item, list | tuple):
                 found += tensors(item)
     return found
+
+
+def packages(module: nn.Module) -> list[Any]:
+    """The objects of a module itself in which weights may be packed away."""
+    return [value for value in vars(module).values() if isinstance(value, torch.ScriptObject)]
+
+
+def packer(name: str) -> str:
+    """The layer of a module that does nothing but hold packed weights, else the module's own name."""
+    return PACKERS.sub("", name)
+
+
+def packed(value: Any) -> list[Tensor]:
+    """The weights and biases, once each, in the objects that int8 layers keep them in.
+
+    value: such an object, or what holds some. Empty where one does not say what is in it.
+    """
+    if isinstance(value, list | tuple):
+        return [t for item in value for t in packed(item)]
+    if not isinstance(value, torch.ScriptObject):
+        return []
+    package: Any = value
+    if package._has_method("unpack"):
+        return tensors((package.unpack(),))
+    if not package._has_method("__getstate__"):
+        return []
+    found = packed(
+        inner := _flat(package.__getstate__())
+    )  # recurrent layers: their matrices, each with its bias
+    return found or tensors(inner)
+
+
+def _flat(state: Any) -> list[Any]:
+    """What is in a nest of tuples and lists."""
+    if not isinstance(state, list | tuple):
+        return [state]
+    return [item for inner in state for item in _flat(inner)]
 
 
 class Owners:

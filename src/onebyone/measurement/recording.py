@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from onebyone.measurement.formulas import FORMULAS
-from onebyone.measurement.owning import Owners, storage, tensors
+from onebyone.measurement.owning import Owners, packed, storage, tensors
 from onebyone.measurement.recalling import Recipe, no_functions_seen, recipe_of, signature
 from onebyone.measurement.shapes import shortcut
 from onebyone.tree import hooked
@@ -204,7 +204,8 @@ class Recorder(TorchDispatchMode):
         name = operator_name(func)
         view = getattr(func, "is_view", False) or name == "aten::_unsafe_view"
         formula = FORMULAS.get(name)
-        reads = [_seen(t) for t in _arguments(args, kwargs)]
+        inputs = _arguments(args, kwargs)
+        reads = [_seen(t) for t in (*inputs, *(packed(args) if formula else ()))]
         writes = [_seen(t) for t in written]
         if name in LOOKUPS:  # they read what they give, not all that they could
             key, table = reads[0]
