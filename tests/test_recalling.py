@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from onebyone.measurement import recording
 from onebyone.measurement.counting import Count, count
+from onebyone.measurement.memory import measure_memory
 from onebyone.measurement.recalling import recipe_of, signature
 
 aten = torch.ops.aten
@@ -130,21 +131,28 @@ def test_layers_that_recur_are_described_once(monkeypatch: pytest.MonkeyPatch) -
     assert described == 2
 
 
-def test_a_convolution_under_autocast_is_counted_in_its_type() -> None:
-    class Autocast(nn.Module):
-        """A function, and no module, inside autocast."""
+class Autocast(nn.Module):
+    """A function, and no module, inside autocast."""
 
-        def __init__(self) -> None:
-            super().__init__()
-            self.weight = nn.Parameter(torch.randn(4, 3, 3, 3))
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 3, 3, 3))
 
-        def forward(self, x: Tensor) -> Tensor:
-            with torch.autocast("cpu", dtype=torch.bfloat16):
-                return nn.functional.conv2d(x, self.weight)
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return nn.functional.conv2d(x, self.weight)
 
+
+def test_a_function_under_autocast_is_counted_in_its_type() -> None:
     found = count(Autocast(), torch.randn(1, 3, 5, 5))
     weighted = [o for o in found.operations if o.macs]
     assert [o.writes[0].dtype for o in weighted] == ["bfloat16"]
     assert weighted[0].bytes_written == 2 * 4 * 9
     assert found.notes
     assert "autocast" in found.notes[0]
+
+
+def test_memory_of_a_function_under_autocast() -> None:
+    """Weights and input, both once more in half precision, and the output in it."""
+    peak = measure_memory(Autocast(), torch.randn(1, 3, 5, 5), training=False).inference
+    assert peak.bytes == (4 + 2) * (108 + 75) + 2 * 36
