@@ -31,7 +31,7 @@ forms allocation planning plan_files
 building lockstep effort rewriting
 loading.loaded loading.layers loading.archive loading.programs loading.weights loading.zoo
 loading.factories loading.onnx_graphs loading.slimmed loading.specs loading
-windows blocks sources variants comparing
+windows chains blocks sources variants comparison comparing
 verification
 report.numbers report.words report.markup report.picture report.cards report.details
 report.text report.json report.page report.html report

@@ -12,7 +12,7 @@ from onebyone.cli.showing import progress, show
 from onebyone.cli.writing import Outputs
 
 if TYPE_CHECKING:
-    from onebyone.comparing import Comparison
+    from onebyone.comparison import Comparison
 
 BLOCK, CLOCK, OUTPUT = "The blocks", "The clock", "The result"
 
