@@ -35,8 +35,8 @@ def call(model: nn.Module, *inputs: object) -> object:
         given = f"{'inputs' if len(found) > 1 else 'an input'} of shape {shapes}"
         raise ModelError(
             f"the network fails on {given if found else 'what it is given'} "
-            f"({type(error).__name__}: {said}): give as many inputs as its forward takes, each of a "
-            "shape that suits it, images of its size and its number of channels"
+            f"({type(error).__name__}: {said}): give as many inputs as its forward takes, with the "
+            "channels and the size that suit it"
         ) from error
 
 

@@ -131,7 +131,8 @@ def random_numbers_kept() -> Iterator[None]:
     python = random.getstate()
     arrays = None if numpy is None else numpy.random.get_state()
     try:
-        with torch.random.fork_rng():
+        # All of them by name: PyTorch warns where there are several and none is named.
+        with torch.random.fork_rng(devices=list(range(torch.cuda.device_count()))):
             yield
     finally:
         random.setstate(python)

@@ -79,7 +79,8 @@ def unkept(error: Exception) -> bool:
 def _rehearsed(
     model: nn.Module, inputs: tuple[Any, ...], act: Callable[[Stage], Found]
 ) -> tuple[Found, str | None]:
-    shapes_only = any(t.is_meta for t in tree_iter(inputs) if isinstance(t, Tensor))
+    given = (*held_tensors(model), *(t for t in tree_iter(inputs) if isinstance(t, Tensor)))
+    shapes_only = any(t.is_meta for t in given)
     try:
         place = partial(_WithoutValues, shapes_only)
         with random_numbers_kept(), uncollected():
@@ -92,6 +93,9 @@ def _rehearsed(
         said = str(cause).strip().splitlines()[0] if str(cause).strip() else ""
         why = f"{type(cause).__name__}: {said}"
     with _with_values(model) as own:
+        # What has run on shapes alone so far may lie on another device than the weights.
+        weight = next(held_tensors(own), None)
+        inputs = inputs if weight is None else tree_map(partial(_beside, weight.device), inputs)
         return act(Stage(own, inputs, last=True)), (
             f"it ran on the weights' values, since it could not run on shapes alone ({why})"
         )
@@ -171,6 +175,10 @@ def _meta(value: Any) -> Any:
     if isinstance(value, nn.Parameter):
         return nn.Parameter(empty, requires_grad=value.requires_grad)
     return empty
+
+
+def _beside(device: torch.device, value: Any) -> Any:
+    return value.to(device) if isinstance(value, Tensor) else value
 
 
 def on_meta(model: nn.Module) -> nn.Module:
