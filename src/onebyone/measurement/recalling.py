@@ -83,6 +83,8 @@ def _describe(values: Sequence[Any], key: list[Any], storages: list[int]) -> boo
             key += (value.shape, value.stride(), value.dtype, memory.nbytes())
         elif kind in NUMBERS:
             key += (kind, value)
+        elif kind is list and value and type(value[0]) is int:  # schemas mix no types in lists
+            key += (list, tuple(value))
         elif kind is list or kind is tuple:
             key += (kind, len(value))
             if not _describe(value, key, storages):

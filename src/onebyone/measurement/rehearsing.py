@@ -199,11 +199,12 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     new = kind.__new__(kind)
     memo[id(module)] = new
     own = new.__dict__
+    own.update(vars(module))
     for key, value in vars(module).items():
         how = type(value)
         if how in SHARED:
-            own[key] = value
-        elif how in CONTAINERS and not value:
+            continue
+        if how in CONTAINERS and not value:
             own[key] = how()
         elif key == "_modules":
             own[key] = {k: m if m is None else _copied(m, memo) for k, m in value.items()}
@@ -213,8 +214,6 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
             own[key] = (
                 memo[id(value)] if id(value) in memo else memo.setdefault(id(value), _meta(value))
             )
-        elif how is tuple and all(type(v) in SHARED for v in value):
-            own[key] = value
-        else:
+        elif how is not tuple or not all(type(v) in SHARED for v in value):
             own[key] = copy.deepcopy(value, memo)
     return new
