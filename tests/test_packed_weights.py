@@ -12,6 +12,7 @@ import torch.ao.nn.quantized.dynamic as dynamic
 from torch import Tensor, nn
 
 import onebyone as obo
+from onebyone.measurement import counting
 from onebyone.measurement.counting import count
 
 pytestmark = [
@@ -89,3 +90,10 @@ def test_a_linear_layer_and_its_quantized_twin() -> None:
     assert after.memory is not None
     assert after.memory.weight_bytes == after.weight_bytes
     assert after.layers["0"].weight_bytes == after.weight_bytes
+
+
+def test_what_cannot_be_looked_into_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(counting, "packed", lambda package: [])
+    found = count(Quantized(fixed.Linear(4, 5)), torch.randn(*ROW))
+    assert found.params == 0
+    assert counting.CLOSED in found.notes

@@ -16,6 +16,7 @@ from onebyone.measurement.recording import Calls, Operation, Recorder, watched
 from onebyone.measurement.rehearsing import Stage, rehearse, unkept
 
 KNOWN = ("aten", "prim", "prims")  # operators of PyTorch itself
+CLOSED = "weights that are packed away in objects are not among the parameters"
 
 
 @dataclass(frozen=True)
@@ -86,15 +87,12 @@ def count(model: nn.Module, *inputs: Any, partial: bool = False) -> Count:
 
     found, note = rehearse(model, inputs, act)
     notes = () if note is None or found.failure else (note,)
-    closed = [value for m in model.modules() for value in packages(m) if not packed(value)]
-    if closed:
-        notes += ("weights that are packed away in objects are not among the parameters",)
-    return replace(found, notes=notes)
+    return replace(found, notes=(*notes, *found.notes))
 
 
 def _summed(model: nn.Module, recorder: Recorder, failure: str | None) -> Count:
     operations = tuple(recorder.operations)
-    owned = _weights(model, recorder.owners)
+    owned, closed = _weights(model, recorder.owners)
     by_layer: dict[str, list[Operation]] = {}
     for operation in operations:
         by_layer.setdefault(operation.layer, []).append(operation)
@@ -122,6 +120,7 @@ def _summed(model: nn.Module, recorder: Recorder, failure: str | None) -> Count:
         tuple(name for name in uncounted if name.split(".")[0] not in KNOWN),
         unused,
         failure,
+        (CLOSED,) if closed else (),
     )
 
 
@@ -151,11 +150,12 @@ def _kind(module: nn.Module) -> type:
     return type_before_parametrizations(module) if "parametrizations" in module._modules else own
 
 
-def _weights(model: nn.Module, owners: Owners) -> dict[str, tuple[int, int]]:
+def _weights(model: nn.Module, owners: Owners) -> tuple[dict[str, tuple[int, int]], bool]:
     """Parameters, and bytes of parameters and buffers, of each layer that has any; tied ones once.
 
-    What an int8 layer has packed away counts as its parameters.
+    What an int8 layer has packed away counts as its parameters; and whether some could not be seen.
     """
+    closed = False
     found: dict[str, tuple[int, int]] = {}
     seen: set[int] = set()
 
@@ -172,9 +172,11 @@ def _weights(model: nn.Module, owners: Owners) -> dict[str, tuple[int, int]]:
                     seen.add(id(tensor))
                     add(name, tensor, learned)
         for package in packages(module):
-            for tensor in packed(package):
+            inside = packed(package)
+            closed |= not inside
+            for tensor in inside:
                 add(packer(name), tensor, True)
-    return found
+    return found, closed
 
 
 def _layer(

@@ -40,7 +40,7 @@ def tensors(value: Any) -> list[Tensor]:
 
 def packages(module: nn.Module) -> list[Any]:
     """The objects of a module itself in which weights may be packed away."""
-    return [value for value in vars(module).values() if isinstance(value, torch.ScriptObject)]
+    return [value for value in vars(module).values() if type(value) is torch.ScriptObject]
 
 
 def packer(name: str) -> str:
