@@ -20,7 +20,7 @@ LAYOUT = """
 errors files clock conv preprocessing folders data pools demo.networks
 tree running sampling distributed
 measurement measurement.owning measurement.formulas measurement.rehearsing measurement.shapes
-measurement.recording measurement.counting measurement.timing measurement.preparing
+measurement.recalling measurement.recording measurement.counting measurement.timing measurement.preparing
 measurement.memory measurement.latency measurement.spans measurement.layers_alone
 measurement.layer_latency measurement.roofline measurement.measuring
 matching sides diffing
@@ -31,7 +31,7 @@ forms allocation planning plan_files
 building lockstep effort rewriting merging
 loading.loaded loading.layers loading.archive loading.programs loading.weights loading.zoo
 loading.factories loading.onnx_graphs loading.slimmed loading.specs loading
-windows blocks sources variants comparing
+windows chains blocks sources variants comparison comparing
 verification
 report.numbers report.words report.markup report.picture report.cards report.details
 report.text report.json report.page report.html report

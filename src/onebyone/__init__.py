@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from onebyone import blocks
-    from onebyone.comparing import Comparison, Variant, compare
+    from onebyone.comparing import compare
+    from onebyone.comparison import Comparison, Variant
     from onebyone.data import Images, open_images
     from onebyone.diffing import Difference, diff
     from onebyone.errors import OneByOneError
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Budget": "planning",
-    "Comparison": "comparing",
+    "Comparison": "comparison",
     "Decision": "planning",
     "Difference": "diffing",
     "FineTuned": "recovery.fine_tuning",
@@ -38,7 +39,7 @@ _HOMES = {
     "Recipe": "recovery.recipe",
     "Slimmed": "slimming",
     "Statistics": "statistics",
-    "Variant": "comparing",
+    "Variant": "comparison",
     "Verification": "verification",
     "blocks": "blocks",
     "compare": "comparing",
