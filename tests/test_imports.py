@@ -40,7 +40,8 @@ report.measurement_page report.comparison report.comparison_files report.compari
 report.difference_words report.difference report.difference_files report.difference_page
 exporting exporting.program exporting.onnx
 recovery recovery.recipe recovery.augmentation recovery.features recovery.normalization
-recovery.objective recovery.scoring recovery.checkpoints recovery.supply recovery.training recovery.fine_tuning
+recovery.objective recovery.scoring recovery.checkpoints recovery.supply recovery.training
+recovery.fine_tuning
 saving searching progressive recovering slimming
 __init__
 cli.values cli.signals cli.showing cli.failures cli.writing cli.originals cli.reading cli.slim
