@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from onebyone.building import skeleton
 from onebyone.conv import ConvSpec
+from onebyone.deepening.insertions import insert
 from onebyone.errors import ModelError, OneByOneError, PlanError
 from onebyone.files import PLAN, PROGRAM, WEIGHTS
 from onebyone.loading.archive import open_program
@@ -58,7 +59,7 @@ def load_folder(
         raise PlanError(f"{folder / PLAN} does not describe a saved network: it has no `model`")
     try:
         base = _architecture(plan, architecture, build)
-        model = replace_modules(base, _skeletons(base, plan))
+        model = _applied(base, plan)
     except OneByOneError as error:
         if architecture is not None:
             raise
@@ -89,7 +90,10 @@ def _changes(values: dict[str, Any]) -> dict[str, Any]:
     """What of a plan is needed to build its network again, should its folder be gone."""
     layers = [v for v in values["layers"] if v["form"] not in ("keep", "refuse")]
     dropped = ("about", "cost", "model")
-    return {k: v for k, v in values.items() if k not in dropped} | {"layers": layers, "notes": []}
+    changed = {k: v for k, v in values.items() if k not in dropped} | {"layers": layers, "notes": []}
+    if "insertions" in values:
+        changed["insertions"] = [v for v in values["insertions"] if v["kind"] != "refuse"]
+    return changed
 
 
 def _architecture(plan: Plan, architecture: nn.Module | None, build: Build) -> nn.Module:
@@ -98,12 +102,24 @@ def _architecture(plan: Plan, architecture: nn.Module | None, build: Build) -> n
     if source.get("plan") is not None:
         earlier = plan_from_json(source["plan"], "the plan of the network before")
         base = _architecture(earlier, architecture, build)
-        return replace_modules(base, _skeletons(base, earlier))
+        return _applied(base, earlier)
     if architecture is not None:
         return deep_copy(architecture)
     if not source:
         raise ModelError("its plan does not say which network it was made from")
     return build(source, plan.input_shape)
+
+
+def _applied(base: nn.Module, plan: Plan) -> nn.Module:
+    """The network with its layers replaced and the insertions in it, in place, weights not filled in."""
+    model = replace_modules(base, _skeletons(base, plan))
+    modules = modules_by_name(model)
+    for insertion in plan.insertions:
+        if not insertion.refused and insertion.place not in modules:
+            raise PlanError(
+                f"the plan's place {insertion.place!r} is not in the network it is loaded into"
+            )
+    return replace_modules(model, insert(model, plan.insertions))
 
 
 def _skeletons(model: nn.Module, plan: Plan) -> dict[str, nn.Module]:
