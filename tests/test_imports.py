@@ -18,7 +18,7 @@ ROOT = Path(onebyone.__file__).parent
 # Each module may import only those above it, also inside functions.
 LAYOUT = """
 errors files clock conv preprocessing folders data demo.networks
-tree running sampling
+tree running sampling distributed
 measurement measurement.owning measurement.formulas measurement.rehearsing measurement.shapes
 measurement.recording measurement.counting measurement.timing measurement.preparing
 measurement.memory measurement.latency measurement.spans measurement.layers_alone
@@ -39,6 +39,8 @@ report.coverage report.columns report.measurement_rows report.measurement report
 report.measurement_page report.comparison report.comparison_files report.comparison_page
 report.difference_words report.difference report.difference_files report.difference_page
 exporting exporting.program exporting.onnx
+recovery recovery.recipe recovery.augmentation recovery.features recovery.objective
+recovery.scoring recovery.checkpoints recovery.supply recovery.training recovery.fine_tuning
 saving searching slimming
 __init__
 cli.values cli.signals cli.failures cli.showing cli.writing cli.reading cli.slim cli.verify

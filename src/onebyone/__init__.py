@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from onebyone.plan_files import read_plan, write_plan
     from onebyone.planning import Budget, Decision, Plan, plan
     from onebyone.preprocessing import Preprocess
+    from onebyone.recovery.fine_tuning import FineTuned, fine_tune
+    from onebyone.recovery.recipe import Recipe
     from onebyone.rewriting import rewrite
     from onebyone.slimming import Slimmed, slim
     from onebyone.statistics import Statistics, observe
@@ -26,12 +28,14 @@ _HOMES = {
     "Comparison": "comparing",
     "Decision": "planning",
     "Difference": "diffing",
+    "FineTuned": "recovery.fine_tuning",
     "Images": "data",
     "Loaded": "loading",
     "Measurement": "measurement.measuring",
     "OneByOneError": "errors",
     "Plan": "planning",
     "Preprocess": "preprocessing",
+    "Recipe": "recovery.recipe",
     "Slimmed": "slimming",
     "Statistics": "statistics",
     "Variant": "comparing",
@@ -39,6 +43,7 @@ _HOMES = {
     "blocks": "blocks",
     "compare": "comparing",
     "diff": "diffing",
+    "fine_tune": "recovery.fine_tuning",
     "load": "loading",
     "measure": "measurement.measuring",
     "observe": "statistics",
@@ -57,12 +62,14 @@ __all__ = [
     "Comparison",
     "Decision",
     "Difference",
+    "FineTuned",
     "Images",
     "Loaded",
     "Measurement",
     "OneByOneError",
     "Plan",
     "Preprocess",
+    "Recipe",
     "Slimmed",
     "Statistics",
     "Variant",
@@ -70,6 +77,7 @@ __all__ = [
     "blocks",
     "compare",
     "diff",
+    "fine_tune",
     "load",
     "measure",
     "observe",

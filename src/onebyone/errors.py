@@ -33,3 +33,7 @@ class OutputError(OneByOneError):
 
 class MissingExtraError(OneByOneError):
     """An optional package is not installed; the message has the command that installs it."""
+
+
+class TrainingError(OneByOneError):
+    """A training that cannot start, go on or be resumed; what was reached before is kept."""

@@ -43,16 +43,7 @@ def read_folder(
     No more files are decoded than are needed. Unreadable files are skipped and named; raises
     `DataError` where no image is left, or where the normalization is not known.
     """
-    if preprocess is None:
-        raise DataError(
-            f"how the network takes pictures is not known, so {path} cannot be read: give --size "
-            "(such as 3x224x224), --mean and --std (in Python a Preprocess)"
-        )
-    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-    if not files:
-        raise DataError(
-            f"{path} holds no image: files ending in {', '.join(SUFFIXES)} are expected"
-        )
+    preprocess, files = _files(path, preprocess)
     generator = torch.Generator().manual_seed(seed)
     shuffled = [files[i] for i in torch.randperm(len(files), generator=generator).tolist()]
     kept, tensors, skipped = _decode(shuffled, preprocess, len(files) if limit is None else limit)
@@ -63,6 +54,54 @@ def read_folder(
         )
     labels, notes = _labels(path, files, kept, classes)
     return Folder(torch.stack(tensors), labels, tuple(skipped), notes)
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The image files of a folder, decoded when they are asked for."""
+
+    files: tuple[Path, ...]
+    labels: Tensor | None
+    notes: tuple[str, ...]
+    preprocess: Preprocess
+
+    def read(self, index: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Some of the images (N, C, H, W) with their labels; files that cannot be read are left out."""
+        wanted = [self.files[i] for i in index.tolist()]
+        threads = min(8, os.cpu_count() or 1)
+        with ThreadPoolExecutor(threads) as pool:
+            read = list(pool.map(lambda f: _read(f, self.preprocess), wanted))
+        kept = [i for i, result in enumerate(read) if isinstance(result, Tensor)]
+        if not kept:
+            raise DataError(
+                f"none of {len(wanted)} image files can be read, the first is {wanted[0]}: {read[0]}"
+            )
+        labels = None if self.labels is None else self.labels[index[torch.tensor(kept)]]
+        return torch.stack([r for r in read if isinstance(r, Tensor)]), labels
+
+
+def list_folder(
+    path: Path, preprocess: Preprocess | None, classes: tuple[str, ...] | None = None
+) -> Listing:
+    """The image files under `path`, none of them read; `DataError` as for `read_folder`."""
+    preprocess, files = _files(path, preprocess)
+    labels, notes = _labels(path, files, files, classes)
+    return Listing(tuple(files), labels, notes, preprocess)
+
+
+def _files(path: Path, preprocess: Preprocess | None) -> tuple[Preprocess, list[Path]]:
+    """The image files in a folder, sorted, and how to read them."""
+    if preprocess is None:
+        raise DataError(
+            f"how the network takes pictures is not known, so {path} cannot be read: give --size "
+            "(such as 3x224x224), --mean and --std (in Python a Preprocess)"
+        )
+    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    if not files:
+        raise DataError(
+            f"{path} holds no image: files ending in {', '.join(SUFFIXES)} are expected"
+        )
+    return preprocess, files
 
 
 def _decode(

@@ -1,0 +1,1 @@
+"""Recovery: fine-tune a lighter network towards its original, and towards labels."""

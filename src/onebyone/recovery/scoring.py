@@ -1,0 +1,72 @@
+"""How good a network is on held-out images: accuracy with labels, nearness to its teacher without."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from onebyone.data import Images
+from onebyone.distributed import World
+from onebyone.recovery.objective import check_labels, distance, is_logits
+from onebyone.running import output_of
+from onebyone.tree import evaluating
+
+AT_ONCE = 128
+
+
+@dataclass(frozen=True)
+class Score:
+    """On `images` held-out images: top-1 accuracy, the fraction put into the teacher's class, and the
+    loss that training would have there without features, at temperature 1; None where not known."""
+
+    images: int
+    accuracy: float | None
+    agreement: float | None
+    loss: float
+
+    @property
+    def value(self) -> tuple[float, float]:
+        """What is compared: more is better. Accuracy, else the loss; the loss between equals."""
+        return (-self.loss if self.accuracy is None else self.accuracy, -self.loss)
+
+
+def score(model: nn.Module, teacher: nn.Module | None, images: Images, world: World) -> Score:
+    """The score over all processes, each of which takes a share of the batches.
+
+    The loss is the divergence from the teacher's prediction, or the labels' cross-entropy where there
+    is no teacher, or the relative squared error of outputs that are no class logits.
+    """
+    sums = torch.zeros(5, dtype=torch.float64)  # images, labeled right, labels, agreeing, loss
+    with evaluating(model), torch.inference_mode():
+        for _, (inputs, labels) in world.share(images.batches(AT_ONCE)):
+            given = output_of(model, inputs).float()
+            wanted = None if teacher is None else output_of(teacher, inputs).float()
+            sums += _part(given, wanted, None if labels is None else labels.to(given.device))
+    world.add(sums)
+    count, right, labeled, same, loss = sums.tolist()
+    known = teacher is not None and same >= 0
+    return Score(
+        int(count), right / labeled if labeled else None, same / count if known else None,
+        loss / count,
+    )  # fmt: skip
+
+
+def _part(given: Tensor, wanted: Tensor | None, labels: Tensor | None) -> Tensor:
+    """One batch's part of the sums."""
+    count, right, labeled, same, loss = len(given), 0, 0, 0, 0.0
+    if is_logits(given):
+        log = given.log_softmax(1)
+        if labels is not None:
+            check_labels(labels, given.shape[1])
+            right, labeled = int((given.argmax(1) == labels).sum()), count
+            loss = float(F.nll_loss(log, labels, reduction="sum"))
+        if wanted is not None:
+            same = int((given.argmax(1) == wanted.argmax(1)).sum())
+            loss = float(F.kl_div(log, wanted.log_softmax(1), reduction="sum", log_target=True))
+    elif wanted is not None:
+        same = -torch.inf  # of classes there are none
+        loss = count * float(distance(given, wanted))
+    return torch.tensor([count, right, labeled, same, loss], dtype=torch.float64)

@@ -1,0 +1,167 @@
+"""Batches to train on: shuffled anew each epoch from memory or from files, or a loader's own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from onebyone.data import DEMO_FILES, Images, open_images
+from onebyone.distributed import World
+from onebyone.errors import TrainingError
+from onebyone.folders import Listing, list_folder
+from onebyone.preprocessing import Preprocess
+
+HELD_OUT_SHARE, MOST_HELD_OUT = 20, 2000
+Batch = tuple[Tensor, Tensor | None]
+
+
+class Supply(Protocol):
+    """Batches, the same ones for the same epoch; each process gets its share of them."""
+
+    steps: int  # in one epoch
+    images: int | None  # in one epoch, None where that is not known
+    held_out: Images | None
+
+    def epoch(self, number: int, first: int, world: World) -> Iterator[Batch]:
+        """This process's part of the batches of an epoch, from the `first` one on."""
+        ...
+
+
+class _Memory:
+    """Images in memory."""
+
+    def __init__(self, images: Images) -> None:
+        self.images, self.labels = images, images.labels
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def read(self, index: Tensor) -> Batch:
+        return self.images.inputs[index], None if self.labels is None else self.labels[index]
+
+
+class _Files:
+    """Images in files."""
+
+    def __init__(self, listing: Listing) -> None:
+        self.listing, self.labels = listing, listing.labels
+
+    def __len__(self) -> int:
+        return len(self.listing.files)
+
+    def read(self, index: Tensor) -> Batch:
+        return self.listing.read(index)
+
+
+class Shuffled:
+    """A permutation of the images for each epoch, cut into full batches; some are held out of it.
+
+    Batches are of `batch` images over all processes; the rest of an epoch that fills none is left
+    out of it. While one is computed with, the next one is read.
+    """
+
+    def __init__(self, source: _Memory | _Files, batch: int, held_out: int, seed: int) -> None:
+        if held_out >= len(source):
+            raise TrainingError(
+                f"{held_out:,} of {len(source):,} images cannot be held out: give more images"
+            )
+        order = torch.randperm(len(source), generator=torch.Generator().manual_seed(seed))
+        self.source, self.batch, self.seed = source, batch, seed
+        self.order = order[held_out:].sort().values
+        self.held_out = Images(*source.read(order[:held_out])) if held_out else None
+        self.images, self.steps = len(self.order), len(self.order) // batch
+        if not self.steps:
+            raise TrainingError(
+                f"{self.images:,} images fill no batch of {batch:,}: give more images, or a smaller "
+                "--batch (batch_size=)"
+            )
+
+    def epoch(self, number: int, first: int, world: World) -> Iterator[Batch]:
+        """This process's part of the batches of an epoch, from the `first` one on."""
+        generator = torch.Generator().manual_seed(hash((self.seed, number)) % (1 << 62))
+        order = self.order[torch.randperm(len(self.order), generator=generator)]
+        part = self.batch // world.size
+        begin = world.rank * part
+        index = [order[step * self.batch :][begin : begin + part] for step in range(self.steps)]
+        with ThreadPoolExecutor(1) as pool:
+            ahead: Future[Batch] | None = None
+            for step in range(first, self.steps):
+                batch = ahead.result() if ahead else self.source.read(index[step])
+                if step + 1 < self.steps and isinstance(self.source, _Files):
+                    ahead = pool.submit(self.source.read, index[step + 1])
+                yield batch
+
+
+class Given:
+    """The batches of a loader or another iterable, as they come; processes take turns."""
+
+    def __init__(self, batches: Iterable[Any], preprocess: Preprocess | None, world: World) -> None:
+        if iter(batches) is batches:
+            raise TrainingError(
+                f"{type(batches).__name__} gives its batches only once: give a DataLoader, a list of "
+                "batches, or a tensor, so that each epoch can begin anew"
+            )
+        try:
+            count = len(batches)  # type: ignore[arg-type]
+        except TypeError:
+            raise TrainingError(
+                f"{type(batches).__name__} does not say how many batches it has (no len()), which the "
+                "learning rate's course needs: give a DataLoader of a dataset with a length"
+            ) from None
+        self.batches, self.preprocess = batches, preprocess
+        self.steps, self.images, self.held_out = count // world.size, None, None
+        if not self.steps:
+            raise TrainingError(f"{count} batches are not enough for {world.size} processes")
+
+    def epoch(self, number: int, first: int, world: World) -> Iterator[Batch]:
+        """This process's part of the batches of an epoch, from the `first` one on."""
+        own = (batch for _, batch in world.share(self.batches))
+        for batch in islice(own, first, self.steps):
+            images = open_images([batch], self.preprocess)
+            yield images.inputs, images.labels
+
+
+def open_supply(
+    data: object,
+    preprocess: Preprocess | None,
+    classes: tuple[str, ...] | None,
+    batch: int,
+    held_out: bool,
+    seed: int,
+    world: World,
+) -> tuple[Supply, tuple[str, ...]]:
+    """The batches of anything that `open_images` takes, and what there is to say about them.
+
+    held_out: set some images apart, where batches are ours to make: a twentieth, 2,000 at most.
+    Raises TrainingError where the images fill no batch or the processes cannot share one.
+    """
+    if batch % world.size:
+        raise TrainingError(
+            f"a batch of {batch} images cannot be shared by {world.size} processes: give a batch size "
+            f"that {world.size} divides, such as {batch // world.size * world.size or world.size}"
+        )
+    source: _Memory | _Files
+    notes: tuple[str, ...] = ()
+    if isinstance(data, str | Path) and str(data) not in DEMO_FILES and Path(data).is_dir():
+        listing = list_folder(Path(data), preprocess, classes)
+        source, notes = _Files(listing), listing.notes
+    elif _is_batches(data):
+        return Given(data, preprocess, world), notes  # type: ignore[arg-type]
+    else:
+        images = open_images(data, preprocess, classes=classes)
+        source, notes = _Memory(images), images.notes
+    apart = min(MOST_HELD_OUT, max(1, len(source) // HELD_OUT_SHARE)) if held_out else 0
+    return Shuffled(source, batch, apart, seed), notes
+
+
+def _is_batches(data: object) -> bool:
+    """Whether data is an iterable of batches rather than images at hand, or their place."""
+    if isinstance(data, str | Path | Images | Tensor | dict) or not isinstance(data, Iterable):
+        return False
+    return not (hasattr(data, "__array__") or isinstance(data, tuple))

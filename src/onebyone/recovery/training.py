@@ -1,0 +1,342 @@
+"""The training loop: steps, measurements on the way, the best so far, checkpoints."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
+
+from onebyone.data import Images
+from onebyone.distributed import World, losses_told
+from onebyone.errors import TrainingError
+from onebyone.recovery.augmentation import augmented
+from onebyone.recovery.checkpoints import (
+    Checkpoint,
+    fill_optimizer,
+    optimizer_tensors,
+    read_checkpoint,
+    write_checkpoint,
+)
+from onebyone.recovery.objective import Objective
+from onebyone.recovery.recipe import Recipe
+from onebyone.recovery.scoring import Score, score
+from onebyone.recovery.supply import Supply
+from onebyone.running import suited
+
+CHECKPOINT_SECONDS = 300.0
+TELL_SECONDS = 0.25
+SMOOTH = 0.95  # of the loss that is shown
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A measurement on the way: after `epoch` epochs and `images` images of training.
+
+    `loss` is the mean training loss since the one before, None at the start; `score` is of the
+    averaged weights on the held-out images, None where there are none.
+    """
+
+    epoch: float
+    images: int
+    loss: float | None
+    score: Score | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Status:
+    """How far a training is; `accuracy` is that on training images, None without labels."""
+
+    epoch: float
+    epochs: float
+    loss: float
+    accuracy: float | None
+    images_per_second: float
+    seconds_left: float
+
+    @property
+    def done(self) -> float:
+        """The fraction done."""
+        return self.epoch / self.epochs
+
+
+class Training:
+    """One training under way, and all that a checkpoint of it holds.
+
+    `student` is changed; what is measured and kept is `average`, its exponential moving average
+    (Polyak & Juditsky 1992) with a decay that begins low: min(decay, (1 + n) / (10 + n)).
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        objective: Objective,
+        recipe: Recipe,
+        supply: Supply,
+        held_out: Images | None,
+        precision: torch.dtype,
+        world: World,
+    ) -> None:
+        self.student, self.objective, self.recipe = student, objective, recipe
+        self.supply, self.held_out, self.world = supply, held_out, world
+        self.precision = precision
+        self.optimizer = _optimizer(student, recipe)
+        self.average = AveragedModel(student, multi_avg_fn=_averager(recipe), use_buffers=True)
+        self.steps = max(1, round(recipe.epochs * supply.steps))
+        self.step, self.images, self.waited = 0, 0, 0
+        self.measured: list[Measured] = []
+        self.best: dict[str, Tensor] = {}
+        self.began = time.perf_counter()
+        self.spent = 0.0  # seconds before this process went on from a checkpoint
+        self._shown = _Shown()
+
+    @property
+    def seconds(self) -> float:
+        """Of training so far, over all processes that worked at it one after the other."""
+        return self.spent + time.perf_counter() - self.began
+
+    def run(self, checkpoint: Path | None, tell: Callable[[Status], None]) -> str | None:
+        """Train to the end; the reason where it stopped before. TrainingError where it diverged."""
+        if not self.measured:
+            self.measure(None)
+        every = max(1, round(self.recipe.measure_every * self.supply.steps))
+        saved, told = time.perf_counter(), 0.0
+        total, count = 0.0, 0
+        for inputs, labels in self._batches():
+            value = self._step(inputs, labels)
+            total, count = total + value, count + 1
+            self.step += 1
+            now = time.perf_counter()
+            if now - told > TELL_SECONDS or self.step == self.steps:
+                told = now
+                tell(self._status())
+            measuring = self.step % every == 0 or self.step == self.steps
+            if measuring:
+                self.measure(total / count)
+                total, count = 0.0, 0
+            if checkpoint and (measuring or now - saved > CHECKPOINT_SECONDS):
+                self.save(checkpoint)
+                saved = now
+            if measuring and self.recipe.patience and self.waited >= self.recipe.patience:
+                return f"no better measurement in the last {self.waited}"
+        return None
+
+    def _batches(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """The batches that are left, over the epochs."""
+        while self.step < self.steps:
+            number, first = divmod(self.step, self.supply.steps)
+            before = self.step
+            for batch in self.supply.epoch(number, first, self.world):
+                yield batch
+                if self.step >= self.steps:
+                    return
+            if self.step == before:
+                raise TrainingError(f"the data gave no batch in epoch {number + 1}")
+
+    def _step(self, inputs: Tensor, labels: Tensor | None) -> float:
+        """One step; the loss."""
+        recipe = self.recipe
+        # Random numbers depend on the step alone, so that a resumed training draws the same.
+        seed = hash((recipe.seed, self.step, self.world.rank)) % (1 << 62)
+        torch.manual_seed(seed)
+        changed = augmented(inputs, recipe.augment, torch.Generator().manual_seed(seed))
+        ready = suited(self.student, changed)
+        if recipe.channels_last and ready.ndim == 4:
+            ready = ready.contiguous(memory_format=torch.channels_last)
+        for group in self.optimizer.param_groups:
+            group["lr"] = recipe.rate_at(self.step, self.steps)
+        with _precision(ready.device, self.precision):
+            loss = self.objective.loss(ready, None if labels is None else labels.to(ready.device))
+        self.optimizer.zero_grad(set_to_none=True)
+        with losses_told():
+            loss.value.backward()
+        self._check(loss.value, self._clip())
+        self.optimizer.step()
+        self.average.update_parameters(self.student)
+        self.images += len(inputs) * self.world.size
+        value = float(loss.value.detach())
+        self._shown.add(value, None if loss.right is None else int(loss.right), len(inputs))
+        return value
+
+    def _clip(self) -> Tensor:
+        """Bound the norm of the gradient; the norm before."""
+        most = self.recipe.clip or torch.inf
+        parameters = [p for p in self.student.parameters() if p.grad is not None]
+        return nn.utils.clip_grad_norm_(parameters, most)
+
+    def _check(self, loss: Tensor, norm: Tensor) -> None:
+        # Over several processes the gradients are the same, so all of them see it.
+        if not (loss.isfinite() and norm.isfinite()):
+            epoch = self.step / self.supply.steps
+            raise TrainingError(
+                f"the loss or its gradient became {loss.item():g} (norm {float(norm):g}) at step "
+                f"{self.step + 1:,} of {self.steps:,} (epoch {epoch:.2f}), learning rate "
+                f"{self.recipe.rate_at(self.step, self.steps):g}: give a lower learning rate, or "
+                "precision float32"
+            )
+
+    def measure(self, loss: float | None) -> None:
+        """Score the averaged weights, and keep them where they are the best so far."""
+        self._agree()
+        network = self.average.module
+        found = None
+        if self.held_out is not None:
+            found = score(network, self.objective.teacher, self.held_out, self.world)
+        before = max((m.score.value for m in self.measured if m.score), default=None)
+        epoch = self.step / self.supply.steps
+        self.measured.append(Measured(epoch, self.images, loss, found, self.seconds))
+        if found is None or before is None or found.value > before:
+            self.best = {k: t.detach().clone() for k, t in network.state_dict().items()}
+            self.waited = 0
+        else:
+            self.waited += 1
+
+    def _agree(self) -> None:
+        """The buffers of all processes (BatchNorm's statistics) become their mean."""
+        if self.world.size > 1:
+            for buffer in (*self.student.buffers(), *self.average.module.buffers()):
+                if buffer.is_floating_point():
+                    self.world.add(buffer)
+                    buffer.div_(self.world.size)
+
+    def _status(self) -> Status:
+        shown, left = self._shown, self.steps - self.step
+        rate = shown.steps / max(1e-9, time.perf_counter() - shown.began)
+        return Status(
+            self.step / self.supply.steps, self.steps / self.supply.steps, shown.loss,
+            shown.accuracy, rate * self.recipe.batch_size, left / rate if rate else 0.0,
+        )  # fmt: skip
+
+    def save(self, path: Path) -> None:
+        """Write a checkpoint; only the leading process does."""
+        if not self.world.leads:
+            return
+        parts = {
+            "student": self.student.state_dict(), "average": self.average.state_dict(),
+            "best": self.best, "optimizer": optimizer_tensors(self.optimizer),
+        }  # fmt: skip
+        tensors = {f"{part}/{k}": t for part, held in parts.items() for k, t in held.items()}
+        about = {
+            "recipe": self.recipe.to_json(), "step": self.step, "steps": self.steps,
+            "images": self.images, "waited": self.waited, "seconds": self.seconds,
+            "precision": str(self.precision), "world": self.world.size,
+            "measured": [asdict(m) for m in self.measured],
+        }  # fmt: skip
+        write_checkpoint(path, Checkpoint(tensors, about))
+
+    def resume(self, path: Path) -> None:
+        """Go on where a checkpoint was written; TrainingError where it is of another training."""
+        found = read_checkpoint(path)
+        about = found.about
+        _check_same(found, self, path)
+        self.student.load_state_dict(found.part("student"))
+        self.average.load_state_dict(found.part("average"))
+        fill_optimizer(self.optimizer, found.part("optimizer"))
+        self.best = found.part("best")
+        self.step, self.images, self.waited = about["step"], about["images"], about["waited"]
+        self.spent = about["seconds"]
+        self.precision = getattr(torch, about["precision"].removeprefix("torch."))
+        self.measured = [_measured(m) for m in about["measured"]]
+
+
+class _Shown:
+    """What the progress shows: loss and accuracy as moving averages, and the pace."""
+
+    def __init__(self) -> None:
+        self.began, self.steps = time.perf_counter(), 0
+        self.loss, self.accuracy = 0.0, None
+
+    def add(self, loss: float, right: int | None, images: int) -> None:
+        """One step."""
+        keep = SMOOTH if self.steps else 0.0
+        self.loss = keep * self.loss + (1 - keep) * loss
+        if right is not None:
+            before = right / images if self.accuracy is None else self.accuracy
+            self.accuracy: float | None = keep * before + (1 - keep) * right / images
+        self.steps += 1
+
+
+def share(student: nn.Module, world: World) -> Callable[[Tensor], object]:
+    """What to call for a pass whose gradients become the mean over all processes."""
+    if world.size == 1:
+        return student
+    device = next(student.parameters()).device
+    with losses_told():
+        wrapped = DistributedDataParallel(
+            student, device_ids=[device.index] if device.type == "cuda" else None,
+            broadcast_buffers=False,
+        )  # fmt: skip
+
+    def run(inputs: Tensor) -> object:
+        with losses_told():
+            return wrapped(inputs)
+
+    return run
+
+
+def _optimizer(student: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """Weights decay; biases and normalization do not."""
+    parameters = [p for p in student.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": recipe.decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=recipe.rate)
+    nesterov = recipe.momentum > 0
+    return torch.optim.SGD(groups, lr=recipe.rate, momentum=recipe.momentum, nesterov=nesterov)
+
+
+def _averager(recipe: Recipe) -> Callable[..., None]:
+    """New averages of all tensors at once; whole numbers are copied."""
+
+    def update(averages: list[Tensor], values: list[Tensor], steps: Tensor | int) -> None:
+        count = int(steps)
+        keep = min(recipe.average, (1 + count) / (10 + count)) if recipe.average else 0.0
+        if averages and averages[0].is_floating_point():
+            torch._foreach_lerp_(averages, values, 1 - keep)
+        else:
+            torch._foreach_copy_(averages, values)
+
+    return update
+
+
+@contextmanager
+def _precision(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """Convolutions and matrix products in this type."""
+    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        yield
+
+
+def _check_same(found: Checkpoint, training: Training, path: Path) -> None:
+    own = {k: tuple(t.shape) for k, t in training.student.state_dict().items()}
+    other = {k: tuple(t.shape) for k, t in found.part("student").items()}
+    if own != other:
+        names = [n for n in {**own, **other} if own.get(n) != other.get(n)]
+        raise TrainingError(
+            f"the checkpoint {path} is of another network: {names[0]} is "
+            f"{other.get(names[0], 'absent')} there and {own.get(names[0], 'absent')} here "
+            f"({len(names)} differ); start without --resume (resume=False)"
+        )
+    mine, theirs = training.recipe.to_json(), found.about["recipe"]
+    differ = [f"{k} {theirs.get(k)!r}, now {mine[k]!r}" for k in mine if theirs.get(k) != mine[k]]
+    if found.about["steps"] != training.steps:
+        differ.append(f"{found.about['steps']:,} steps in all, now {training.steps:,}")
+    if differ:
+        raise TrainingError(
+            f"the checkpoint {path} was made with {'; '.join(differ)}: give the same, or start "
+            "without --resume (resume=False)"
+        )
+
+
+def _measured(values: dict) -> Measured:
+    found = values["score"]
+    return Measured(**(values | {"score": Score(**found) if found else None}))
