@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +24,20 @@ from torch import Tensor, nn
 import onebyone as obo
 from onebyone.data import Images
 from onebyone.deepening.insertions import Insertion, insert
-from onebyone.deepening.probing import Loss, _borrow, _in_order, distillation, probe
+from onebyone.deepening.probing import RECIPE, _borrow, _in_order, probe
+from onebyone.recovery.objective import Objective
 from onebyone.tree import deep_copy, replace_modules
 
-HELD_OUT = 4000
+Loss = Callable[[nn.Module, Tensor, Tensor | None], Tensor]
+
+
+def against(teacher: nn.Module) -> Loss:
+    """The loss of the probe, for any student."""
+
+    def loss(student: nn.Module, inputs: Tensor, labels: Tensor | None) -> Tensor:
+        return Objective(student, teacher, RECIPE, inputs[:1]).loss(inputs, labels).value
+
+    return loss
 
 
 def with_one(model: nn.Module, insertions: tuple[Insertion, ...], seed: int) -> nn.Module:
@@ -119,7 +130,8 @@ def gradients(
         s = s + damp * s.diagonal().mean() * torch.eye(len(s))
         a, b = a.flatten(1), b.flatten(1)
         natural.append(float((a * torch.linalg.solve(s, b) @ torch.linalg.inv(h)).sum()) / 2)
-    return {"squared gradient": plain, "natural gradient": natural}
+    signs = [float((a.sign() * b + b.sign() * a).sum()) / 2 for a, b in zip(*sums, strict=True)]
+    return {"squared gradient": plain, "sign of gradient": signs, "natural gradient": natural}
 
 
 def candidates(model: nn.Module, example: Tensor, widths: list[float]) -> list[Insertion]:
@@ -140,6 +152,8 @@ def main() -> None:
     parser.add_argument("--macs", type=float, default=0.4, help="left by slimming")
     parser.add_argument("--widths", type=float, nargs="+", default=[0.5], help="of the channels")
     parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--held-out", type=int, default=4000)
+    parser.add_argument("--kinds", nargs="+", default=["bottleneck", "pointwise"])
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rate", type=float, default=0.02)
     parser.add_argument("--rates", type=float, nargs="+", default=[2e-4], help="of the probe")
@@ -151,13 +165,13 @@ def main() -> None:
         loaded.model, obo.open_images("demo"), macs=args.macs, held_out=0, latency=False
     ).model
     images = Images(*read_split(args.data, "train"))
-    images, held_out = images.split(HELD_OUT, 0)
-    loss = distillation(loaded.model)
-    found = candidates(slimmed, loaded.example, args.widths)
+    images, held_out = images.split(args.held_out, 0)
+    loss = against(loaded.model.requires_grad_(False))
+    found = [c for c in candidates(slimmed, loaded.example, args.widths) if c.kind in args.kinds]
     scores: dict[str, list[float]] = {}
     began = time.perf_counter()
     for rate in args.rates:
-        runs = [probe(slimmed, found, images, loss, rate=rate, seed=s) for s in range(args.seeds)]
+        runs = [probe(slimmed, found, images, loaded.model, rate=rate, seed=s) for s in range(args.seeds)]
         scores[f"probe {rate:g}"] = [float(np.mean(v)) for v in zip(*runs, strict=True)]
     print(f"the probe takes {(time.perf_counter() - began) / args.seeds:.1f} s")
     scores |= gradients(slimmed, found, images, loss, 24, 0)

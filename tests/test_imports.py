@@ -27,6 +27,8 @@ matching sides diffing
 factorize factorize.metric factorize.least_squares factorize.reduced_rank factorize.squeeze
 factorize.alternate factorize.fit
 surveying statistics
+deepening deepening.insertions deepening.files deepening.flow deepening.places deepening.candidates
+deepening.filling
 forms allocation planning plan_files
 building lockstep effort rewriting
 loading.loaded loading.layers loading.archive loading.programs loading.weights loading.zoo
@@ -41,10 +43,11 @@ report.difference_words report.difference report.difference_files report.differe
 exporting exporting.program exporting.onnx
 recovery recovery.recipe recovery.augmentation recovery.features recovery.objective
 recovery.scoring recovery.checkpoints recovery.supply recovery.training recovery.fine_tuning
+deepening.probing deepening.deepening
 saving searching slimming
 __init__
 cli.values cli.signals cli.failures cli.showing cli.writing cli.reading cli.slim cli.verify
-cli.measure cli.compare cli.diff cli.demo cli.app cli
+cli.measure cli.compare cli.diff cli.demo cli.deepen cli.app cli
 __main__
 """
 ORDER = [str(name) for name in LAYOUT.split()]
@@ -161,7 +164,7 @@ def test_the_import_is_instant() -> None:
     assert "torch" in heavy_modules("import onebyone; onebyone.slim")
 
 
-COMMANDS = ("slim", "verify", "measure", "compare", "diff", "demo")
+COMMANDS = ("slim", "verify", "measure", "compare", "deepen", "diff", "demo")
 
 
 @pytest.mark.parametrize("command", [[], *([c] for c in COMMANDS)])

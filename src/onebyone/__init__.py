@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from onebyone import blocks
     from onebyone.comparing import Comparison, Variant, compare
     from onebyone.data import Images, open_images
+    from onebyone.deepening.deepening import Deepened, deepen
     from onebyone.diffing import Difference, diff
     from onebyone.errors import OneByOneError
     from onebyone.loading import Loaded, load
@@ -27,6 +28,7 @@ _HOMES = {
     "Budget": "planning",
     "Comparison": "comparing",
     "Decision": "planning",
+    "Deepened": "deepening.deepening",
     "Difference": "diffing",
     "FineTuned": "recovery.fine_tuning",
     "Images": "data",
@@ -42,6 +44,7 @@ _HOMES = {
     "Verification": "verification",
     "blocks": "blocks",
     "compare": "comparing",
+    "deepen": "deepening.deepening",
     "diff": "diffing",
     "fine_tune": "recovery.fine_tuning",
     "load": "loading",
@@ -61,6 +64,7 @@ __all__ = [
     "Budget",
     "Comparison",
     "Decision",
+    "Deepened",
     "Difference",
     "FineTuned",
     "Images",
@@ -76,6 +80,7 @@ __all__ = [
     "Verification",
     "blocks",
     "compare",
+    "deepen",
     "diff",
     "fine_tune",
     "load",

@@ -35,8 +35,8 @@ class Place:
     """A module behind which something can be inserted, with one image's output (channels, *size).
 
     `where` is `blocks` for a feature map that a block can read, `halves` for the thin middle of a
-    factorized layer; `kind` is what made the map (`flow`). `activation` is the module's own where it is one that is known, `refusal` why
-    the place takes nothing.
+    factorized layer; `kind` is what made the map (`flow`); `activation` is the module's own where it
+    is one that is known; `refusal` is why the place takes nothing.
     """
 
     module: str
@@ -58,13 +58,16 @@ def find_places(model: nn.Module, image: Tensor) -> tuple[Place, ...]:
 
     model: already borrowed (eval mode); image: (1, C, …). A block goes behind the last module of a
     chain of convolution, normalization and activation; where such a chain ends in a sum, behind the
-    sum's activation, or else behind the module that returns the sum. Raises ModelError where the
-    network fails on the image.
+    sum's activation, or else behind the module that returns the sum. Between the halves of a
+    factorized layer, whose map is thin and not yet activated, there is room for a PReLU alone.
+    Raises ModelError where the network fails on the image.
     """
     image = suited(model, image)
     flow = watch(model, image)
     modules = modules_by_name(model)
-    found = _blocks(flow, modules) + _halves(flow, modules)
+    halves = _halves(flow, modules)
+    thin = {place.module for _, place in halves}
+    found = [(n, p) for n, p in _blocks(flow, modules) if p.module not in thin] + halves
     names = [p.module for _, p in found if p.refusal is None and p.module]
     read = used_otherwise(model, names, image)
     order = sorted(found, key=lambda item: item[0])

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from onebyone.data import Images
 from onebyone.deepening.insertions import Insertion, insert
 from onebyone.errors import ModelError
-from onebyone.running import first_output, suited
-from onebyone.tree import deep_copy, random_state, replace_modules
+from onebyone.recovery.objective import Objective
+from onebyone.recovery.recipe import Recipe
+from onebyone.running import suited
+from onebyone.tree import deep_copy, evaluating, random_state, replace_modules
 
 BATCHES, BATCH = 24, 64
 RATE = 2e-4  # of Adam: all insertions move at once, so that each moves little
-Loss = Callable[[nn.Module, Tensor, Tensor | None], Tensor]
+# Half of the loss looks at labels, where there are any: depth is for what the reference cannot do.
+RECIPE = Recipe(soft=0.5, features=0.0)
 
 
 @dataclass(frozen=True)
@@ -32,8 +35,9 @@ def probe(
     model: nn.Module,
     insertions: Sequence[Insertion],
     images: Images,
-    loss: Loss,
+    teacher: nn.Module | None,
     *,
+    recipe: Recipe = RECIPE,
     batches: int = BATCHES,
     batch: int = BATCH,
     rate: float = RATE,
@@ -49,19 +53,22 @@ def probe(
     """
     if not insertions:
         return ()
-    with random_state(seed) as generator:
+    with random_state(seed) as generator, ExitStack() as borrowed:
         trial = deep_copy(model)
         made = insert(trial, tuple(insertions), seed)
         blocks = _in_order(made, insertions)
         trial = replace_modules(trial, made)
         groups = _borrow(trial, blocks)
+        if teacher is not None:
+            borrowed.enter_context(evaluating(teacher))
+        objective = borrowed.enter_context(Objective(trial, teacher, recipe, images.inputs[:1]))
         earned = torch.zeros(len(groups), dtype=torch.float64)
         optimizer = torch.optim.Adam([p for g in groups for p in g.parameters], lr=rate)
         for step in range(batches + 1):
             chosen = torch.randint(len(images), (min(batch, len(images)),), generator=generator)
             labels = None if images.labels is None else images.labels[chosen]
             optimizer.zero_grad(set_to_none=False)
-            value = loss(trial, suited(trial, images.inputs[chosen]), labels)
+            value = objective.loss(*_batch(trial, images.inputs[chosen], labels)).value
             _check(value, step)
             value.backward()
             if step:
@@ -73,6 +80,14 @@ def probe(
             if progress is not None:
                 progress((step + 1) / (batches + 1))
     return tuple(earned.tolist())
+
+
+def _batch(
+    model: nn.Module, inputs: Tensor, labels: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """On the device, and in the dtype, of the network."""
+    inputs = suited(model, inputs)
+    return inputs, None if labels is None else labels.to(inputs.device)
 
 
 def _in_order(made: dict[str, nn.Module], insertions: Sequence[Insertion]) -> list[nn.Module]:
@@ -112,33 +127,3 @@ def _check(loss: Tensor, step: int) -> None:
             f"the loss is {float(loss.detach())} at batch {step + 1} of the probe: check the images' "
             "normalization and the networks' weights, or run them in float32"
         )
-
-
-def distillation(teacher: nn.Module, temperature: float = 4.0, hard: float = 0.5) -> Loss:
-    """The loss that the probe takes: softened predictions of the teacher, and labels where there are any.
-
-    T²·KL(teacher ‖ student) at temperature T (Hinton et al. 2015), mixed with the cross-entropy of the
-    labels; for an output that is not (N, classes) the squared error relative to the teacher's.
-    """
-
-    def loss(student: nn.Module, inputs: Tensor, labels: Tensor | None) -> Tensor:
-        with torch.no_grad():
-            wanted = first_output(teacher(suited(teacher, inputs))).float()
-        given = first_output(student(inputs)).float()
-        wanted = wanted.to(given.device)
-        if given.shape != wanted.shape:
-            raise ModelError(
-                f"the network returns {tuple(given.shape)} and the reference {tuple(wanted.shape)}: "
-                "give as reference the network that it was made from"
-            )
-        if given.ndim != 2 or given.shape[1] < 2:
-            return F.mse_loss(given, wanted) / wanted.square().mean().clamp_min(1e-30)
-        soft = F.kl_div(
-            (given / temperature).log_softmax(1), (wanted / temperature).softmax(1),
-            reduction="batchmean",
-        ) * temperature**2  # fmt: skip
-        if labels is None:
-            return soft
-        return (1 - hard) * soft + hard * F.cross_entropy(given, labels.to(given.device))
-
-    return loss

@@ -19,7 +19,7 @@ from onebyone.loading.archive import open_program
 from onebyone.loading.loaded import Loaded, example_of
 from onebyone.loading.programs import module_of
 from onebyone.loading.weights import fit_weights, read_weights
-from onebyone.plan_files import SCHEMA, plan_from_json
+from onebyone.plan_files import SCHEMA, plan_from_json, plan_to_json
 from onebyone.planning import Plan
 from onebyone.preprocessing import Preprocess
 from onebyone.tree import deep_copy, modules_by_name, replace_modules
@@ -84,6 +84,15 @@ def _read_plan(folder: Path) -> dict[str, Any]:
         return json.loads((folder / PLAN).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise PlanError(f"{folder / PLAN} cannot be read: {error}") from error
+
+
+def as_source(made: Mapping[str, Any] | Plan | None) -> dict[str, Any] | None:
+    """Where a network came from: as given, or the plan that made it with what that was made from."""
+    if not isinstance(made, Plan):
+        return None if made is None else dict(made)
+    if made.source is None:
+        return None
+    return dict(made.source) | {"plan": _changes(plan_to_json(made))}
 
 
 def _changes(values: dict[str, Any]) -> dict[str, Any]:
