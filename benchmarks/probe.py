@@ -75,7 +75,12 @@ def mean_loss(model: nn.Module, images: Images, loss: Loss) -> float:
 
 
 def gradients(
-    model: nn.Module, insertions: list[Insertion], images: Images, loss: Loss, batches: int, seed: int
+    model: nn.Module,
+    insertions: list[Insertion],
+    images: Images,
+    loss: Loss,
+    batches: int,
+    seed: int,
 ) -> dict[str, list[float]]:
     """Scores from gradients at the start alone.
 
@@ -88,7 +93,10 @@ def gradients(
     blocks = _in_order(made, insertions)
     trial = replace_modules(trial, made)
     _borrow(trial, blocks)
-    zero = [b.body.expand if i.kind == "bottleneck" else b for b, i in zip(blocks, insertions, strict=True)]
+    zero = [
+        b.body.expand if i.kind == "bottleneck" else b
+        for b, i in zip(blocks, insertions, strict=True)
+    ]
     first = [next(z.parameters()) for z in zero]
     sums = [[torch.zeros_like(w) for w in first] for _ in range(2)]
     inside: dict[int, Tensor] = {}
@@ -171,7 +179,10 @@ def main() -> None:
     scores: dict[str, list[float]] = {}
     began = time.perf_counter()
     for rate in args.rates:
-        runs = [probe(slimmed, found, images, loaded.model, rate=rate, seed=s) for s in range(args.seeds)]
+        runs = [
+            probe(slimmed, found, images, loaded.model, rate=rate, seed=s)
+            for s in range(args.seeds)
+        ]
         scores[f"probe {rate:g}"] = [float(np.mean(v)) for v in zip(*runs, strict=True)]
     print(f"the probe takes {(time.perf_counter() - began) / args.seeds:.1f} s")
     scores |= gradients(slimmed, found, images, loss, 24, 0)

@@ -36,15 +36,14 @@ loading.factories loading.onnx_graphs loading.slimmed loading.specs loading
 windows blocks sources variants comparing
 verification
 report.numbers report.words report.markup report.picture report.cards report.details
-report.text report.json report.page report.html report
+report.insertions report.text report.json report.page report.html report
 report.coverage report.columns report.measurement_rows report.measurement report.measurement_files
 report.measurement_page report.comparison report.comparison_files report.comparison_page
 report.difference_words report.difference report.difference_files report.difference_page
 exporting exporting.program exporting.onnx
 recovery recovery.recipe recovery.augmentation recovery.features recovery.objective
 recovery.scoring recovery.checkpoints recovery.supply recovery.training recovery.fine_tuning
-deepening.probing deepening.deepening
-saving searching slimming
+saving deepening.probing deepening.deepening searching slimming
 __init__
 cli.values cli.signals cli.failures cli.showing cli.writing cli.reading cli.slim cli.verify
 cli.measure cli.compare cli.diff cli.demo cli.deepen cli.app cli

@@ -46,7 +46,7 @@ def verify(
     latency: Annotated[bool, typer.Option(help="Time both networks on this machine.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    """Compare a slimmed network with its original once more.
+    """Compare a slimmed or deepened network with its original once more.
 
     \b
     Examples:
@@ -59,7 +59,7 @@ def verify(
             tell("load", 0)
             from onebyone.errors import ModelError
             from onebyone.files import PLAN
-            from onebyone.loading.slimmed import is_slimmed
+            from onebyone.loading.slimmed import is_slimmed, root_source
             from onebyone.plan_files import read_plan
             from onebyone.report import summary, to_json
             from onebyone.verification import verify as compare
@@ -71,7 +71,9 @@ def verify(
                     "wrote"
                 )
             plan = read_plan(folder / PLAN)
-            spec, weights = _original(folder, plan.source or {}, original, weights, trust)
+            # A deepened network stands beside the first original, whose cost it may have.
+            source = root_source(plan.source) if plan.reference else plan.source or {}
+            spec, weights = original_of(folder, source, original, weights, trust)
             slimmed = read_model(str(folder), None, None, trust)
             before = read_model(spec, weights, tuple(plan.input_shape), trust)
             tell("load", 1)
@@ -92,7 +94,7 @@ def verify(
             show(summary(result, plan))
 
 
-def _original(
+def original_of(
     folder: Path, source: dict[str, Any], given: str | None, weights: str | None, trust: bool
 ) -> tuple[str, str | None]:
     """The original's spec and weights; ModelError where they are not known, or would run code."""

@@ -139,9 +139,7 @@ def inserted(model: nn.Module, found: tuple[Insertion, ...], seed: int = 0) -> n
     return replace_modules(copy, insert(copy, found, seed))
 
 
-def _equal(
-    model: nn.Module, image: Tensor, expected: list[Tensor], found: list[Insertion]
-) -> bool:
+def _equal(model: nn.Module, image: Tensor, expected: list[Tensor], found: list[Insertion]) -> bool:
     with torch.no_grad():
         try:
             given = list(tensors_in(call(inserted(model, tuple(found)), image)))

@@ -37,7 +37,9 @@ RULE = (
     "each round those with the cheapest MACs for a parameter first"
 )
 HELD_OUT_SHARE = 20
-NOTHING_GAINED = "the probe measured no gain anywhere, so insertions are spread by the rule instead: "
+NOTHING_GAINED = (
+    "the probe measured no gain anywhere, so insertions are spread by the rule instead: "
+)
 
 
 @dataclass(frozen=True)
@@ -243,7 +245,7 @@ def _probed(images: Images, batches: int) -> str:
     what = "labels and the reference's outputs" if images.labels is not None else "the reference"
     return (
         f"places were chosen by a probe of {batches} batches of {min(BATCH, len(images))} images, "
-        f"towards {what}: the score is the fall of the loss that it credits to each insertion"
+        f"towards {what}: the score is the fall of the loss that the first step of training promises"
     )
 
 
@@ -274,9 +276,7 @@ def _left_over(room: Room) -> str:
     return " and ".join(f"{n:,} {word}" for n, word in parts if n is not None)
 
 
-def _left(
-    found: tuple[Insertion, ...], chosen: tuple[Insertion, ...]
-) -> tuple[Insertion, ...]:
+def _left(found: tuple[Insertion, ...], chosen: tuple[Insertion, ...]) -> tuple[Insertion, ...]:
     """What is not inserted, each with why."""
     taken = {(i.place, i.kind) for i in chosen}
     left: dict[tuple[str, str], Insertion] = {}

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 
 from onebyone.deepening.insertions import Insertion
 
-MOST = 8  # insertions of one kind behind one module
-AGAIN = 0.5  # what a further one is worth beside the one before it
+MOST = {"bottleneck": 8, "pointwise": 1, "prelu": 1}  # behind one module
+AGAIN = 0.5  # what a further block is worth beside the one before it
 
 
 @dataclass(frozen=True)
@@ -46,14 +46,14 @@ def price(insertion: Insertion, room: Room) -> float:
 def by_gain(found: Sequence[Insertion], room: Room) -> list[Insertion]:
     """The most gain for its price first, again and again, until nothing fits any more.
 
-    A further insertion of the same kind at the same place counts half as much as the one before, since
-    they do the same work. A bottleneck that is too large for what is left is made narrower.
+    A further block at the same place counts half as much as the one before, since they do the same
+    work. A bottleneck that is too large for what is left is made narrower.
     """
     usable = [i for i in found if not i.refused and (i.score or 0) > 0]
-    times: Counter[tuple[str, str]] = Counter()
+    times: Counter[str] = Counter()
 
     def worth(insertion: Insertion) -> float:
-        score = (insertion.score or 0) * AGAIN ** times[insertion.place, insertion.kind]
+        score = (insertion.score or 0) * AGAIN ** times[insertion.place]
         return score / price(insertion, room)
 
     return _fill(usable, room, times, worth)
@@ -62,16 +62,13 @@ def by_gain(found: Sequence[Insertion], room: Room) -> list[Insertion]:
 def by_rule(found: Sequence[Insertion], room: Room) -> list[Insertion]:
     """Bottlenecks spread over the network: one at each place before a second one anywhere.
 
-    In each round the cheapest MACs for a parameter come first, and places behind an activation or a sum
-    before the others.
+    In each round the cheapest MACs for a parameter come first.
     """
     usable = [i for i in found if i.kind == "bottleneck"]
-    times: Counter[tuple[str, str]] = Counter()
+    times: Counter[str] = Counter()
 
     def worth(insertion: Insertion) -> float:
-        return -times[insertion.place, insertion.kind] + insertion.params / (
-            insertion.params + insertion.macs
-        )
+        return -times[insertion.place] + insertion.params / (insertion.params + insertion.macs)
 
     return _fill(usable, room, times, worth)
 
@@ -79,21 +76,21 @@ def by_rule(found: Sequence[Insertion], room: Room) -> list[Insertion]:
 def _fill(
     usable: list[Insertion],
     room: Room,
-    times: Counter[tuple[str, str]],
+    times: Counter[str],
     worth: Callable[[Insertion], float],
 ) -> list[Insertion]:
     chosen: list[Insertion] = []
     open_ = list(usable)
     while open_:
         best = max(open_, key=worth)
-        key = (best.place, best.kind)
         fitted = _fitted(best, room)
-        if fitted is None or times[key] >= MOST or (best.kind == "prelu" and times[key]):
+        alike = sum(i.place == best.place and i.kind == best.kind for i in chosen)
+        if fitted is None or alike >= MOST[best.kind]:
             open_.remove(best)
             continue
         chosen.append(fitted)
         room = room.less(fitted)
-        times[key] += 1
+        times[best.place] += 1
     order = {id(i): n for n, i in enumerate(usable)}
     places = {i.place: order[id(i)] for i in reversed(usable)}
     # Behind an activation the identity 1×1 must come first, while its input is still activated.

@@ -93,17 +93,24 @@ class _Watcher(TorchDispatchMode):
         self.alive: dict[int, Tensor] = {}  # so that no id is given twice
 
     def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """Run the operator, and note what came of the maps that it read."""
         inputs = [t for t in tree_iter((args, kwargs)) if isinstance(t, Tensor)]
         read = [(t, self.current[id(t)]) for t in inputs if id(t) in self.current]
         result = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
-        outputs = [
-            t for t in tree_iter(result) if isinstance(t, Tensor) and t.is_floating_point()
-        ]
-        if name.rstrip("_") in SAME and read and outputs[:1] and outputs[0].shape == read[0][0].shape:
+        outputs = [t for t in tree_iter(result) if isinstance(t, Tensor) and t.is_floating_point()]
+        if (
+            name.rstrip("_") in SAME
+            and read
+            and outputs[:1]
+            and outputs[0].shape == read[0][0].shape
+        ):
             self._name(outputs[0], read[0][1])
             return result
         made = [n for t in outputs if (n := self._made(name, t, inputs, read)) is not None]
@@ -148,11 +155,17 @@ class _Watcher(TorchDispatchMode):
             number = self.current.get(id(output))
             maps = isinstance(module, CHANNELS_SECOND) and 3 <= output.ndim <= 5
             if number is None and maps and output.is_floating_point():
-                number = self._new(output, NORM if "norm" in type(module).__name__.lower() else OTHER)
+                number = self._new(
+                    output, NORM if "norm" in type(module).__name__.lower() else OTHER
+                )
             if number is None:
                 return
             value = self.values[number]
-            if value.kind == OTHER and not list(module.children()) and _gate(module, args[0], output):
+            if (
+                value.kind == OTHER
+                and not list(module.children())
+                and _gate(module, args[0], output)
+            ):
                 value.kind = ACTIVATION  # of several operators, such as x·sigmoid(x)
             seen.value = number
             value.modules.append(name)

@@ -69,7 +69,7 @@ class Insertion:
     `positions` (pixels of one image) are those of its output, `kernel` the middle convolution's, with
     one entry for each spatial axis. `width` is the hidden channels of a bottleneck, else `channels`.
     `norm` is whether BatchNorm follows the first two convolutions of a bottleneck. `score` is the fall
-    of the loss that the probe credits to it, in nats per image, None where none was measured.
+    of the loss that the probe promises for it, in nats per image, None where none was measured.
     """
 
     place: str

@@ -119,7 +119,9 @@ def _superseded(
         return True
     if value.kind in (CONV, NORM):
         return behind
-    if value.kind == SUM:  # its only reader is an activation: behind that, unless others read it too
+    if (
+        value.kind == SUM
+    ):  # its only reader is an activation: behind that, unless others read it too
         activated = [values[w].kind == ACTIVATION and leads[w] for w in value.readers]
         return bool(activated) and all(activated) and not value.others
     # Pooled or concatenated maps that a sum or an activation goes on with, and activated ones: no.

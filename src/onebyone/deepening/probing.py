@@ -1,10 +1,9 @@
-"""A short probe: what each insertion is worth when all of them learn for some tens of batches."""
+"""A short probe: what each insertion promises, from the gradients that it gets before it has moved."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -17,18 +16,13 @@ from onebyone.recovery.recipe import Recipe
 from onebyone.running import suited
 from onebyone.tree import deep_copy, evaluating, random_state, replace_modules
 
-BATCHES, BATCH = 24, 64
-RATE = 2e-4  # of Adam: all insertions move at once, so that each moves little
+BATCHES, BATCH = 32, 64
+LEAST = 6  # batches that a mean and a spread need
+# An identity 1×1 is at first a part of the convolution behind it, which can learn the same: what it adds
+# is the activation between the two.
+NEW = {"pointwise": 0.25}
 # Half of the loss looks at labels, where there are any: depth is for what the reference cannot do.
 RECIPE = Recipe(soft=0.5, features=0.0)
-
-
-@dataclass(frozen=True)
-class _Group:
-    """One insertion's parameters, and what they were before the last step."""
-
-    parameters: list[nn.Parameter]
-    before: list[Tensor]
 
 
 def probe(
@@ -40,51 +34,107 @@ def probe(
     recipe: Recipe = RECIPE,
     batches: int = BATCHES,
     batch: int = BATCH,
-    rate: float = RATE,
     seed: int = 0,
     progress: Callable[[float], None] | None = None,
 ) -> tuple[float, ...]:
-    """The fall of the loss that each insertion accounts for, in nats per image; the model is not touched.
+    """The fall of the loss that the best step along each insertion's gradient promises, in nats per image.
 
-    All are inserted at once into a copy, which computes the same at first. Only they learn. Every step
-    Δθ of Adam is credited with −g·Δθ, g the gradient of the next batch, which the step has not seen: the
-    line integral of the loss along the way, split by parameter (Lan et al., LCA: Loss Change Allocation
-    for Neural Network Training, 2019). What an insertion merely fits to one batch earns nothing.
+    All are inserted at once into a copy of the network, which computes the same with them; nothing is
+    trained. With ḡ the mean gradient of an insertion's parameters over a first half of the batches, and
+    u = ḡ·g for the gradients g of the batches of the second half, of B images each, the loss along −ḡ
+    falls at the rate E u and has the curvature ḡᵀFḡ ≈ B Var u, F the empirical Fisher matrix. The best
+    step lowers it by (E u)² / (2 B Var u). So a score depends neither on the scale of the weights nor on
+    the number of pixels, and an insertion that only fits the noise of its batches gets nothing: where E u
+    is not larger than its standard error, the score is 0. The model is not touched.
+    Raises ModelError for a loss that is not finite.
     """
     if not insertions:
         return ()
+    count = max(batches, LEAST)
     with random_state(seed) as generator, ExitStack() as borrowed:
-        trial = deep_copy(model)
+        trial = _wide(deep_copy(model))
         made = insert(trial, tuple(insertions), seed)
         blocks = _in_order(made, insertions)
         trial = replace_modules(trial, made)
-        groups = _borrow(trial, blocks)
+        _borrow(trial, blocks)
         if teacher is not None:
-            borrowed.enter_context(evaluating(teacher))
+            teacher = borrowed.enter_context(_as_teacher(teacher))
         objective = borrowed.enter_context(Objective(trial, teacher, recipe, images.inputs[:1]))
-        earned = torch.zeros(len(groups), dtype=torch.float64)
-        optimizer = torch.optim.Adam([p for g in groups for p in g.parameters], lr=rate)
-        for step in range(batches + 1):
-            chosen = torch.randint(len(images), (min(batch, len(images)),), generator=generator)
+        probes = [_Probe(count // 2) for _ in blocks]
+        order = _order(len(images), count * min(batch, len(images)), generator)
+        for number, chosen in enumerate(order.chunk(count)):
             labels = None if images.labels is None else images.labels[chosen]
-            optimizer.zero_grad(set_to_none=False)
+            trial.zero_grad(set_to_none=True)
             value = objective.loss(*_batch(trial, images.inputs[chosen], labels)).value
-            _check(value, step)
-            value.backward()
-            if step:
-                earned += torch.stack([_credit(g) for g in groups])
-            for group in groups:
-                group.before[:] = [p.detach().clone() for p in group.parameters]
-            if step < batches:
-                optimizer.step()
+            _check(value, number)
+            with torch.enable_grad():
+                value.backward()
+            for one, block in zip(probes, blocks, strict=True):
+                one.add(_gradient(block))
             if progress is not None:
-                progress((step + 1) / (batches + 1))
-    return tuple(earned.tolist())
+                progress((number + 1) / count)
+    size = min(batch, len(images))
+    return tuple(
+        NEW.get(insertion.kind, 1.0) * one.promise(size)
+        for one, insertion in zip(probes, insertions, strict=True)
+    )
 
 
-def _batch(
-    model: nn.Module, inputs: Tensor, labels: Tensor | None
-) -> tuple[Tensor, Tensor | None]:
+class _Probe:
+    """One insertion's mean gradient over the first batches, and its products with later ones."""
+
+    def __init__(self, first: int) -> None:
+        self.first, self.seen = first, 0
+        self.mean: Tensor | None = None
+        self.products: list[float] = []
+
+    def add(self, gradient: Tensor) -> None:
+        """The next batch's gradient."""
+        if self.seen < self.first:
+            part = gradient / self.first
+            self.mean = part if self.mean is None else self.mean + part
+        elif self.mean is not None:
+            self.products.append(float(self.mean.double() @ gradient.double()))
+        self.seen += 1
+
+    def promise(self, batch: int) -> float:
+        """(E u)² / (2 B Var u), or 0."""
+        u = torch.tensor(self.products, dtype=torch.float64)
+        mean, variance = float(u.mean()), float(u.var())
+        if mean <= (variance / len(u)) ** 0.5 or variance == 0:
+            return 0.0
+        return mean**2 / (2 * batch * variance)
+
+
+def _order(images: int, wanted: int, generator: torch.Generator) -> Tensor:
+    """Image numbers at random, every one before any comes again."""
+    rounds = -(-wanted // images)
+    return torch.cat([torch.randperm(images, generator=generator) for _ in range(rounds)])[:wanted]
+
+
+def _wide(model: nn.Module) -> nn.Module:
+    """In float32 where it was in half precision, whose gradients are too coarse to compare."""
+    half = any(p.dtype in (torch.float16, torch.bfloat16) for p in model.parameters())
+    return model.float() if half else model
+
+
+class _as_teacher:
+    """The teacher in eval mode and without gradients; a copy where its type must change."""
+
+    def __init__(self, teacher: nn.Module) -> None:
+        half = any(p.dtype in (torch.float16, torch.bfloat16) for p in teacher.parameters())
+        self.teacher = _wide(deep_copy(teacher)) if half else teacher
+        self.borrowed = evaluating(self.teacher)
+
+    def __enter__(self) -> nn.Module:
+        self.borrowed.__enter__()
+        return self.teacher
+
+    def __exit__(self, *failure: object) -> None:
+        self.borrowed.__exit__(*failure)  # type: ignore[arg-type]
+
+
+def _batch(model: nn.Module, inputs: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """On the device, and in the dtype, of the network."""
     inputs = suited(model, inputs)
     return inputs, None if labels is None else labels.to(inputs.device)
@@ -100,30 +150,26 @@ def _in_order(made: dict[str, nn.Module], insertions: Sequence[Insertion]) -> li
     return blocks
 
 
-def _borrow(trial: nn.Module, blocks: list[nn.Module]) -> list[_Group]:
-    """Only the blocks learn, and only their normalizations look at the batch."""
+def _borrow(trial: nn.Module, blocks: list[nn.Module]) -> None:
+    """Only the blocks get gradients, and only their normalizations look at the batch."""
     trial.eval()
     for parameter in trial.parameters():
         parameter.requires_grad_(False)
     for block in blocks:
         block.train()
         block.requires_grad_(True)
-    return [_Group(list(block.parameters()), []) for block in blocks]
 
 
-def _credit(group: _Group) -> Tensor:
-    """−g·Δθ of the last step."""
-    total = torch.zeros((), dtype=torch.float64)
-    for parameter, before in zip(group.parameters, group.before, strict=True):
-        if parameter.grad is not None:
-            moved = (parameter.detach() - before).double()
-            total -= (parameter.grad.double() * moved).sum().cpu()
-    return total
+def _gradient(block: nn.Module) -> Tensor:
+    """The gradients of the parameters that have one that is not zero by construction, in a row."""
+    zero = getattr(getattr(block, "body", None), "expand", block)
+    parts = [torch.zeros_like(p) if p.grad is None else p.grad.detach() for p in zero.parameters()]
+    return torch.cat([part.flatten().float().cpu() for part in parts])
 
 
-def _check(loss: Tensor, step: int) -> None:
+def _check(loss: Tensor, number: int) -> None:
     if not bool(torch.isfinite(loss)):
         raise ModelError(
-            f"the loss is {float(loss.detach())} at batch {step + 1} of the probe: check the images' "
+            f"the loss is {float(loss.detach())} at batch {number + 1} of the probe: check the images' "
             "normalization and the networks' weights, or run them in float32"
         )

@@ -86,6 +86,14 @@ def _read_plan(folder: Path) -> dict[str, Any]:
         raise PlanError(f"{folder / PLAN} cannot be read: {error}") from error
 
 
+def root_source(source: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Where the first network of a chain came from, each made from the one before; {} if not known."""
+    root = dict(source or {})
+    while root.get("plan") is not None:
+        root = dict(root["plan"].get("source") or {})
+    return root
+
+
 def as_source(made: Mapping[str, Any] | Plan | None) -> dict[str, Any] | None:
     """Where a network came from: as given, or the plan that made it with what that was made from."""
     if not isinstance(made, Plan):
@@ -99,7 +107,10 @@ def _changes(values: dict[str, Any]) -> dict[str, Any]:
     """What of a plan is needed to build its network again, should its folder be gone."""
     layers = [v for v in values["layers"] if v["form"] not in ("keep", "refuse")]
     dropped = ("about", "cost", "model")
-    changed = {k: v for k, v in values.items() if k not in dropped} | {"layers": layers, "notes": []}
+    changed = {k: v for k, v in values.items() if k not in dropped} | {
+        "layers": layers,
+        "notes": [],
+    }
     if "insertions" in values:
         changed["insertions"] = [v for v in values["insertions"] if v["kind"] != "refuse"]
     return changed
