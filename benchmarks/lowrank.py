@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from onebyone.allocation import Choices, allocate
 from onebyone.building import fill, skeleton
 from onebyone.conv import ConvSpec
-from onebyone.factorize.fit import Factors
+from onebyone.factorize.factors import Factors
 from onebyone.factorize.metric import energies, spectrum, tails
 from onebyone.forms import FORMS
 from onebyone.statistics import LayerStatistics, Statistics

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from onebyone.building import fill, skeleton
 from onebyone.conv import ConvSpec
-from onebyone.factorize.fit import Factors
+from onebyone.factorize.factors import Factors
 from onebyone.forms import FORMS
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same'")

@@ -26,7 +26,7 @@ class TestWriteText:
             write_text(tmp_path / "no" / "a.txt", "text")
         assert list(tmp_path.iterdir()) == []
 
-    @pytest.mark.parametrize("stage", ["fdopen", "replace"])
+    @pytest.mark.parametrize("stage", ["close", "replace"])
     @pytest.mark.parametrize(
         "failure", [OSError(28, "No space left on device"), KeyboardInterrupt()]
     )

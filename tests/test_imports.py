@@ -25,7 +25,7 @@ measurement.memory measurement.latency measurement.spans measurement.layers_alon
 measurement.layer_latency measurement.roofline measurement.measuring
 matching sides diffing
 factorize factorize.metric factorize.least_squares factorize.reduced_rank factorize.squeeze
-factorize.alternate factorize.fit
+factorize.alternate factorize.factors factorize.balance factorize.fit
 surveying statistics
 deepening deepening.insertions deepening.files deepening.flow deepening.places deepening.candidates
 deepening.filling

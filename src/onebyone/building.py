@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from onebyone.conv import ConvSpec
-from onebyone.factorize.fit import Factors
+from onebyone.factorize.factors import Factors
 from onebyone.forms import FORMS
 
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}

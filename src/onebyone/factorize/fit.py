@@ -9,22 +9,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from onebyone.factorize.alternate import improve_basis
+from onebyone.factorize.balance import balanced
+from onebyone.factorize.factors import Factors
 from onebyone.factorize.least_squares import Regression
 from onebyone.factorize.metric import factor
 from onebyone.factorize.reduced_rank import reduced_rank
 from onebyone.factorize.squeeze import squeeze_basis, tap_products
 
 CHANNEL_SHRINKAGE = 1e-4
-
-
-@dataclass(frozen=True)
-class Factors:
-    """W ≈ expand · core · (reduce at every tap), plus a bias; None where the form has no such part."""
-
-    core: Float[Tensor, "core_out taps core_in"]
-    bias: Float[Tensor, " c_out"]
-    reduce: Float[Tensor, "rank_in c_in"] | None = None
-    expand: Float[Tensor, "c_out rank_out"] | None = None
 
 
 @dataclass(frozen=True)
@@ -66,7 +58,7 @@ def fit(
         for _ in range(rounds if band is not None else 0):
             relaxed = relax(targets, _given(found, flat), band)
             found = _thin(regression, relaxed, metric, rank_out)
-        return _factors(found, taps, None)
+        return balanced(_factors(found, taps, None))
     moments, tap_moments = patch_moments(patches)
     channels = factor(moments, CHANNEL_SHRINKAGE)
     reduce = squeeze_basis(weight, channels, tap_moments, metric, rank_in)
@@ -82,7 +74,7 @@ def fit(
         if band is not None and step < rounds:
             wanted = relax(targets, _given(found, flat), band)
     assert found is not None
-    return _factors(found, taps, reduce)
+    return balanced(_factors(found, taps, reduce))
 
 
 @dataclass(frozen=True)
