@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from onebyone.deepening.insertions import Activation, Insertion, insert
 from onebyone.deepening.places import BLOCKS, Place, find_places
 from onebyone.running import call, first_output, suited
-from onebyone.tree import deep_copy, replace_modules, tensors_in
+from onebyone.tree import deep_copy, modules_by_name, replace_modules, tensors_in
 
 KERNEL = 3
 WIDTH = 0.5  # hidden channels of a bottleneck, as a part of the channels that it reads
@@ -105,7 +105,9 @@ def _tried(model: nn.Module, image: Tensor, found: list[Insertion]) -> tuple[Ins
         return tuple(found)
     with torch.no_grad():
         expected = [t.detach().clone() for t in tensors_in(call(model, image))]
-    reasons = dict.fromkeys(_changing(model, image, expected, list(first.values())), CHANGES)
+    reasons = dict.fromkeys(_unheard(model, list(first.values())), MODE)
+    rest = [c for c in first.values() if c.place not in reasons]
+    reasons |= dict.fromkeys(_changing(model, image, expected, rest), CHANGES)
     rest = [c for c in first.values() if c.place not in reasons]
     reasons |= dict.fromkeys(_unread(model, image, rest), UNREAD)
     return tuple(
@@ -117,6 +119,9 @@ def _tried(model: nn.Module, image: Tensor, found: list[Insertion]) -> tuple[Ins
 
 
 CHANGES = "the network's outputs change when anything stands there, although it computes the same"
+MODE = (
+    "the model's own code sets whether it is in training mode, and would set what stands around it"
+)
 UNREAD = "nothing that the network returns depends on its output"
 
 
@@ -170,14 +175,27 @@ def _size(tensor: Tensor) -> float:
 
 def _unread(model: nn.Module, image: Tensor, found: list[Insertion]) -> list[str]:
     """Places whose blocks get no gradient from the network's output."""
-    trial = inserted(model, tuple(found)).eval()
-    modules = dict(trial.named_modules())
-    blocks = {c.place: list(modules[c.place].parameters()) for c in found}
+    trial = deep_copy(model)
+    made = insert(trial, tuple(found))
+    trial = replace_modules(trial, made).eval()
     for parameter in trial.parameters():
         parameter.requires_grad_(True)
     with torch.enable_grad():
         output = first_output(call(trial, image))
-        if not output.requires_grad:
-            return list(blocks)
-        output.float().square().sum().backward()
-    return [name for name, parts in blocks.items() if parts[-1].grad is None]
+        if output.requires_grad:
+            output.float().square().sum().backward()
+    return [name for name, chain in made.items() if list(chain.parameters())[-1].grad is None]
+
+
+def _unheard(model: nn.Module, found: list[Insertion]) -> list[str]:
+    """Places whose modules no longer get the mode that the network's own code would set."""
+    alone, wrapped = deep_copy(model), deep_copy(model)
+    hosts = {c.place: modules_by_name(wrapped)[c.place] for c in found}
+    wrapped = replace_modules(wrapped, insert(wrapped, tuple(found)))
+    own = modules_by_name(alone)
+    different: set[str] = set()
+    for mode in (True, False):
+        alone.train(mode)
+        wrapped.train(mode)
+        different |= {n for n, host in hosts.items() if host.training != own[n].training}
+    return [name for name in hosts if name in different]

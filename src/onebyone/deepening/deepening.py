@@ -245,7 +245,7 @@ def _probed(images: Images, batches: int) -> str:
     what = "labels and the reference's outputs" if images.labels is not None else "the reference"
     return (
         f"places were chosen by a probe of {batches} batches of {min(BATCH, len(images))} images, "
-        f"towards {what}: the score is the fall of the loss that the first step of training promises"
+        f"towards {what}: the score is the fall of the loss that the best step along its gradient promises"
     )
 
 

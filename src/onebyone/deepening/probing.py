@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from onebyone.data import Images
@@ -16,7 +17,7 @@ from onebyone.recovery.recipe import Recipe
 from onebyone.running import suited
 from onebyone.tree import deep_copy, evaluating, random_state, replace_modules
 
-BATCHES, BATCH = 32, 64
+BATCHES, BATCH = 32, 128
 LEAST = 6  # batches that a mean and a spread need
 # An identity 1×1 is at first a part of the convolution behind it, which can learn the same: what it adds
 # is the activation between the two.
@@ -40,12 +41,13 @@ def probe(
     """The fall of the loss that the best step along each insertion's gradient promises, in nats per image.
 
     All are inserted at once into a copy of the network, which computes the same with them; nothing is
-    trained. With ḡ the mean gradient of an insertion's parameters over a first half of the batches, and
-    u = ḡ·g for the gradients g of the batches of the second half, of B images each, the loss along −ḡ
-    falls at the rate E u and has the curvature ḡᵀFḡ ≈ B Var u, F the empirical Fisher matrix. The best
-    step lowers it by (E u)² / (2 B Var u). So a score depends neither on the scale of the weights nor on
-    the number of pixels, and an insertion that only fits the noise of its batches gets nothing: where E u
-    is not larger than its standard error, the score is 0. The model is not touched.
+    trained. With u = ḡ·g, g the gradient of one insertion's parameters over a batch of B images and ḡ the
+    mean of those before it, the loss along −ḡ falls at the rate E u and has the curvature ḡᵀFḡ ≈ B Var u,
+    F the empirical Fisher matrix. The best step lowers it by (E u)² / (2 B Var u). So a score depends
+    neither on the scale of the weights nor on the number of pixels, and what only fits the noise of its
+    batches gets nothing. Every other batch goes into a second estimate; as far as the two do not agree on
+    which insertions of a kind are better, a score is drawn to the mean of its kind (`reliability`). The
+    model is not touched.
     Raises ModelError for a loss that is not finite.
     """
     if not insertions:
@@ -60,7 +62,7 @@ def probe(
         if teacher is not None:
             teacher = borrowed.enter_context(_as_teacher(teacher))
         objective = borrowed.enter_context(Objective(trial, teacher, recipe, images.inputs[:1]))
-        probes = [_Probe(count // 2) for _ in blocks]
+        probes = [(_Probe(), _Probe()) for _ in blocks]
         order = _order(len(images), count * min(batch, len(images)), generator)
         for number, chosen in enumerate(order.chunk(count)):
             labels = None if images.labels is None else images.labels[chosen]
@@ -70,40 +72,58 @@ def probe(
             with torch.enable_grad():
                 value.backward()
             for one, block in zip(probes, blocks, strict=True):
-                one.add(_gradient(block))
+                one[number % 2].add(_gradient(block))
             if progress is not None:
                 progress((number + 1) / count)
     size = min(batch, len(images))
-    return tuple(
-        NEW.get(insertion.kind, 1.0) * one.promise(size)
-        for one, insertion in zip(probes, insertions, strict=True)
-    )
+    promises = [tuple(half.promise(size) for half in pair) for pair in probes]
+    scores = dict.fromkeys(range(len(insertions)), 0.0)
+    for kind in {i.kind for i in insertions}:
+        own = [n for n, i in enumerate(insertions) if i.kind == kind]
+        halves = torch.tensor([promises[n] for n in own], dtype=torch.float64)
+        trust, mean = reliability(halves), float(halves.mean())
+        for n, score in zip(own, halves.mean(1).tolist(), strict=True):
+            scores[n] = NEW.get(kind, 1.0) * (trust * score + (1 - trust) * mean)
+    return tuple(scores.values())
+
+
+def reliability(halves: Float[Tensor, "insertions 2"]) -> float:
+    """How far the mean of two estimates can be trusted, from 0 to 1: 2r / (1 + r), r their correlation.
+
+    Spearman (1910) and Brown (1910), for a test of twice the length; 0 for fewer than three insertions.
+
+    >>> reliability(torch.tensor([[1.0, 1.1], [2.0, 2.1], [4.0, 4.1]]))
+    1.0
+    """
+    if len(halves) < 3 or bool((halves.std(0) == 0).any()):
+        return 0.0
+    r = float(torch.corrcoef(halves.T)[0, 1])
+    return round(min(1.0, max(0.0, 2 * r / (1 + r))), 6) if r > 0 else 0.0
 
 
 class _Probe:
-    """One insertion's mean gradient over the first batches, and its products with later ones."""
+    """One insertion's gradients: their sum so far, and each one's product with the mean before it."""
 
-    def __init__(self, first: int) -> None:
-        self.first, self.seen = first, 0
-        self.mean: Tensor | None = None
+    def __init__(self) -> None:
+        self.total: Tensor | None = None
         self.products: list[float] = []
 
     def add(self, gradient: Tensor) -> None:
         """The next batch's gradient."""
-        if self.seen < self.first:
-            part = gradient / self.first
-            self.mean = part if self.mean is None else self.mean + part
-        elif self.mean is not None:
-            self.products.append(float(self.mean.double() @ gradient.double()))
-        self.seen += 1
+        if self.total is None:
+            self.total = gradient.double()
+            return
+        seen = len(self.products) + 1
+        self.products.append(float(self.total @ gradient.double()) / seen)
+        self.total += gradient
 
     def promise(self, batch: int) -> float:
-        """(E u)² / (2 B Var u), or 0."""
+        """(E u)² / (2 B Var u), or 0 where the gradients do not agree."""
         u = torch.tensor(self.products, dtype=torch.float64)
-        mean, variance = float(u.mean()), float(u.var())
-        if mean <= (variance / len(u)) ** 0.5 or variance == 0:
-            return 0.0
-        return mean**2 / (2 * batch * variance)
+        weight = torch.arange(1, len(u) + 1, dtype=torch.float64)
+        # Weighted so, it is the mean over all pairs of batches.
+        mean, variance = float((weight * u).sum() / weight.sum()), float(u[len(u) // 2 :].var())
+        return mean**2 / (2 * batch * variance) if mean > 0 and variance > 0 else 0.0
 
 
 def _order(images: int, wanted: int, generator: torch.Generator) -> Tensor:

@@ -29,8 +29,8 @@ COLUMNS = (
 GROUPS = ((4, ""), (3, "MACs, one image"), (3, "parameters"), (2, "error"))
 NONE = "–"
 SCORE = (
-    "The fall of the loss, in nats per image, that the gradients of a short probe promise for the first "
-    "step of training of an insertion. The budget was filled by the most score for its cost."
+    "The fall of the loss, in nats per image, that the best step along the gradient of an insertion "
+    "promises, measured by a short probe. The budget was filled by the most score for its cost."
 )
 PREDICTED = (
     "The estimated rise of the loss, in nats per image, from what a form leaves out, weighted by the "
