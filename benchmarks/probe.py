@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from fashion import read_split
+from fashion import FOLDER, read_split
 from torch import Tensor, nn
 
 import onebyone as obo
@@ -155,7 +155,7 @@ def rank_correlation(a: list[float], b: list[float]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, default=Path("/usr/share/datasets/fashion-mnist"))
+    parser.add_argument("--data", type=Path, default=FOLDER)
     parser.add_argument("--network", choices=("vgg", "resnet"), default="vgg")
     parser.add_argument("--macs", type=float, default=0.4, help="left by slimming")
     parser.add_argument("--widths", type=float, nargs="+", default=[0.5], help="of the channels")
@@ -164,7 +164,6 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", default=["bottleneck", "pointwise"])
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rate", type=float, default=0.02)
-    parser.add_argument("--rates", type=float, nargs="+", default=[2e-4], help="of the probe")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("-o", "--out", type=Path, help="write all numbers as JSON")
     args = parser.parse_args()
@@ -178,12 +177,8 @@ def main() -> None:
     found = [c for c in candidates(slimmed, loaded.example, args.widths) if c.kind in args.kinds]
     scores: dict[str, list[float]] = {}
     began = time.perf_counter()
-    for rate in args.rates:
-        runs = [
-            probe(slimmed, found, images, loaded.model, rate=rate, seed=s)
-            for s in range(args.seeds)
-        ]
-        scores[f"probe {rate:g}"] = [float(np.mean(v)) for v in zip(*runs, strict=True)]
+    runs = [probe(slimmed, found, images, loaded.model, seed=s) for s in range(args.seeds)]
+    scores["probe"] = [float(np.mean(v)) for v in zip(*runs, strict=True)]
     print(f"the probe takes {(time.perf_counter() - began) / args.seeds:.1f} s")
     scores |= gradients(slimmed, found, images, loss, 24, 0)
     gains: list[list[float]] = [[] for _ in found]
@@ -205,8 +200,9 @@ def main() -> None:
                 [v / max(found[n].macs, 1) for v, n in zip(vs, chosen, strict=True)]
                 for vs in (mine, true)
             ]
-            print(f"{'+'.join(kinds):22} {name:18} rank correlation of gains "
-                  f"{rank_correlation(mine, true):+.2f}, per MAC {rank_correlation(*per):+.2f}")  # fmt: skip
+            gained, per_mac = rank_correlation(mine, true), rank_correlation(*per)
+            print(f"{'+'.join(kinds):22} {name:18} rank correlation of gains {gained:+.2f}, "
+                  f"per MAC {per_mac:+.2f}")  # fmt: skip
     if args.out:
         rows = [
             {"place": i.place, "kind": i.kind, "width": i.width, "macs": i.macs, "params": i.params,

@@ -465,7 +465,7 @@ def test_fine_tuning_makes_something_of_it() -> None:
     before, after = result.tuned.before, result.tuned.after
     assert before is not None
     assert after is not None
-    assert after.loss < before.loss
+    assert (before.accuracy or 0) + 0.2 < (after.accuracy or 0)
     expands = [p for n, p in result.model.named_parameters() if n.endswith("expand.weight")]
     assert expands
     assert all(bool(p.detach().abs().max() > 0) for p in expands)

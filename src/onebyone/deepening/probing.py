@@ -18,7 +18,7 @@ from onebyone.running import suited
 from onebyone.tree import deep_copy, evaluating, random_state, replace_modules
 
 BATCHES, BATCH = 32, 128
-LEAST = 6  # batches that a mean and a spread need
+LEAST = 12  # batches that means and spreads need, in both halves
 # An identity 1×1 is at first a part of the convolution behind it, which can learn the same: what it adds
 # is the activation between the two.
 NEW = {"pointwise": 0.25}
