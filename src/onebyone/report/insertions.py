@@ -15,6 +15,7 @@ from onebyone.report.words import layer_name
 
 HEADS = ("behind", "inserted", "channels", "MACs", "params", "score")
 NONE = "–"
+LONG = 24  # characters of a name that the page keeps on one line
 
 
 def chain(insertion: Insertion) -> str:
@@ -97,12 +98,14 @@ def insertion_rows(plan: Plan) -> Markup:
         tag("th", head, scope="col", class_=kind or None)
         for head, kind in zip(HEADS, kinds, strict=True)
     ]
+    longest = max((len(layer_name(i.place)) for i in _made(plan)), default=0)
     table = tag(
         "table",
         tag("caption", "Every insertion in the order that data reaches it", class_="sr"),
         tag("thead", tag("tr", *heads)),
         tag("tbody", *(_row(_cells(i), kinds, i.reason) for i in _made(plan))),
         tag("tfoot", _row(_added(plan), kinds)),
+        style=f"--name:{min(longest, LONG) * 0.62 + 1.8:g}em",
     )
     around = tag(
         "div", table, class_="scroll", tabindex="0", role="region", aria_label="Table of insertions"
@@ -116,7 +119,7 @@ def _row(cells: tuple[str, ...], kinds: tuple[str, ...], reason: str = "") -> Ma
         if index == 0:
             made.append(tag("th", cell, scope="row", class_=kind))
         elif index == 1 and reason:
-            made.append(tag("td", cell, tag("small", reason), class_="became"))
+            made.append(tag("td", cell, tag("small", reason), class_="why"))
         else:
             made.append(tag("td", cell, class_=kind or None))
     return tag("tr", *made)
@@ -127,7 +130,7 @@ def _left_out(plan: Plan) -> Markup:
     if not lines:
         return Markup("")
     items = [tag("li", tag("strong", places), f": {reason}") for places, reason in lines]
-    return join(tag("h3", "Not inserted"), tag("ul", *items, class_="notes"))
+    return tag("div", tag("h3", "Not inserted"), tag("ul", *items, class_="notes"), class_="left")
 
 
 def kinds_list(plan: Plan) -> Markup:
