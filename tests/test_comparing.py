@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 
 import onebyone as obo
 from onebyone.cli import app
-from onebyone.comparing import Comparison, break_even
+from onebyone.comparison import Comparison, break_even
 from onebyone.errors import OneByOneError, ShapeError
 from onebyone.measurement.counting import count
 from onebyone.report.comparison import comparison_table

@@ -17,10 +17,10 @@ ROOT = Path(onebyone.__file__).parent
 
 # Each module may import only those above it, also inside functions.
 LAYOUT = """
-errors files clock conv preprocessing folders data demo.networks
+errors files clock conv preprocessing folders data pools demo.networks
 tree running sampling distributed
 measurement measurement.owning measurement.formulas measurement.rehearsing measurement.shapes
-measurement.recording measurement.counting measurement.timing measurement.preparing
+measurement.recalling measurement.recording measurement.counting measurement.timing measurement.preparing
 measurement.memory measurement.latency measurement.spans measurement.layers_alone
 measurement.layer_latency measurement.roofline measurement.measuring
 matching sides diffing
@@ -30,10 +30,10 @@ surveying statistics
 deepening deepening.insertions deepening.files deepening.flow deepening.places deepening.candidates
 deepening.filling
 forms allocation planning plan_files
-building lockstep effort rewriting
+building lockstep effort rewriting merging
 loading.loaded loading.layers loading.archive loading.programs loading.weights loading.zoo
 loading.factories loading.onnx_graphs loading.slimmed loading.specs loading
-windows blocks sources variants comparing
+windows chains blocks sources variants comparison comparing
 verification
 report.numbers report.words report.markup report.picture report.cards report.details
 report.insertions report.text report.json report.page report.html report
@@ -41,12 +41,14 @@ report.coverage report.columns report.measurement_rows report.measurement report
 report.measurement_page report.comparison report.comparison_files report.comparison_page
 report.difference_words report.difference report.difference_files report.difference_page
 exporting exporting.program exporting.onnx
-recovery recovery.recipe recovery.augmentation recovery.features recovery.objective
-recovery.scoring recovery.checkpoints recovery.supply recovery.training recovery.fine_tuning
-saving deepening.probing deepening.deepening searching slimming
+recovery recovery.recipe recovery.augmentation recovery.features recovery.normalization
+recovery.objective recovery.scoring recovery.checkpoints recovery.supply recovery.training
+recovery.fine_tuning
+saving deepening.probing deepening.deepening searching progressive recovering slimming
 __init__
-cli.values cli.signals cli.failures cli.showing cli.writing cli.reading cli.slim cli.verify
-cli.measure cli.compare cli.diff cli.demo cli.deepen cli.app cli
+cli.values cli.signals cli.showing cli.failures cli.writing cli.originals cli.reading cli.slim
+cli.finetune cli.verify cli.deepen
+cli.measure cli.compare cli.diff cli.demo cli.app cli
 __main__
 """
 ORDER = [str(name) for name in LAYOUT.split()]

@@ -106,7 +106,7 @@ COUNTING = {
     "random numbers used up, buffers written": Bug(_without_shapes, _trace(_normalized)),
     "layers that ran called unused": Bug(
         lambda p: p.setattr(counting, "_weights", lambda model, owners: (
-            dict.fromkeys(owners.names.values(), (1, 4))
+            (dict.fromkeys(owners.names.values(), (1, 4)), False)
         )),
         test_counting_laws.test_calls_and_shapes,
     ),

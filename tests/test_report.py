@@ -603,6 +603,19 @@ def test_the_summary_is_whole_at_80_columns(plan: Plan, verification: Verificati
         assert f"note: {note}" in said
 
 
+def test_what_the_clock_noticed_is_told_once(plan: Plan, verification: Verification) -> None:
+    side = verification.after
+    times = tuple(
+        replace(t, notes=("the machine was busy: times may be high",)) for t in side.latency
+    )
+    busy = replace(verification, after=replace(side, latency=times))
+    told = "The machine was busy: times may be high."
+    terminal = " ".join(printed(summary(busy, plan), 80).split())
+    assert terminal.count(told) == 1
+    assert Page(report_html(busy, plan)).one("dl")["text"].count(told) == 1
+    assert told not in printed(summary(verification, plan), 80)
+
+
 def test_the_summary_leaves_out_what_was_not_measured(
     plan: Plan, verification: Verification
 ) -> None:

@@ -137,6 +137,7 @@ class TestMeasuring:
         for part in ("reached by the 3×3 convolution of 4 channels", "copy of 1 MiB", "3 threads",
                      processor_name(CPU), str(torch.__version__), "it was busy"):  # fmt: skip
             assert part in found.how
+        assert found.busy
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
     def test_each_type_is_measured_in_itself(self, dtype: torch.dtype) -> None:
@@ -195,6 +196,22 @@ class TestCache:
         again = measure_machine(again=True)
         assert len(measured) == 2
         assert measure_machine() == again
+
+    def test_limits_of_a_busy_machine_are_not_kept(
+        self, measured: list[Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        quiet, busy = measure_machine(), [True, True, False]
+        measure = roofline._measured
+        monkeypatch.setattr(
+            roofline, "_measured", lambda *given: replace(measure(*given), busy=busy.pop(0))
+        )
+        assert measure_machine(again=True).busy
+        assert measure_machine() == quiet  # what was seen on the quiet machine stays
+        assert measure_machine(threads=2).busy
+        found = measure_machine(threads=2)
+        assert not found.busy
+        assert measure_machine(threads=2) == found
+        assert len(measured) == 4
 
     @pytest.mark.parametrize(
         "damage",

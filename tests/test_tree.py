@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 
 import pytest
@@ -18,9 +19,11 @@ from onebyone.tree import (
     hooked,
     modules_by_name,
     other_names,
+    random_numbers_kept,
     random_state,
     replace_modules,
     tensors_in,
+    uncollected,
 )
 
 
@@ -151,6 +154,34 @@ def test_random_state_is_that_of_the_seed() -> None:
             drawn.append((torch.rand(2), torch.rand(2, generator=generator)))
         torch.rand(7)
     assert same(drawn[0], drawn[1])
+
+
+def test_random_numbers_of_every_device_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+
+    @contextmanager
+    def fork_rng(devices: object = None) -> Iterator[None]:
+        asked.append(devices)
+        yield
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.random, "fork_rng", fork_rng)
+    with random_numbers_kept():
+        pass
+    assert asked == [[0, 1]]
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_garbage_is_collected_again_after_a_failure_if_it_was_before(on: bool) -> None:
+    before = gc.isenabled()
+    try:
+        gc.enable() if on else gc.disable()
+        with suppress(ValueError), uncollected():
+            assert not gc.isenabled()
+            raise ValueError("it was told to")
+        assert gc.isenabled() == on
+    finally:
+        gc.enable() if before else gc.disable()
 
 
 def test_the_check_sees_every_kind_of_change() -> None:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from onebyone import blocks
-    from onebyone.comparing import Comparison, Variant, compare
+    from onebyone.comparing import compare
+    from onebyone.comparison import Comparison, Variant
     from onebyone.data import Images, open_images
     from onebyone.deepening.deepening import Deepened, deepen
     from onebyone.diffing import Difference, diff
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Budget": "planning",
-    "Comparison": "comparing",
+    "Comparison": "comparison",
     "Decision": "planning",
     "Deepened": "deepening.deepening",
     "Difference": "diffing",
@@ -40,7 +41,7 @@ _HOMES = {
     "Recipe": "recovery.recipe",
     "Slimmed": "slimming",
     "Statistics": "statistics",
-    "Variant": "comparing",
+    "Variant": "comparison",
     "Verification": "verification",
     "blocks": "blocks",
     "compare": "comparing",

@@ -6,17 +6,18 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-Progress = Callable[[str, float], None]
+Progress = Callable[..., None]  # (step, fraction done), and perhaps a few words on how it goes
 
 
 class Clock:
-    """Times the steps of long work and tells `progress(step, fraction done)`.
+    """Times the steps of long work and tells `progress(step, fraction done)`, perhaps
+    with words as a third.
 
     Steps may stand inside one another; the seconds of an inner one are not the outer one's too.
     """
 
     def __init__(self, progress: Progress | None = None) -> None:
-        self.progress = progress or (lambda step, done: None)
+        self.progress = progress or (lambda step, done, words="": None)
         self.seconds: dict[str, float] = {}
         self._steps: list[str] = []
         self._since = 0.0
@@ -32,9 +33,9 @@ class Clock:
         self.tell(1.0)
         self._steps.pop()
 
-    def tell(self, done: float) -> None:
-        """The fraction done of the innermost step."""
-        self.progress(self._steps[-1], done)
+    def tell(self, done: float, words: str = "") -> None:
+        """The fraction done of the innermost step, and perhaps a few words on how it goes."""
+        self.progress(self._steps[-1], done, *([words] if words else []))
 
     def _count(self) -> None:
         now = time.perf_counter()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class OneByOneError(Exception):
     """The root: the user can mend what the message says. The command line exits with code 2."""
@@ -36,4 +38,13 @@ class MissingExtraError(OneByOneError):
 
 
 class TrainingError(OneByOneError):
-    """A training that cannot start, go on or be resumed; what was reached before is kept."""
+    """A training that cannot start, go on or be resumed.
+
+    `best` is the FineTuned that was reached before, None where there was none.
+    """
+
+    best: Any = None
+
+
+class LostError(TrainingError):
+    """Another of the processes that worked together is gone."""

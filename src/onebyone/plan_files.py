@@ -13,7 +13,7 @@ from onebyone.deepening.files import insertion_from_json, insertion_to_json
 from onebyone.errors import BudgetError, PlanError
 from onebyone.files import json_text, write_text
 from onebyone.forms import FORMS
-from onebyone.planning import Budget, Decision, Plan
+from onebyone.planning import Budget, Decision, Plan, Step
 
 SCHEMA = "onebyone.plan/1"
 EDITABLE = (
@@ -42,8 +42,18 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
         "seed": plan.seed,
         "source": plan.source,
         "notes": list(plan.notes),
+        **({"schedule": [_step_to_json(step) for step in plan.schedule]} if plan.schedule else {}),
         "layers": [_decision_to_json(decision) for decision in plan.decisions],
     } | deeper  # fmt: skip
+
+
+def _step_to_json(step: Step) -> dict[str, Any]:
+    return {k: v for k, v in asdict(step.budget).items() if v is not None} | {"epochs": step.epochs}
+
+
+def _step_from_json(values: dict[str, Any]) -> Step:
+    budget = {k: v for k, v in values.items() if k != "epochs"}
+    return Step(Budget(**budget), float(values["epochs"]))
 
 
 def _decision_to_json(decision: Decision) -> dict[str, Any]:
@@ -79,6 +89,7 @@ def plan_from_json(values: Any, where: str = "the plan") -> Plan:
             Budget(**values["budget"]), decisions, tuple(map(_whole, values["input_shape"])),
             _integer(values["other_macs"]), _integer(values["other_params"]), _integer(values["seed"]),
             _source(values["source"]), tuple(map(str, values["notes"])),
+            tuple(map(_step_from_json, values.get("schedule", ()))),
             tuple(
                 insertion_from_json(insertion, f"{where}, insertion {number}")
                 for number, insertion in enumerate(values.get("insertions", ()), start=1)

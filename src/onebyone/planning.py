@@ -89,12 +89,21 @@ class Decision:
 
 
 @dataclass(frozen=True)
+class Step:
+    """One step of slimming: what to keep of the original, then so many epochs of fine-tuning."""
+
+    budget: Budget
+    epochs: float
+
+
+@dataclass(frozen=True)
 class Plan:
     """Every layer's decision, with the whole network's cost before and after for one image.
 
     `other_macs` and `other_params` belong to what is no convolution or linear layer of the plan
     (attention products, normalisation): they stay, and count in the totals. `source` is the model
     spec that `load` was given, so that a saved folder can be loaded again; `notes` are for people.
+    `schedule`: the steps that led here, each fine-tuned; the last one is this plan's.
     `insertions` are what a deepened network has more than the one it was made from, the refused ones
     with their reasons; its budget is a part of the costs of `reference`, (MACs, parameters).
     """
@@ -107,6 +116,7 @@ class Plan:
     seed: int = 0
     source: dict[str, Any] | None = None
     notes: tuple[str, ...] = field(default=())
+    schedule: tuple[Step, ...] = ()
     insertions: tuple[Insertion, ...] = ()
     reference: tuple[int, int] | None = None
 

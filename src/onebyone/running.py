@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from onebyone.errors import ModelError, OneByOneError
 from onebyone.tree import tensors_in
+
+UNKEPT = "does not require grad", "Inference tensors cannot be saved"  # PyTorch's words
 
 
 def suited(model: nn.Module, inputs: Tensor) -> Tensor:
@@ -18,7 +21,7 @@ def suited(model: nn.Module, inputs: Tensor) -> Tensor:
     return inputs if first is None else inputs.to(first.device, first.dtype)
 
 
-def call(model: nn.Module, *inputs: object) -> object:
+def call(model: Callable[..., object], *inputs: object) -> object:
     """What the network returns for inputs that suit it; ModelError where it fails on them."""
     try:
         return model(*inputs)
@@ -28,12 +31,23 @@ def call(model: nn.Module, *inputs: object) -> object:
         said = str(error).strip().splitlines()[0] if str(error).strip() else ""
         if isinstance(error, RuntimeError) and ("alloc" in said or "out of memory" in said):
             raise
-        shapes = " and ".join(str(tuple(t.shape)) for t in tensors_in(inputs))
+        found = list(tensors_in(inputs))
+        shapes = " and ".join("×".join(map(str, t.shape)) or "one number" for t in found)
+        given = f"{'inputs' if len(found) > 1 else 'an input'} of shape {shapes}"
         raise ModelError(
-            f"the network fails on an input of shape {shapes} "
-            f"({type(error).__name__}: {said}): give images of the size and the number of channels "
-            "that it takes"
+            f"the network fails on {given if found else 'what it is given'} "
+            f"({type(error).__name__}: {said}): give as many inputs as its forward takes, with the "
+            "channels and the size that suit it"
         ) from error
+
+
+def wants_gradients(error: BaseException | None) -> bool:
+    """Whether a network failed because it takes gradients in its own forward, where none were kept."""
+    while error is not None:
+        if isinstance(error, RuntimeError) and any(said in str(error) for said in UNKEPT):
+            return True
+        error = error.__cause__
+    return False
 
 
 def output_of(model: nn.Module, inputs: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import nn
 
 from onebyone.clock import Clock
 from onebyone.data import Images
+from onebyone.distributed import World
 from onebyone.errors import BudgetError, DataError
 from onebyone.planning import Budget, Plan
 from onebyone.planning import plan as make_plan
@@ -52,15 +53,17 @@ class Trial:
     def planned(self, budget: Budget) -> Plan:
         """The plan under a budget; BudgetError if it cannot be met."""
         with self.clock.step("plan"):
-            return make_plan(self.model, self.statistics, budget)
+            return World.current().led(lambda: make_plan(self.model, self.statistics, budget))
 
     def rewritten(self, chosen: Plan) -> nn.Module:
         """The lighter network of a plan."""
         with self.clock.step("rewrite"):
-            return rewrite(
+            lighter = rewrite(
                 self.model, chosen, self.images, statistics=self.statistics, memory=self.memory,
                 progress=self.clock.tell,
             )  # fmt: skip
+            World.current().copy(*(t.data for t in (*lighter.parameters(), *lighter.buffers())))
+            return lighter
 
 
 def smallest(

@@ -11,9 +11,13 @@ from torch import Tensor, nn
 
 from onebyone.clock import Clock, Progress
 from onebyone.data import Images, check_images, open_images
+from onebyone.distributed import World
 from onebyone.errors import BudgetError, DataError
 from onebyone.planning import Budget, Plan
 from onebyone.preprocessing import Preprocess
+from onebyone.progressive import schedule
+from onebyone.recovering import Recovering
+from onebyone.recovery.recipe import Recipe
 from onebyone.running import suited
 from onebyone.searching import Found, Trial, smallest
 from onebyone.statistics import observe
@@ -66,6 +70,9 @@ def slim(
     memory: int = 2 << 30,
     seed: int = 0,
     latency: bool = True,
+    steps: int = 1,
+    finetune_epochs: float = 0.0,
+    recipe: Recipe | None = None,
     progress: Progress | None = None,
 ) -> Slimmed:
     """Make a trained network lighter with 1×1 convolutions; the model itself is not touched.
@@ -79,10 +86,26 @@ def slim(
     eighth (half for max_drop), are held out of `images`; 0 holds none out.
     memory: bytes for the activations of the calibration pass; where `preprocess` says how large the
     images are, no more are taken than fit in half of it, as `open_images` chooses them.
-    Raises BudgetError, DataError, ModelError or PlanError, each with one clear message.
+    steps, finetune_epochs: slim in so many steps, and fine-tune for so many epochs of all images after
+    each, as `recipe` says, towards the original and the labels where there are any.
+    Raises BudgetError, DataError, ModelError, PlanError or TrainingError, each with one clear message.
     """
     clock = Clock(progress)
     budget = check_budget(macs, params, max_drop, plan)
+    if steps != 1 or finetune_epochs:
+        if budget is None or max_drop is not None:
+            raise BudgetError(
+                "steps and finetune_epochs go with a budget (macs=, params=), not with max_drop or a "
+                "plan: leave one of them out"
+            )
+        training = Recovering(
+            model, images, held_out, preprocess, classes, recipe or Recipe(), calibration, memory,
+            seed, clock,
+        )  # fmt: skip
+        found, kept_back, used, notes = training.slim(schedule(budget, steps, finetune_epochs))
+        return _verified(
+            model, found, notes, kept_back, used, latency, preprocess, classes, source, clock
+        )
     with clock.step("read"):
         most = _most(preprocess, memory)
         every = open_images(images, preprocess, limit=most, seed=seed, classes=classes)
@@ -95,15 +118,33 @@ def slim(
         statistics = observe(model, used, seed=seed, memory=memory, progress=clock.tell)
     trial = Trial(model, used, statistics, memory, clock)
     found, note = _found(trial, budget, max_drop, plan, kept_back)
-    notes = (*found.plan.notes, *told(every), *note)
+    notes = (*told(every), *note)
+    return _verified(
+        model, found, notes, kept_back, used, latency, preprocess, classes, source, clock
+    )
+
+
+def _verified(
+    model: nn.Module, found: Found, notes: tuple[str, ...], held_out: Images | None, used: Images,
+    latency: bool, preprocess: Preprocess | None, classes: tuple[str, ...] | None,
+    source: dict[str, Any] | None, clock: Clock,
+) -> Slimmed:  # fmt: skip
+    """The lighter network beside the original."""
     with clock.step("verify"):
-        result = verify(
-            model, found.model, kept_back, example=used.inputs[:1], latency=latency,
-            progress=clock.tell,
-        )  # fmt: skip
+        result = World.current().led(
+            lambda: verify(
+                model,
+                found.model,
+                held_out,
+                example=used.inputs[:1],
+                latency=latency,
+                progress=clock.tell,
+            )
+        )
+    plan = replace(found.plan, source=source, notes=(*found.plan.notes, *notes))
     return Slimmed(
-        found.model, replace(found.plan, source=source, notes=notes), result,
-        suited(model, used.inputs[:1]).clone(), preprocess, classes, clock.seconds,
+        found.model, plan, result, suited(model, used.inputs[:1]).clone(), preprocess, classes,
+        clock.seconds,
     )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from onebyone.blocks import Block, Parallel, Residual
+from onebyone.chains import Block, Parallel, Residual
 from onebyone.windows import shape_text
 
 PARALLEL = '''

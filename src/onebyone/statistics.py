@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from onebyone.conv import ConvSpec
 from onebyone.data import open_images
+from onebyone.distributed import World
 from onebyone.errors import ModelError
 from onebyone.factorize.squeeze import tap_products
 from onebyone.running import call, first_output, release_memory, suited
@@ -134,21 +135,47 @@ def observe(
     (Martens 2020, §5), with less noise than from labels drawn from p. For an output that is not
     (N, classes) it is v ~ N(0, I). The model comes back as it was.
     memory: bytes that the pass may take for activations; progress: told the fraction done.
+    Processes that torchrun started share the batches, and each gets the sums over all.
     Raises ModelError for a model that fails on the images, returns NaN or has nothing to change.
     """
-    inputs = open_images(images).inputs
+    inputs, world = open_images(images).inputs, World.current()
     with evaluating(model), frozen(model), random_state(seed) as generator:
         found = survey(model, inputs[:1])
         batch = max(1, min(len(inputs), 64, memory // max(OVER * found.activation_bytes, 1)))
         recorder = _Recorder(found, len(inputs), generator)
         with hooked(recorder.attach(model)), torch.enable_grad():
-            for index, part in enumerate(inputs.split(batch)):
+            for index, part in world.share(inputs.split(batch)):
+                # A batch draws the same whichever process it falls to.
+                generator.manual_seed(hash((seed, index)) % (1 << 62))
                 _backward(call(model, suited(model, part)), generator)
                 if progress is not None:
                     progress(min(1.0, (index + 1) * batch / len(inputs)))
     release_memory()
-    layers = {name: seen.to("cpu") for name, seen in recorder.layers.items()}
+    layers = _summed({n: seen.to("cpu") for n, seen in recorder.layers.items()}, found, world)
     return Statistics(_only(found, layers), len(inputs), layers, seed)
+
+
+def _summed(
+    layers: dict[str, LayerStatistics], found: Survey, world: World
+) -> dict[str, LayerStatistics]:
+    """The sums over all processes; of layers that ran in none there are none."""
+    if world.size == 1:
+        return layers
+    summed: dict[str, LayerStatistics] = {}
+    for seen in found.layers:
+        if seen.refusal is not None or seen.conv is None:
+            continue
+        own = layers.get(seen.layer) or LayerStatistics.none(seen.conv)
+        for moments in (own.channels, own.outputs):
+            samples = torch.tensor(moments.samples)
+            world.add(samples, moments.total, moments.products)
+            moments.samples = int(samples)
+        world.add(own.taps, own.gradients)
+        world.least(own.lowest)
+        world.greatest(own.highest)
+        if own.outputs.samples:
+            summed[seen.layer] = own
+    return summed
 
 
 def _only(found: Survey, seen: dict[str, LayerStatistics]) -> Survey:

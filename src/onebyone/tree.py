@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import random
 import sys
 from collections.abc import Iterator, Mapping
@@ -72,6 +73,15 @@ def _tensors_in(value: object, around: set[int]) -> Iterator[Tensor]:
         yield from _tensors_in(item, around | {id(value)})
 
 
+def held_tensors(model: nn.Module) -> Iterator[Tensor]:
+    """The parameters and buffers of every module; tied ones as often as they are held."""
+    for module in model.modules():
+        for held in (module._parameters, module._buffers):
+            for tensor in held.values():
+                if tensor is not None:
+                    yield tensor
+
+
 def shallow_copy(model: nn.Module) -> nn.Module:
     """A copy of the module tree that shares every parameter and buffer with the model."""
     memo: dict[int, object] = {id(t): t for t in (*model.parameters(), *model.buffers())}
@@ -121,7 +131,8 @@ def random_numbers_kept() -> Iterator[None]:
     python = random.getstate()
     arrays = None if numpy is None else numpy.random.get_state()
     try:
-        with torch.random.fork_rng():
+        # All of them by name: PyTorch warns where there are several and none is named.
+        with torch.random.fork_rng(devices=list(range(torch.cuda.device_count()))):
             yield
     finally:
         random.setstate(python)
@@ -168,6 +179,21 @@ def guarded(model: nn.Module) -> Iterator[None]:
     )
     with kept(model) if own else nullcontext():
         yield
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """No garbage collection inside: one looks at every object of the process, which may take longer.
+
+    For what makes many objects and keeps no memory.
+    """
+    on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if on:
+            gc.enable()
 
 
 @contextmanager

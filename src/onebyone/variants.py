@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from onebyone import blocks
-from onebyone.blocks import Block
+from onebyone.chains import Block
 from onebyone.errors import ShapeError
 from onebyone.windows import Shape
 

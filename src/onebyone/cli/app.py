@@ -13,6 +13,7 @@ from onebyone.cli.deepen import deepen
 from onebyone.cli.demo import demo
 from onebyone.cli.diff import diff
 from onebyone.cli.failures import INTERRUPTED
+from onebyone.cli.finetune import finetune
 from onebyone.cli.measure import measure
 from onebyone.cli.signals import listen
 from onebyone.cli.slim import slim
@@ -28,6 +29,7 @@ app = typer.Typer(
 )
 app.command()(demo)
 app.command(no_args_is_help=True)(slim)
+app.command(no_args_is_help=True)(finetune)
 app.command(no_args_is_help=True)(verify)
 app.command(no_args_is_help=True)(deepen)
 app.command(no_args_is_help=True)(measure)

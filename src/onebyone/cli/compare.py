@@ -12,7 +12,7 @@ from onebyone.cli.showing import progress, show
 from onebyone.cli.writing import Outputs
 
 if TYPE_CHECKING:
-    from onebyone.comparing import Comparison
+    from onebyone.comparison import Comparison
 
 BLOCK, CLOCK, OUTPUT = "The blocks", "The clock", "The result"
 
@@ -70,22 +70,10 @@ def compare(
             "bottleneck_before, ...",
         ),
     ] = None,
-    json: Annotated[
-        str | None,
-        typer.Option(metavar="FILE", rich_help_panel=OUTPUT, help="Write JSON; - is stdout."),
-    ] = None,
-    csv: Annotated[
-        str | None,
-        typer.Option(metavar="FILE", rich_help_panel=OUTPUT, help="Write CSV; - is stdout."),
-    ] = None,
-    markdown: Annotated[
-        str | None,
-        typer.Option(metavar="FILE", rich_help_panel=OUTPUT, help="Write Markdown; - is stdout."),
-    ] = None,
-    html: Annotated[
-        str | None,
-        typer.Option(metavar="FILE", rich_help_panel=OUTPUT, help="Write a page; - is stdout."),
-    ] = None,
+    json: Annotated[str | None, values.file_option("JSON", OUTPUT)] = None,
+    csv: Annotated[str | None, values.file_option("CSV", OUTPUT)] = None,
+    markdown: Annotated[str | None, values.file_option("Markdown", OUTPUT)] = None,
+    html: Annotated[str | None, values.file_option("a page", OUTPUT)] = None,
 ) -> None:
     """Compare the ways to build one layer.
 

@@ -9,6 +9,7 @@ import typer
 
 from onebyone.cli import values
 from onebyone.cli.failures import failures
+from onebyone.cli.originals import original_of
 from onebyone.cli.reading import (
     Pictures,
     read_held_out,
@@ -18,7 +19,6 @@ from onebyone.cli.reading import (
     use_threads,
 )  # fmt: skip
 from onebyone.cli.showing import note, progress, show_slimmed, tell_images
-from onebyone.cli.verify import original_of
 
 if TYPE_CHECKING:
     from onebyone.loading import Loaded
@@ -180,7 +180,7 @@ def deepen(
                 lighter.model, lighter.example, budget, reference=before.model, data=images,
                 held_out=others, epochs=epochs, preprocess=preprocess, classes=lighter.classes,
                 source=lighter.source, latency=latency, seed=seed, progress=tell,
-                status=lambda status: tell("finetune", status.done),
+                status=lambda status: tell("finetune", status.done, status.words),
             )  # fmt: skip
             tell("save", 0)
             outcome.written = deepened.save(out, force=force)
@@ -194,16 +194,13 @@ def _networks(
 ) -> tuple[Loaded, Loaded]:
     """The network to deepen, and the original whose cost is the budget's measure."""
     from onebyone.errors import ModelError
-    from onebyone.files import PLAN
-    from onebyone.loading.slimmed import is_slimmed, root_source
-    from onebyone.plan_files import read_plan
+    from onebyone.loading.slimmed import is_slimmed
 
     folder = Path(model)
     shape = None
     if is_slimmed(folder):
-        plan = read_plan(folder / PLAN)
+        plan, spec, weights = original_of(folder, reference, weights, trust, first=True)
         shape = tuple(plan.input_shape)
-        spec, weights = original_of(folder, root_source(plan.source), reference, weights, trust)
     elif reference is None:
         raise ModelError(
             f"{model} is no folder that onebyone wrote, so its original is not known: give "

@@ -69,24 +69,10 @@ def diff(
             "--all", rich_help_panel=OUTPUT, help="Show unchanged layers one by one as well."
         ),
     ] = False,
-    json: Annotated[
-        str | None,
-        typer.Option(metavar="FILE", rich_help_panel=OUTPUT, help="Write JSON; - is stdout."),
-    ] = None,
-    csv: Annotated[
-        str | None,
-        typer.Option(metavar="FILE", rich_help_panel=OUTPUT, help="Write CSV; - is stdout."),
-    ] = None,
-    markdown: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE", rich_help_panel=OUTPUT, help="Write tables for an issue; - is stdout."
-        ),
-    ] = None,
-    html: Annotated[
-        str | None,
-        typer.Option(metavar="FILE", rich_help_panel=OUTPUT, help="Write a page; - is stdout."),
-    ] = None,
+    json: Annotated[str | None, values.file_option("JSON", OUTPUT)] = None,
+    csv: Annotated[str | None, values.file_option("CSV", OUTPUT)] = None,
+    markdown: Annotated[str | None, values.file_option("tables for an issue", OUTPUT)] = None,
+    html: Annotated[str | None, values.file_option("a page", OUTPUT)] = None,
 ) -> None:
     """Compare two networks layer by layer: what was added, removed, renamed, changed in cost.
 

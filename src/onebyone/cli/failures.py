@@ -14,8 +14,9 @@ from typing import NoReturn
 
 import typer
 
+from onebyone.cli.showing import leads
 from onebyone.cli.signals import deafen, interrupted
-from onebyone.errors import OneByOneError
+from onebyone.errors import LostError, OneByOneError
 
 BUG, MENDABLE, INTERRUPTED, UNHEARD = 1, 2, 130, 141
 ISSUES = "please report it with the lines above and the command you ran"
@@ -52,6 +53,8 @@ def failures(lighter: str = "") -> Iterator[Outcome]:
         message = _message(error, lighter)
         if message is None:
             _bug(error)
+        if not leads() and not isinstance(error, LostError):
+            raise typer.Exit(MENDABLE) from None  # every process meets it, and one tells
         stop(message)
 
 

@@ -95,16 +95,11 @@ def measure(
         bool,
         typer.Option("--peaks", help="List the tensors that are alive at the peaks of memory."),
     ] = False,
-    as_json: Annotated[
-        str | None, typer.Option("--json", metavar="FILE", help="Write JSON; - is stdout.")
-    ] = None,
+    as_json: Annotated[str | None, values.file_option("JSON", name="--json")] = None,
     as_csv: Annotated[
-        str | None,
-        typer.Option("--csv", metavar="FILE", help="Write CSV, timm's columns in it; - is stdout."),
+        str | None, values.file_option("CSV, timm's columns in it", name="--csv")
     ] = None,
-    as_html: Annotated[
-        str | None, typer.Option("--html", metavar="FILE", help="Write a page.")
-    ] = None,
+    as_html: Annotated[str | None, values.file_option("a page", name="--html")] = None,
 ) -> None:
     """Count what a network costs, exactly: MACs, parameters, memory; time it with --latency.
 

@@ -11,6 +11,8 @@ from onebyone.cli import values
 from onebyone.cli.showing import Progress, note
 
 if TYPE_CHECKING:
+    import torch
+
     from onebyone.data import Images
     from onebyone.loading import Loaded
     from onebyone.preprocessing import Preprocess
@@ -130,6 +132,21 @@ def use_threads(threads: int | None) -> None:
         import torch
 
         torch.set_num_threads(threads)
+
+
+def place(device: str) -> torch.device:
+    """The device that an option names; auto is this process's GPU if there is one."""
+    import torch
+
+    from onebyone.errors import ModelError
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        said = str(error).splitlines()[0]
+        raise ModelError(f"the device {device!r} cannot be used here: {said}") from None
 
 
 def read_model(spec: str, weights: str | None, size: tuple[int, ...] | None, trust: bool) -> Loaded:

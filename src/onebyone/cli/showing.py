@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,42 +23,47 @@ STEPS = {
     "read": "reading the images",
     "observe": "observing the network",
     "plan": "planning",
+    "finetune": "fine-tuning",
     "rewrite": "solving layer by layer",
     "search": "searching the smallest network",
     "probe": "probing where depth pays",
-    "finetune": "fine-tuning",
     "verify": "comparing before and after",
     "compare": "comparing layer by layer",
     "save": "writing the results",
     "measure": "measuring",
 }
-Progress = Callable[[str, float], None]
+Progress = Callable[..., None]  # (step, fraction done), and perhaps a few words on how it goes
+
+
+def leads() -> bool:
+    """Whether this process is the one that shows and writes: the first of those that torchrun started."""
+    return os.environ.get("RANK", "0") == "0" or "WORLD_SIZE" not in os.environ
 
 
 @contextmanager
 def progress() -> Iterator[Progress]:
     """A function to tell (step, fraction done) to; it draws bars on a terminal, else nothing."""
-    if not sys.stderr.isatty():
-        yield lambda step, done: None
+    if not sys.stderr.isatty() or not leads():
+        yield lambda step, done, words="": None
         return
     from rich import progress as bars
     from rich.console import Console
 
     columns = (
         bars.SpinnerColumn(finished_text="[green]✓"), bars.TextColumn("{task.description:<31}"),
-        bars.BarColumn(28), bars.TimeElapsedColumn(),
+        bars.BarColumn(28), bars.TimeElapsedColumn(), bars.TextColumn("{task.fields[words]}"),
     )  # fmt: skip
     console = Console(stderr=True)
     with bars.Progress(*columns, console=console, redirect_stdout=False, transient=True) as display:
         tasks: dict[str, Any] = {}
 
-        def tell(step: str, done: float) -> None:
+        def tell(step: str, done: float, words: str = "") -> None:
             if step not in tasks:
-                tasks[step] = display.add_task(STEPS.get(step, step), total=None)
+                tasks[step] = display.add_task(STEPS.get(step, step), total=None, words="")
             elif done == 0:
                 display.reset(tasks[step], total=None)
             if done > 0:
-                display.update(tasks[step], total=1.0, completed=done)
+                display.update(tasks[step], total=1.0, completed=done, words=words)
 
         yield tell
 
@@ -77,6 +83,8 @@ def show(*parts: RenderableType) -> None:
 
 def show_slimmed(slimmed: Slimmed | Deepened, folder: Path | None, as_json: bool) -> None:
     """The plan and the comparison, and where they were written."""
+    if not leads():
+        return
     from onebyone.report import plan_table, summary, to_json
 
     if as_json:
@@ -96,7 +104,7 @@ def show_json(values: dict[str, Any]) -> None:
 
 def note(*lines: str) -> None:
     """Tell something beside the result, on stderr."""
-    for line in lines:
+    for line in lines if leads() else ():
         typer.echo(f"note: {line}", err=True)
 
 

@@ -38,6 +38,15 @@ def _is_length(text: str) -> bool:
     return bool(re.fullmatch(r"\s*[0-9]{1,18}\s*", text)) and int(text) > 0
 
 
+def file_option(what: str, panel: str | None = None, name: str | None = None) -> Any:
+    """--json, --csv and their like, for any command: where to write what."""
+    names = () if name is None else (name,)
+    return typer.Option(
+        *names, metavar="FILE", show_default=False, rich_help_panel=panel,
+        help=f"Write {what}; - is stdout.",
+    )  # fmt: skip
+
+
 def threads_option(help: str, panel: str | None = None) -> Any:
     """--threads, for any command."""
     return typer.Option(metavar="N", min=1, callback=_threads, rich_help_panel=panel, help=help)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from onebyone.cli import values
 from onebyone.cli.failures import failures
+from onebyone.cli.originals import original_of
 from onebyone.cli.reading import read_held_out, read_model, room, use_threads
 from onebyone.cli.showing import progress, show, show_json, tell_images
 
@@ -57,23 +58,11 @@ def verify(
     with failures("--memory less (such as 512MiB)"):
         with progress() as tell:
             tell("load", 0)
-            from onebyone.errors import ModelError
-            from onebyone.files import PLAN
-            from onebyone.loading.slimmed import is_slimmed, root_source
-            from onebyone.plan_files import read_plan
             from onebyone.report import summary, to_json
             from onebyone.verification import verify as compare
 
             use_threads(threads)
-            if not is_slimmed(folder):
-                raise ModelError(
-                    f"{folder} is no folder that onebyone wrote: give one that onebyone slim -o "
-                    "wrote"
-                )
-            plan = read_plan(folder / PLAN)
-            # A deepened network stands beside the first original, whose cost it may have.
-            source = root_source(plan.source) if plan.reference else plan.source or {}
-            spec, weights = original_of(folder, source, original, weights, trust)
+            plan, spec, weights = original_of(folder, original, weights, trust)
             slimmed = read_model(str(folder), None, None, trust)
             before = read_model(spec, weights, tuple(plan.input_shape), trust)
             tell("load", 1)
@@ -92,23 +81,3 @@ def verify(
             show_json(to_json(result, plan))
         else:
             show(summary(result, plan))
-
-
-def original_of(
-    folder: Path, source: dict[str, Any], given: str | None, weights: str | None, trust: bool
-) -> tuple[str, str | None]:
-    """The original's spec and weights; ModelError where they are not known, or would run code."""
-    from onebyone.errors import ModelError
-    from onebyone.loading.factories import is_factory
-
-    if given is not None:
-        return given, weights
-    if not source:
-        raise ModelError(f"{folder} does not say which network it was: give --original MODEL")
-    spec = str(source["spec"])
-    if is_factory(spec) and not trust:
-        raise ModelError(
-            f"the plan in {folder} names {spec} as the original, and calling that runs code: give "
-            f"--original {spec} if that is yours"
-        )
-    return spec, weights or source.get("weights")

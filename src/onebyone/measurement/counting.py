@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from onebyone.errors import ModelError
-from onebyone.measurement.owning import Owners
+from onebyone.measurement.owning import Owners, packages, packed, packer
 from onebyone.measurement.recording import Calls, Operation, Recorder, watched
-from onebyone.measurement.rehearsing import Stage, rehearse
+from onebyone.measurement.rehearsing import Stage, rehearse, unkept
 
 KNOWN = ("aten", "prim", "prims")  # operators of PyTorch itself
+CLOSED = "weights that are packed away in objects are not among the parameters"
 
 
 @dataclass(frozen=True)
@@ -72,27 +74,25 @@ def count(model: nn.Module, *inputs: Any, partial: bool = False) -> Count:
     """
 
     def act(stage: Stage) -> Count:
-        recorder = Recorder(stage.model, stage.last)
+        recorder = Recorder(stage.model)
         failure = None
         try:
             with watched(recorder), recorder:
                 stage.run()
         except ModelError as error:
-            if not (partial and stage.last and recorder.operations):
+            if unkept(error) or not (partial and stage.last and recorder.operations):
                 raise
             failure = f"{error} (in {recorder.where()})"
         return _summed(stage.model, recorder, failure)
 
     found, note = rehearse(model, inputs, act)
     notes = () if note is None or found.failure else (note,)
-    if any(hasattr(m, "_packed_params") or hasattr(m, "_weight_bias") for m in model.modules()):
-        notes += ("int8 weights that are packed away in objects are not among the parameters",)
-    return replace(found, notes=notes)
+    return replace(found, notes=(*notes, *found.notes))
 
 
 def _summed(model: nn.Module, recorder: Recorder, failure: str | None) -> Count:
     operations = tuple(recorder.operations)
-    owned = _weights(model, recorder.owners)
+    owned, closed = _weights(model, recorder.owners)
     by_layer: dict[str, list[Operation]] = {}
     for operation in operations:
         by_layer.setdefault(operation.layer, []).append(operation)
@@ -108,13 +108,7 @@ def _summed(model: nn.Module, recorder: Recorder, failure: str | None) -> Count:
     for name, weights in owned.items():
         calls = recorder.calls.get(name, Calls())
         layers[name] = _layer(name, kinds.get(name, ""), calls, [], weights)
-    uncounted: dict[str, int] = {}
-    for operation in operations:
-        if operation.macs is None and not operation.view:
-            elements = sum(prod(t.shape) for t in operation.writes)
-            if not elements:
-                continue
-            uncounted[operation.name] = uncounted.get(operation.name, 0) + elements
+    uncounted = _uncounted(operations)
     return Count(
         sum(o.macs or 0 for o in operations),
         sum(layer.params for layer in layers.values()),
@@ -126,40 +120,77 @@ def _summed(model: nn.Module, recorder: Recorder, failure: str | None) -> Count:
         tuple(name for name in uncounted if name.split(".")[0] not in KNOWN),
         unused,
         failure,
+        (CLOSED,) if closed else (),
     )
+
+
+def _uncounted(operations: tuple[Operation, ...]) -> dict[str, int]:
+    """Elements written by operators without products, by operator."""
+    alike = {id(o.facts): o.facts for o in operations}
+    found: dict[str, int] = {}
+    for key, times in Counter(id(o.facts) for o in operations).items():
+        facts = alike[key]
+        elements = times * sum(prod(t.shape) for t in facts.writes)
+        if facts.macs is None and not facts.view and elements:
+            found[facts.name] = found.get(facts.name, 0) + elements
+    return found
 
 
 def _kinds(model: nn.Module, owners: Owners) -> dict[str, str]:
     """Class names by qualified name; a parametrized layer's, not those of its parts."""
     return {
-        owners.names[id(module)]: type_before_parametrizations(module).__name__
+        owners.names[id(module)]: _kind(module).__name__
         for module in model.modules()
         if id(module) not in owners.parts
     }
 
 
-def _weights(model: nn.Module, owners: Owners) -> dict[str, tuple[int, int]]:
-    """Parameters, and bytes of parameters and buffers, of each layer that has any; tied ones once."""
+def _kind(module: nn.Module) -> type:
+    own = type(module)
+    return type_before_parametrizations(module) if "parametrizations" in module._modules else own
+
+
+def _weights(model: nn.Module, owners: Owners) -> tuple[dict[str, tuple[int, int]], bool]:
+    """Parameters, and bytes of parameters and buffers, of each layer that has any; tied ones once.
+
+    What an int8 layer has packed away counts as its parameters; and whether some could not be seen.
+    """
+    closed = False
     found: dict[str, tuple[int, int]] = {}
     seen: set[int] = set()
+
+    def add(name: str, tensor: Tensor, learned: bool) -> None:
+        params, size = found.get(name, (0, 0))
+        number = tensor.numel()
+        found[name] = params + learned * number, size + number * tensor.element_size()
+
     for module in model.modules():
         name = owners.names[id(module)]
-        for key, tensor in (*module._parameters.items(), *module._buffers.items()):
-            if tensor is None or id(tensor) in seen:
-                continue
-            seen.add(id(tensor))
-            params, size = found.get(name, (0, 0))
-            params += tensor.numel() if key in module._parameters else 0
-            found[name] = (params, size + tensor.numel() * tensor.element_size())
-    return found
+        for held, learned in ((module._parameters, True), (module._buffers, False)):
+            for tensor in held.values():
+                if tensor is not None and id(tensor) not in seen:
+                    seen.add(id(tensor))
+                    add(name, tensor, learned)
+        for package in packages(module):
+            inside = packed(package)
+            closed |= not inside
+            for tensor in inside:
+                add(packer(name), tensor, True)
+    return found, closed
 
 
 def _layer(
     name: str, kind: str, calls: Calls, operations: list[Operation], weights: tuple[int, int]
 ) -> LayerCount:
-    weighted = sum(o.macs is not None for o in operations)
+    weighted = macs = new = read = written = 0
+    for operation in operations:
+        facts = operation.facts
+        weighted += facts.macs is not None
+        macs += facts.macs or 0
+        new += facts.new_bytes
+        read += facts.bytes_read
+        written += facts.bytes_written
     return LayerCount(
         name, kind, calls.input_shape, calls.output_shape, calls.number or weighted, *weights,
-        sum(o.macs or 0 for o in operations), sum(o.new_bytes for o in operations),
-        sum(o.bytes_read for o in operations), sum(o.bytes_written for o in operations),
+        macs, new, read, written,
     )  # fmt: skip

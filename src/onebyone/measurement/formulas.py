@@ -27,6 +27,12 @@ def _convolution(args: Sequence[Any], y: Any) -> int:
     return convolution(args[0], args[1], y, bool(args[6]))
 
 
+def _convolution_backward(args: Sequence[Any], y: Any) -> int:
+    """The gradients of its input and of its weight take as many products each as the output did."""
+    once = convolution(args[1], args[2], args[0], bool(args[7]))
+    return once * (bool(args[10][0]) + bool(args[10][1]))
+
+
 def _weight_second(args: Sequence[Any], y: Any) -> int:
     return convolution(args[0], args[1], y, transposed=False)
 
@@ -66,6 +72,12 @@ def _attention_kernel(args: Sequence[Any], y: Any) -> int:
     """The same for kernels that take (batch, length, heads, d)."""
     query, key, value = args[:3]
     return prod(query.shape[:-1]) * key.shape[-3] * (query.shape[-1] + value.shape[-1])
+
+
+def _attention_backward(args: Sequence[Any], y: Any) -> int:
+    """Q Kᵀ again, and the products that send gradients back to both factors of both products."""
+    query, key, value = args[1:4]
+    return prod(query.shape[:-1]) * key.shape[-2] * (3 * query.shape[-1] + 2 * value.shape[-1])
 
 
 def _bmm(args: Sequence[Any], y: Any) -> int:
@@ -147,6 +159,7 @@ FORMULAS: dict[str, Formula] = {
     "aten::convolution": _convolution,
     "aten::_convolution": _convolution,
     "aten::convolution_overrideable": _convolution,
+    "aten::convolution_backward": _convolution_backward,
     "aten::mkldnn_convolution": _weight_second,
     "aten::cudnn_convolution": _weight_second,
     "aten::cudnn_convolution_relu": _weight_second,
@@ -178,6 +191,7 @@ FORMULAS: dict[str, Formula] = {
     "mkldnn::_linear_pointwise": _linear,
     "aten::_weight_int8pack_mm": _linear,
     "aten::_trilinear": _trilinear,
+    "higher_order::flex_attention": _attention,
     "aten::_flash_attention_forward": _attention_kernel,
     "aten::_efficient_attention_forward": _attention_kernel,
     "aten::mkldnn_rnn_layer": _recurrent_layer,
@@ -190,6 +204,7 @@ FORMULAS: dict[str, Formula] = {
     "onednn::qconv3d_pointwise": _fused_convolution,
     "onednn::qlinear_pointwise": _fused_linear,
     **{f"aten::{name}": _attention for name in ATTENTION},
+    **{f"aten::{name}_backward": _attention_backward for name in ATTENTION[:4]},
     **{f"quantized::{name}": _packed_convolution for name in PACKED},
     **{f"quantized::{name}_relu": _packed_convolution for name in PACKED[:3]},
     **{

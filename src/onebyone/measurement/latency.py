@@ -98,7 +98,7 @@ def time_settings(
 def latency_of(name: str, samples: Samples, ready: Ready, setting: Setting) -> Latency:
     """What the samples say about one of the candidates, with the conditions."""
     spread = samples.quartiles(name)
-    notes = samples.notes
+    notes = (*samples.notes, *ready.notes)
     if setting.compiled and not setting.training:
         notes += ("compiled with its weights as constants (the option freezing)",)
     return Latency(

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from onebyone.measurement.owning import Owners, storage, tensors
+from onebyone.measurement.owning import Owners, packages, packed, packer, storage, tensors
 from onebyone.measurement.preparing import total
-from onebyone.measurement.recording import Recorder, operator_name, watched
+from onebyone.measurement.recording import Recorder, opened, opens, operator_name, watched
 from onebyone.measurement.rehearsing import Stage, rehearse
 
 
@@ -93,7 +93,7 @@ def _training(stage: Stage) -> Peak:
     for parameter in stage.model.parameters():
         parameter.grad = None
     tracker = Tracker(stage)
-    with torch.enable_grad(), watched(tracker.recorder), tracker:
+    with stage.place(), torch.enable_grad(), watched(tracker.recorder), tracker:
         loss = total(stage.run())
         tracker.role = "gradient"
         loss.backward()
@@ -117,17 +117,20 @@ class Tracker(TorchDispatchMode):
 
     def __init__(self, stage: Stage) -> None:
         super().__init__()
-        self.recorder = Recorder(stage.model, stage.last)
+        self.recorder = Recorder(stage.model)
         self.pieces: list[_Piece] = []
         self.held: dict[int, _Piece] = {}
         self.events: list[tuple[str, str]] = [("", "the start")]
         self.now = self.most = 0
         self.at = 0
         self.role = "activation"
-        for role, layer, tensor in _given(stage, self.recorder.owners):
+        self.given = list(_given(stage, self.recorder.owners))  # what was packed lives no longer
+        for role, layer, tensor in self.given:
             self._follow(tensor, role, layer, "")
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if opens(func):
+            return opened(self, func, args, kwargs)
         result = func(*args, **(kwargs or {}))
         written = tensors(result)
         if not written:
@@ -191,6 +194,9 @@ def _given(stage: Stage, owners: Owners) -> Iterator[tuple[str, str, Tensor]]:
             for tensor in held.values():
                 if tensor is not None:
                     yield role, name, tensor
+        for package in packages(module):
+            for tensor in packed(package):
+                yield "weight", packer(name), tensor
     for value in tree_iter(stage.inputs):
         if isinstance(value, Tensor):
             yield "input", "", value

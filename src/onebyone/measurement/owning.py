@@ -6,11 +6,14 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from onebyone.tree import modules_by_name
 
 PARAMETRIZATIONS = re.compile(r"\.?\bparametrizations\..*")
+
+PACKERS = re.compile(r"(^|\.)(_packed_params|_all_weight_values\.\d+)$")
 
 
 def storage(tensor: Tensor) -> int:
@@ -35,6 +38,43 @@ def tensors(value: Any) -> list[Tensor]:
     return found
 
 
+def packages(module: nn.Module) -> list[Any]:
+    """The objects of a module itself in which weights may be packed away."""
+    return [value for value in vars(module).values() if type(value) is torch.ScriptObject]
+
+
+def packer(name: str) -> str:
+    """The layer of a module that does nothing but hold packed weights, else the module's own name."""
+    return PACKERS.sub("", name)
+
+
+def packed(value: Any) -> list[Tensor]:
+    """The weights and biases, once each, in the objects that int8 layers keep them in.
+
+    value: such an object, or what holds some. Empty where one does not say what is in it.
+    """
+    if isinstance(value, list | tuple):
+        return [t for item in value for t in packed(item)]
+    if not isinstance(value, torch.ScriptObject):
+        return []
+    package: Any = value
+    if package._has_method("unpack"):
+        return tensors((package.unpack(),))
+    if not package._has_method("__getstate__"):
+        return []
+    found = packed(
+        inner := _flat(package.__getstate__())
+    )  # recurrent layers: their matrices, each with its bias
+    return found or tensors(inner)
+
+
+def _flat(state: Any) -> list[Any]:
+    """What is in a nest of tuples and lists."""
+    if not isinstance(state, list | tuple):
+        return [state]
+    return [item for inner in state for item in _flat(inner)]
+
+
 class Owners:
     """The names of a network's modules, and whose each weight is.
 
@@ -44,8 +84,12 @@ class Owners:
 
     def __init__(self, model: nn.Module) -> None:
         modules = modules_by_name(model)
-        self.names = {id(m): PARAMETRIZATIONS.sub("", name) for name, m in modules.items()}
-        self.parts = {id(m) for name, m in modules.items() if self.names[id(m)] != name}
+        self.names = {id(m): name for name, m in modules.items()}
+        self.parts: set[int] = set()
+        for name, module in modules.items():
+            if "parametrizations" in name:
+                self.names[id(module)] = own = PARAMETRIZATIONS.sub("", name)
+                self.parts |= {id(module)} if own != name else set()
         self.weights: dict[int, list[str]] = {}
         self.kept: list[Tensor] = []  # a storage that was freed could be taken for another
         for module in modules.values():
@@ -79,7 +123,9 @@ class Owners:
         """Tensors computed from weights of one layer alone are weights of that layer too."""
         if not read:
             return
-        shared = self.weights.get(read[0], [])
+        shared = self.weights.get(read[0])
+        if not shared:
+            return
         for key in read[1:]:
             shared = [name for name in shared if name in self.weights.get(key, [])]
         for tensor in written if shared else ():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import ceil
 from typing import Any
 
@@ -15,9 +15,10 @@ from torch.utils._pytree import tree_iter, tree_map
 from onebyone.errors import DataError, ModelError
 from onebyone.measurement.rehearsing import check_shapes
 from onebyone.measurement.timing import cpu_threads
-from onebyone.running import call
+from onebyone.running import call, wants_gradients
 from onebyone.tree import deep_copy, evaluating, guarded, kept, random_state, tensors_in
 
+GRADIENTS = "timed with gradients kept, since the network takes some in its own forward"
 COMPILATIONS = 256  # networks of one class that torch.compile may meet in a process
 
 
@@ -38,12 +39,14 @@ class Setting:
 class Ready:
     """A network in the right mode, type, layout and place, and inputs that suit it.
 
-    `plain` is the network without what torch.compile wraps around it.
+    `plain` is the network without what torch.compile wraps around it. `notes` has a sentence where the
+    network was found to take gradients in its own forward: it runs with gradients then.
     """
 
     model: nn.Module
     plain: nn.Module
     inputs: tuple[Any, ...]
+    notes: list[str] = field(default_factory=list)
 
     @property
     def weight(self) -> Tensor:
@@ -53,7 +56,17 @@ class Ready:
 
     def infer(self) -> object:
         """One forward pass."""
-        return call(self.model, *self.inputs)
+        if not self.notes:
+            try:
+                return call(self.model, *self.inputs)
+            except ModelError as error:
+                if not wants_gradients(error):
+                    raise
+        with torch.inference_mode(False), torch.enable_grad():
+            output = call(self.model, *self.inputs)
+        if not self.notes:
+            self.notes.append(GRADIENTS)
+        return output
 
     def train(self) -> None:
         """Forward, the sum of all floating-point outputs, backward."""

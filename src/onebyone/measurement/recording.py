@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
@@ -17,13 +17,16 @@ from torch.nn.modules.module import (
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from onebyone.errors import ModelError
 from onebyone.measurement.formulas import FORMULAS
-from onebyone.measurement.owning import Owners, storage, tensors
+from onebyone.measurement.owning import Owners, packed, storage, tensors
+from onebyone.measurement.recalling import Recipe, no_functions_seen, recipe_of, signature
 from onebyone.measurement.shapes import shortcut
 from onebyone.tree import hooked
 
 LOOKUPS = ("aten::embedding", "aten::index_select", "aten::gather", "aten::index")
+DENSE = (
+    torch._C.DispatchKey.CompositeExplicitAutograd
+)  # how an operator that takes functions runs them
 ALLOCATIONS = ("aten::empty", "aten::empty_like", "aten::new_empty", "aten::empty_strided")
 
 
@@ -37,31 +40,73 @@ class TensorInfo:
 
 
 @dataclass(frozen=True)
-class Operation:
-    """One operator that ran. `macs` is None where there is no formula; a `view` moves no data.
+class Facts:
+    """What there is to say of an operator whatever layer it runs in; calls that are alike share it.
 
-    `layer` is the qualified name of the module that it is credited to: the owner of the weight that it
-    reads, else the innermost module that was running. `new_bytes` counts what it wrote to memory of
-    its own (in-place operators have none).
+    `macs` is None where there is no formula; a `view` moves no data, so that its bytes read and written
+    are 0. `new_bytes` counts what it wrote to memory of its own (in-place operators have none).
     """
 
     name: str
-    layer: str
     reads: tuple[TensorInfo, ...]
     writes: tuple[TensorInfo, ...]
     macs: int | None
     view: bool
     new_bytes: int
+    bytes_read: int
+    bytes_written: int
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One operator that ran.
+
+    `layer` is the qualified name of the module that it is credited to: the owner of the weight that it
+    reads, else the innermost module that was running.
+    """
+
+    layer: str
+    facts: Facts
+
+    @property
+    def name(self) -> str:
+        """Its namespace and name: `aten.relu`."""
+        return self.facts.name
+
+    @property
+    def reads(self) -> tuple[TensorInfo, ...]:
+        """Its inputs, weights included."""
+        return self.facts.reads
+
+    @property
+    def writes(self) -> tuple[TensorInfo, ...]:
+        """Its outputs."""
+        return self.facts.writes
+
+    @property
+    def macs(self) -> int | None:
+        """None where there is no formula."""
+        return self.facts.macs
+
+    @property
+    def view(self) -> bool:
+        """Whether it moves no data."""
+        return self.facts.view
+
+    @property
+    def new_bytes(self) -> int:
+        """What it wrote to memory of its own."""
+        return self.facts.new_bytes
 
     @property
     def bytes_read(self) -> int:
         """Bytes of its inputs, weights included; none for a view."""
-        return 0 if self.view else sum(t.bytes for t in self.reads)
+        return self.facts.bytes_read
 
     @property
     def bytes_written(self) -> int:
         """Bytes of its outputs; none for a view."""
-        return 0 if self.view else sum(t.bytes for t in self.writes)
+        return self.facts.bytes_written
 
 
 @contextmanager
@@ -87,13 +132,13 @@ class Recorder(TorchDispatchMode):
 
     supports_higher_order_operators = True
 
-    def __init__(self, model: nn.Module, last: bool = True) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.last_way = last
         self.owners = Owners(model)
         self.operations: list[Operation] = []
         self.calls: dict[str, Calls] = {}
         self.running: list[str] = []
+        self.known: dict[tuple[Any, ...], tuple[Facts, Recipe]] = {}
         self.last = ""
 
     def enter(self, module: nn.Module, args: Any) -> None:
@@ -103,10 +148,11 @@ class Recorder(TorchDispatchMode):
             return
         self.running.append(name)
         self.last = name
-        _check_autocast(self.last_way)
         if id(module) in self.owners.parts:
             return
-        seen = self.calls.setdefault(name, Calls())
+        seen = self.calls.get(name)
+        if seen is None:
+            seen = self.calls[name] = Calls()
         seen.number += 1
         if seen.input_shape is None:
             seen.input_shape = _first_shape(args)
@@ -131,54 +177,93 @@ class Recorder(TorchDispatchMode):
         return self.owners.of(sources, self.running[-1] if self.running else "")
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        with no_functions_seen():
+            call = signature(func, args, kwargs)
+            known = None if call is None else self.known.get(call.key)
+            if call is not None and known is not None:
+                facts, recipe = known
+                result, written = recipe.made()
+                self._credit(facts, call.storages, written)
+                return result
+        if opens(func):
+            return opened(self, func, args, kwargs)
         plain = isinstance(func, torch._ops.OpOverload)
         result = shortcut(func, args) if plain and not kwargs else None
         if result is None:
             result = func(*args, **(kwargs or {}))
         written = tensors(result)
         if written:
-            self._note(func, args, kwargs, written)
+            with no_functions_seen():
+                facts = self._note(func, args, kwargs, written)
+                recipe = None if call is None else recipe_of(result, call.storages)
+                if call is not None and recipe is not None:
+                    self.known[call.key] = facts, recipe
         return result
 
-    def _note(self, func: Any, args: Any, kwargs: Any, written: list[Tensor]) -> None:
+    def _note(self, func: Any, args: Any, kwargs: Any, written: list[Tensor]) -> Facts:
         name = operator_name(func)
         view = getattr(func, "is_view", False) or name == "aten::_unsafe_view"
         formula = FORMULAS.get(name)
-        reads = [_seen(t) for t in _arguments(args, kwargs)]
+        inputs = _arguments(args, kwargs)
+        reads = [_seen(t) for t in (*inputs, *(packed(args) if formula else ()))]
         writes = [_seen(t) for t in written]
         if name in LOOKUPS:  # they read what they give, not all that they could
             key, table = reads[0]
             reads[0] = key, replace(table, bytes=min(table.bytes, writes[0][1].bytes))
         sources = [key for key, _ in reads]
         fresh = [i for i, (key, _) in enumerate(writes) if key not in sources]
-        layer = self.owners.of(sources, self.running[-1] if self.running else "")
-        self.owners.derive(sources, [written[i] for i in fresh])
-        self.operations.append(
-            Operation(
-                name.replace("::", "."),
-                layer,
-                tuple(info for _, info in reads),
-                tuple(info for _, info in writes),
-                None if formula is None else formula(args, written[0]),
-                view or name in ALLOCATIONS,
-                0 if view else sum(writes[i][1].bytes for i in fresh),
-            )
+        moves = not view and name not in ALLOCATIONS
+        facts = Facts(
+            name.replace("::", "."),
+            tuple(info for _, info in reads),
+            tuple(info for _, info in writes),
+            None if formula is None else formula(args, written[0]),
+            not moves,
+            0 if view else sum(writes[i][1].bytes for i in fresh),
+            sum(info.bytes for _, info in reads) if moves else 0,
+            sum(info.bytes for _, info in writes) if moves else 0,
         )
+        self._credit(facts, sources, [written[i] for i in fresh])
+        return facts
+
+    def _credit(self, facts: Facts, sources: Sequence[int], fresh: Sequence[Tensor]) -> None:
+        """Note an operator that read these storages and wrote these new tensors, for its layer."""
+        layer = self.owners.of(sources, self.running[-1] if self.running else "")
+        self.owners.derive(sources, fresh)
+        self.operations.append(Operation(layer, facts))
+
+
+def opens(func: Any) -> bool:
+    """Whether it is an operator that runs functions, such as torch.cond, and has no products of its own."""
+    return (
+        isinstance(func, torch._ops.HigherOrderOperator)
+        and DENSE in func.py_kernels
+        and operator_name(func) not in FORMULAS
+    )
+
+
+def opened(mode: TorchDispatchMode, func: Any, args: Any, kwargs: Any) -> Any:
+    """What such an operator returns; the mode sees the operators of the functions that it runs."""
+
+    def seen(value: Any) -> Any:
+        if not callable(value) or isinstance(value, Tensor):
+            return value
+
+        def run(*given: Any, **named: Any) -> Any:
+            with mode:
+                return value(*given, **named)
+
+        return run
+
+    return func.py_kernels[DENSE](
+        *map(seen, args), **{name: seen(value) for name, value in (kwargs or {}).items()}
+    )
 
 
 def operator_name(func: Any) -> str:
     """`aten::conv2d`; operators that take functions have a name and no schema."""
     schema = getattr(func, "_schema", None)
     return f"higher_order::{func.name()}" if schema is None else schema.name
-
-
-def _check_autocast(last: bool) -> None:
-    """Raise ModelError where autocast is on: it leaves tensors without values as they are.
-
-    last: there is no other way to run the network. Inside operators autocast cannot be seen any more.
-    """
-    if not last and any(map(torch.is_autocast_enabled, ("cpu", "cuda"))):
-        raise ModelError("autocast chooses the types of tensors that have values")
 
 
 def _arguments(args: Any, kwargs: Any) -> list[Tensor]:
@@ -204,5 +289,6 @@ def _name(dtype: torch.dtype) -> str:
 def _first_shape(value: Any) -> tuple[int, ...] | None:
     first = value[0] if isinstance(value, tuple) and value else value
     if isinstance(first, Tensor):
-        return tuple(first.shape)
+        with no_functions_seen():
+            return tuple(first.shape)
     return next((tuple(t.shape) for t in tree_iter(value) if isinstance(t, Tensor)), None)

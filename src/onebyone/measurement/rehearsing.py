@@ -3,90 +3,147 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils._device import DeviceContext
 from torch.utils._pytree import tree_iter, tree_map
 
 from onebyone.errors import ModelError
-from onebyone.tree import deep_copy, guarded, kept, random_numbers_kept
+from onebyone.running import call, wants_gradients
+from onebyone.tree import deep_copy, guarded, held_tensors, kept, random_numbers_kept, uncollected
 
 Found = TypeVar("Found")
-SHARED = (int, float, bool, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
+SHARED = frozenset(
+    (int, float, bool, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
+)  # values that a copy may share
+UNCOMPILED = (
+    "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG"  # PyTorch's switch: compiled it shows no operators
+)
+CONTAINERS = frozenset((dict, OrderedDict, set, list, tuple))
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A network to be run, and what with; `last`: there is no other way to run it."""
+    """A network to be run, and what with; `last`: there is no other way to run it.
+
+    `place` is where its code has to run: there the tensors that it makes are of the kind of its weights.
+    """
 
     model: nn.Module
     inputs: tuple[Any, ...]
     last: bool
+    place: Callable[[], AbstractContextManager[Any]] = nullcontext
 
     def run(self) -> Any:
         """What the network returns; ModelError where it fails."""
-        try:
-            return self.model(*self.inputs)
-        except Exception as error:
-            said = str(error).strip().splitlines()[0] if str(error).strip() else ""
-            shapes = ", ".join(
-                "×".join(map(str, t.shape)) for t in tree_iter(self.inputs) if isinstance(t, Tensor)
-            )
-            raise ModelError(
-                f"the network fails on {'inputs' if len(self.inputs) > 1 else 'an input'} of shape "
-                f"{shapes} ({type(error).__name__}: {said}): give as many inputs as its forward "
-                "takes, each of a shape that suits it"
-            ) from error
+        with self.place():
+            return call(self.model, *self.inputs)
 
 
 def rehearse(
     model: nn.Module, inputs: tuple[Any, ...], act: Callable[[Stage], Found]
 ) -> tuple[Found, str | None]:
-    """What `act` returns, first tried on meta tensors; and why it had to run on values, if it had.
+    """What `act` returns, first tried on meta tensors; and how it had to run otherwise, if it had.
 
-    The model is left as it is; gradients are off, so is the attention's fast path, which hides its
-    operators. Raises ModelError where the network cannot run.
+    The model is left as it is; gradients are off unless the network takes some in its own forward. So is
+    the attention's fast path, which hides its operators. Raises ModelError where the network cannot run.
     """
     model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
     check_shapes(model)
-    shapes_only = any(t.is_meta for t in tree_iter(inputs) if isinstance(t, Tensor))
-    with _plain_mode(), guarded(model):
+    with guarded(model):
         try:
-            stage = Stage(on_meta(model), tree_map(_meta, inputs), shapes_only)
-            with random_numbers_kept(), torch.device("meta"):
-                return act(stage), None
+            with _plain_mode(gradients=False):
+                return _rehearsed(model, inputs, act)
         except Exception as error:
-            if shapes_only:
+            if not wants_gradients(error):
                 raise
-            cause = error.__cause__ or error
-            said = str(cause).strip().splitlines()[0] if str(cause).strip() else ""
-            why = f"{type(cause).__name__}: {said}"
-        with _with_values(model) as own:
-            return act(Stage(own, inputs, last=True)), (
-                f"it ran on the weights' values, since it could not run on shapes alone ({why})"
-            )
+        with _plain_mode(gradients=True):
+            found, why = _rehearsed(model, inputs, act)
+        said = "gradients were kept, since the network takes some in its own forward"
+        return found, said if why is None else f"{said}; {why}"
+
+
+def unkept(error: Exception) -> bool:
+    """Whether the network failed here because no gradients are kept, and is to be run with them."""
+    return not torch.is_grad_enabled() and wants_gradients(error)
+
+
+def _rehearsed(
+    model: nn.Module, inputs: tuple[Any, ...], act: Callable[[Stage], Found]
+) -> tuple[Found, str | None]:
+    given = (*held_tensors(model), *(t for t in tree_iter(inputs) if isinstance(t, Tensor)))
+    shapes_only = any(t.is_meta for t in given)
+    try:
+        place = partial(_WithoutValues, shapes_only)
+        with random_numbers_kept(), uncollected():
+            stage = Stage(on_meta(model), tree_map(_meta, inputs), shapes_only, place)
+            return act(stage), None
+    except Exception as error:
+        if shapes_only or unkept(error):
+            raise
+        cause = error.__cause__ or error
+        said = str(cause).strip().splitlines()[0] if str(cause).strip() else ""
+        why = f"{type(cause).__name__}: {said}"
+    with _with_values(model) as own:
+        # What has run on shapes alone so far may lie on another device than the weights.
+        weight = next(held_tensors(own), None)
+        inputs = inputs if weight is None else tree_map(partial(_beside, weight.device), inputs)
+        return act(Stage(own, inputs, last=True)), (
+            f"it ran on the weights' values, since it could not run on shapes alone ({why})"
+        )
+
+
+class _WithoutValues(DeviceContext):
+    """What is made inside is on the meta device, by whatever function.
+
+    Autocast leaves tensors without values as they are, and cannot be seen inside operators any more:
+    ModelError where it is on, unless there is no other way to run the network (`last`).
+    """
+
+    def __init__(self, last: bool) -> None:
+        super().__init__(torch.device("meta"))
+        self.last = last
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not self.last and (_AUTOCAST("cpu") or _AUTOCAST("cuda")):
+            raise ModelError("autocast chooses the types of tensors that have values")
+        return super().__torch_function__(func, types, args, kwargs)
+
+
+_AUTOCAST = torch.is_autocast_enabled
 
 
 @contextmanager
-def _plain_mode() -> Iterator[None]:
+def _plain_mode(gradients: bool) -> Iterator[None]:
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
+    flexible = sys.modules.get("torch.nn.attention.flex_attention")
+    compiles = getattr(flexible, UNCOMPILED, None)
+    if compiles is not None:
+        setattr(flexible, UNCOMPILED, True)
     try:
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.inference_mode(False), torch.set_grad_enabled(gradients):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+        if compiles is not None:
+            setattr(flexible, UNCOMPILED, compiles)
 
 
 def check_shapes(model: nn.Module) -> None:
     """Raise ModelError for weights that have no shape yet."""
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+    for tensor in held_tensors(model):
         if isinstance(tensor, nn.UninitializedParameter | nn.UninitializedBuffer):
+            named = (*model.named_parameters(), *model.named_buffers())
+            name = next(name for name, other in named if other is tensor)
             raise ModelError(
                 f"the parameter {name!r} has no shape yet (a lazy layer): run the network once on an "
                 "input before"
@@ -120,16 +177,16 @@ def _meta(value: Any) -> Any:
     return empty
 
 
+def _beside(device: torch.device, value: Any) -> Any:
+    return value.to(device) if isinstance(value, Tensor) else value
+
+
 def on_meta(model: nn.Module) -> nn.Module:
     """A copy of the module tree whose tensors have no values; what `copy.deepcopy` does, and faster."""
     memo: dict[int, Any] = {}
-    for module in model.modules():
-        for tensor in (*module._parameters.values(), *module._buffers.values()):
-            if tensor is not None and id(tensor) not in memo:
-                memo[id(tensor)] = _meta(tensor)
-        for value in vars(module).values():
-            if isinstance(value, Tensor) and id(value) not in memo:
-                memo[id(value)] = _meta(value)
+    for tensor in held_tensors(model):
+        if id(tensor) not in memo:
+            memo[id(tensor)] = _meta(tensor)
     return _copied(model, memo)
 
 
@@ -142,17 +199,21 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     new = kind.__new__(kind)
     memo[id(module)] = new
     own = new.__dict__
+    own.update(vars(module))
     for key, value in vars(module).items():
-        if isinstance(value, SHARED):
-            own[key] = value
+        how = type(value)
+        if how in SHARED:
+            continue
+        if how in CONTAINERS and not value:
+            own[key] = how()
         elif key == "_modules":
             own[key] = {k: m if m is None else _copied(m, memo) for k, m in value.items()}
-        elif key in ("_parameters", "_buffers"):
+        elif key == "_parameters" or key == "_buffers":
             own[key] = {k: t if t is None else memo[id(t)] for k, t in value.items()}
-        elif type(value) in (dict, OrderedDict, set, list, tuple) and not value:
-            own[key] = type(value)()
-        elif type(value) is tuple and all(isinstance(v, SHARED) for v in value):
-            own[key] = value
-        else:
+        elif isinstance(value, Tensor):
+            own[key] = (
+                memo[id(value)] if id(value) in memo else memo.setdefault(id(value), _meta(value))
+            )
+        elif how is not tuple or not all(type(v) in SHARED for v in value):
             own[key] = copy.deepcopy(value, memo)
     return new

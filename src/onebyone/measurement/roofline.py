@@ -34,6 +34,7 @@ class Machine:
     """What a machine reached at best: multiply–accumulates and bytes in a second, and how it was seen.
 
     `how` has the sentences for people: what ran, with what, when, and whether the machine was busy.
+    `busy`: it was, so that its limits may be higher; they are measured anew the next time.
     """
 
     macs_per_second: float
@@ -42,6 +43,7 @@ class Machine:
     dtype: str
     device: str
     how: str
+    busy: bool = False
 
     @property
     def ridge(self) -> float:
@@ -117,7 +119,8 @@ def measure_machine(
 
     They are measured once and kept in the cache folder for each processor, number of threads, type
     and version of PyTorch; `again` measures anew. Where nothing can be kept there, each call
-    measures. Raises OneByOneError for a type that has no floating-point arithmetic here.
+    measures, and so it does while other work keeps the machine busy. Raises OneByOneError for a
+    type that has no floating-point arithmetic here.
     """
     device = _usable(dtype, device)
     key = _key(threads, dtype, device)
@@ -125,6 +128,8 @@ def measure_machine(
     machine = None if again else _read(path, key)
     if machine is None:
         machine = _measured(threads, dtype, device, seconds)
+        if machine.busy:
+            return machine
         with suppress(OutputError, OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_text(path, json_text({"schema": SCHEMA, "key": key, "machine": asdict(machine)}))
@@ -222,7 +227,7 @@ def _measured(threads: int, dtype: torch.dtype, device: torch.device, seconds: f
     )
     return Machine(
         macs, moved, threads, str(dtype).removeprefix("torch."), str(device),
-        "; ".join([how, *sorted(notes)]),
+        "; ".join([how, *sorted(notes)]), bool(notes),
     )  # fmt: skip
 
 

@@ -64,6 +64,7 @@ class Spans:
         self.layers = frozenset(layers)
         self.events: list[Event] = []
         self._cuda = device.type == "cuda"
+        self._device = device
         self._clock = clock
         self._handles: list[RemovableHandle] = []
         self._seen: set[Node] = set()
@@ -136,7 +137,7 @@ class Spans:
         if not self._cuda:
             return self._clock()
         event = torch.cuda.Event(enable_timing=True)
-        event.record()
+        event.record(torch.cuda.current_stream(self._device))  # the current device may be another
         return event
 
     def _elapsed_ms(self, start: Any, end: Any) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from onebyone.errors import TrainingError
 from onebyone.measurement.preparing import backward, total
 from onebyone.measurement.timing import interleave
 from onebyone.preprocessing import Preprocess
+from onebyone.recovery.normalization import NORMS
 from onebyone.recovery.objective import Objective
 from onebyone.recovery.recipe import Recipe
 from onebyone.recovery.scoring import Score
@@ -23,7 +25,9 @@ from onebyone.recovery.training import Measured, Status, Training, share
 from onebyone.running import call, suited
 from onebyone.tree import deep_copy, random_numbers_kept
 
-NORMS = nn.modules.batchnorm._BatchNorm
+Ended = Literal["done", "early", "interrupted", "diverged"]
+CALM_IMAGES, CALM_BYTES = 2048, 256 << 20
+TRIED = 32  # images of the trial batch
 WORTH = 0.9  # of float32's time: what bfloat16 must take at the most to be chosen
 ROUNDS = 4
 
@@ -33,8 +37,9 @@ class FineTuned:
     """A fine-tuned network and how it got there.
 
     `model` has the best weights of `measured`, whose first entry is before any training; without
-    held-out images the last ones. `best` is its place there. `stopped` says why the training ended
-    early, None where it did not. `images` counts image passes of training.
+    held-out images the last ones. `best` is its place there. `ended` is done, early (no better in a
+    while), interrupted or diverged, and `why` says more. `images` counts image passes of training;
+    `held_out` are the images that chose the weights.
     """
 
     model: nn.Module
@@ -44,8 +49,10 @@ class FineTuned:
     precision: str
     images: int
     seconds: float
-    stopped: str | None = None
+    ended: Ended = "done"
+    why: str = ""
     notes: tuple[str, ...] = ()
+    held_out: Images | None = None
 
     @property
     def before(self) -> Score | None:
@@ -56,6 +63,23 @@ class FineTuned:
     def after(self) -> Score | None:
         """The score of what was kept."""
         return self.measured[self.best].score
+
+    @property
+    def words(self) -> str:
+        """What it did, for people."""
+        said = f"fine-tuned on {self.images:,} images ({self.precision}, {self.seconds:.0f} s)"
+        before, after, kept = self.before, self.after, self.measured[self.best]
+        if before is None or after is None:
+            return said
+        what, values = "loss", (f"{before.loss:.4f}", f"{after.loss:.4f}")
+        for name in ("agreement", "accuracy"):
+            pair = (getattr(before, name), getattr(after, name))
+            if None not in pair:
+                what, values = name, tuple(f"{100 * v:.2f} %" for v in pair)
+        ended = "" if self.best == len(self.measured) - 1 else f", best after epoch {kept.epoch:g}"
+        return (
+            f"{said}: {what} {values[0]} → {values[1]} on {before.images:,} held-out images{ended}"
+        )
 
 
 def fine_tune(
@@ -90,16 +114,19 @@ def fine_tune(
         raise TrainingError("there is nothing to resume from: give checkpoint=, the file")
     with together() as world, random_numbers_kept():
         supply, kept_back, notes = _opened(data, held_out, recipe, preprocess, classes, world)
-        example = _example(supply, kept_back, world)
+        calm = _calm(supply, world)
+        example = calm[0][:1]
+        if kept_back is not None:
+            check_images(kept_back, example)
         student = _student(model, recipe, example)
         objective = Objective(student, _teacher(teacher, recipe, example), recipe, example)
-        training = _training(student, objective, recipe, supply, kept_back, example, world)
+        training = _training(student, objective, recipe, supply, kept_back, calm, world)
         path = None if checkpoint is None else Path(checkpoint)
         if resume and path is not None:
             training.resume(path)
         with objective:
-            stopped = _run(training, model, path, progress, notes)
-        return _result(training, model, stopped, notes)
+            ended, why = _run(training, model, path, progress, notes)
+        return _result(training, model, ended, why, notes)
 
 
 def _run(
@@ -108,18 +135,19 @@ def _run(
     path: Path | None,
     progress: Callable[[Status], None] | None,
     notes: tuple[str, ...],
-) -> str | None:
-    """Train; why it stopped early. A divergence takes the best so far with it."""
+) -> tuple[Ended, str]:
+    """Train; how it ended. A divergence takes the best so far with it."""
     tell = progress if progress and training.world.leads else (lambda status: None)
     try:
-        return training.run(path, tell)
+        why = training.run(path, tell)
+        return ("early", why) if why else ("done", "")
     except KeyboardInterrupt:
         if not training.measured:
             raise
-        return f"interrupted at epoch {training.step / training.supply.steps:.2f}"
+        return "interrupted", f"interrupted at epoch {training.step / training.supply.steps:.2f}"
     except TrainingError as error:
         if training.measured:
-            error.best = _result(training, model, "diverged", notes)  # type: ignore[attr-defined]
+            error.best = _result(training, model, "diverged", str(error), notes)
         raise
 
 
@@ -139,32 +167,15 @@ def _opened(
     return supply, kept_back, notes
 
 
-def _example(supply: Supply, held_out: Images | None, world: World) -> Tensor:
-    """One image (1, C, …)."""
-    inputs = next(iter(supply.epoch(0, 0, world)))[0][:1]
-    if held_out is not None:
-        check_images(held_out, inputs)
-    return inputs
-
-
-def _student(model: nn.Module, recipe: Recipe, example: Tensor) -> nn.Module:
-    """A copy to train; what is frozen in the model stays so.
-
-    Layers in eval mode of a model that is in training mode keep their mode, and so does BatchNorm
-    whose weights are all frozen.
-    """
-    student = _trainable(model, recipe, example)
-    if not any(p.requires_grad for p in student.parameters()):
-        raise TrainingError(
-            "no weight of the network may be trained: set requires_grad of some to True"
-        )
-    if not student.training:
-        student.train()
-        for module in student.modules():
-            own = list(module.parameters(recurse=False))
-            if isinstance(module, NORMS) and own and not any(p.requires_grad for p in own):
-                module.eval()
-    return student
+def _calm(supply: Supply, world: World) -> list[Tensor]:
+    """Some of the batches to train on, as they are: enough for BatchNorm's statistics."""
+    found: list[Tensor] = []
+    for inputs, _ in supply.epoch(0, 0, world):
+        found.append(inputs)
+        images, size = sum(map(len, found)), sum(4 * x.numel() for x in found)
+        if images >= CALM_IMAGES or size >= CALM_BYTES:
+            break
+    return found
 
 
 def _trainable(model: nn.Module, recipe: Recipe, example: Tensor) -> nn.Module:
@@ -186,14 +197,14 @@ def _teacher(model: nn.Module | None, recipe: Recipe, example: Tensor) -> nn.Mod
 
 def _training(
     student: nn.Module, objective: Objective, recipe: Recipe, supply: Supply,
-    held_out: Images | None, example: Tensor, world: World,
+    held_out: Images | None, calm: list[Tensor], world: World,
 ) -> Training:  # fmt: skip
-    batch = suited(student, example.expand(min(recipe.batch_size, 32), *example.shape[1:]))
+    batch = suited(student, calm[0][:TRIED])
     _freeze_unused(student, batch)
     precision = world.led(lambda: _precision(student, recipe, batch))
     world.copy(*(t.data for t in (*student.parameters(), *student.buffers())))
     objective.run = share(student, world)
-    return Training(student, objective, recipe, supply, held_out, precision, world)
+    return Training(student, objective, recipe, supply, held_out, calm, precision, world)
 
 
 def _freeze_unused(student: nn.Module, batch: Tensor) -> None:
@@ -227,7 +238,7 @@ def _precision(student: nn.Module, recipe: Recipe, batch: Tensor) -> torch.dtype
 
 
 def _result(
-    training: Training, model: nn.Module, stopped: str | None, notes: tuple[str, ...]
+    training: Training, model: nn.Module, ended: Ended, why: str, notes: tuple[str, ...]
 ) -> FineTuned:
     """The best weights in a copy of the model: its types, memory formats, modes and flags."""
     tuned = deep_copy(model)
@@ -237,6 +248,6 @@ def _result(
     best = scores.index(max(scores)) if measured[0].score else len(measured) - 1
     return FineTuned(
         tuned, tuple(measured), best, training.recipe,
-        str(training.precision).removeprefix("torch."), training.images, training.seconds, stopped,
-        notes,
+        str(training.precision).removeprefix("torch."), training.images, training.seconds, ended,
+        why, notes, training.held_out,
     )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -46,7 +47,7 @@ class Objective:
         self.names: tuple[str, ...] = ()
         if teacher is not None and recipe.features > 0:
             self.names = block_ends(student, teacher, suited(student, example))
-        self.run = student  # what is called: DDP puts its wrapper here
+        self.run: Callable[[Tensor], object] = student  # DDP puts its wrapper here
         self._taps: tuple[Taps, ...] = ()
 
     def __enter__(self) -> Objective:

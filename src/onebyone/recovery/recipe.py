@@ -100,7 +100,8 @@ class Recipe:
     @staticmethod
     def from_json(values: dict[str, Any]) -> Recipe:
         """What `to_json` gave."""
-        return Recipe(**(values | {"augment": tuple(values["augment"])}))
+        made: dict[str, Any] = {**values, "augment": tuple(values["augment"])}
+        return Recipe(**made)
 
 
 def _within(

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from onebyone.data import DEMO_FILES, Images, open_images
+from onebyone.data import Images, open_images
 from onebyone.distributed import World
 from onebyone.errors import TrainingError
-from onebyone.folders import Listing, list_folder
+from onebyone.folders import Listing
+from onebyone.pools import Pool, is_batches, open_pool
 from onebyone.preprocessing import Preprocess
 
 HELD_OUT_SHARE, MOST_HELD_OUT = 20, 2000
@@ -24,39 +24,19 @@ Batch = tuple[Tensor, Tensor | None]
 class Supply(Protocol):
     """Batches, the same ones for the same epoch; each process gets its share of them."""
 
-    steps: int  # in one epoch
-    images: int | None  # in one epoch, None where that is not known
-    held_out: Images | None
+    @property
+    def steps(self) -> int:
+        """Batches that each process gets in one epoch."""
+        ...
+
+    @property
+    def held_out(self) -> Images | None:
+        """Images set apart, None where there are none."""
+        ...
 
     def epoch(self, number: int, first: int, world: World) -> Iterator[Batch]:
         """This process's part of the batches of an epoch, from the `first` one on."""
         ...
-
-
-class _Memory:
-    """Images in memory."""
-
-    def __init__(self, images: Images) -> None:
-        self.images, self.labels = images, images.labels
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def read(self, index: Tensor) -> Batch:
-        return self.images.inputs[index], None if self.labels is None else self.labels[index]
-
-
-class _Files:
-    """Images in files."""
-
-    def __init__(self, listing: Listing) -> None:
-        self.listing, self.labels = listing, listing.labels
-
-    def __len__(self) -> int:
-        return len(self.listing.files)
-
-    def read(self, index: Tensor) -> Batch:
-        return self.listing.read(index)
 
 
 class Shuffled:
@@ -66,35 +46,30 @@ class Shuffled:
     out of it. While one is computed with, the next one is read.
     """
 
-    def __init__(self, source: _Memory | _Files, batch: int, held_out: int, seed: int) -> None:
-        if held_out >= len(source):
-            raise TrainingError(
-                f"{held_out:,} of {len(source):,} images cannot be held out: give more images"
-            )
-        order = torch.randperm(len(source), generator=torch.Generator().manual_seed(seed))
-        self.source, self.batch, self.seed = source, batch, seed
-        self.order = order[held_out:].sort().values
-        self.held_out = Images(*source.read(order[:held_out])) if held_out else None
-        self.images, self.steps = len(self.order), len(self.order) // batch
+    def __init__(self, pool: Pool, batch: int, held_out: int, seed: int) -> None:
+        self.pool, apart = pool.split(held_out, seed)
+        self.batch, self.seed = batch, seed
+        self.held_out = apart.take(held_out) if held_out else None
+        self.steps = len(self.pool) // batch
         if not self.steps:
             raise TrainingError(
-                f"{self.images:,} images fill no batch of {batch:,}: give more images, or a smaller "
+                f"{len(self.pool):,} images fill no batch of {batch:,}: give more images, or a smaller "
                 "--batch (batch_size=)"
             )
 
     def epoch(self, number: int, first: int, world: World) -> Iterator[Batch]:
         """This process's part of the batches of an epoch, from the `first` one on."""
         generator = torch.Generator().manual_seed(hash((self.seed, number)) % (1 << 62))
-        order = self.order[torch.randperm(len(self.order), generator=generator)]
+        order = torch.randperm(len(self.pool), generator=generator)
         part = self.batch // world.size
         begin = world.rank * part
         index = [order[step * self.batch :][begin : begin + part] for step in range(self.steps)]
         with ThreadPoolExecutor(1) as pool:
             ahead: Future[Batch] | None = None
             for step in range(first, self.steps):
-                batch = ahead.result() if ahead else self.source.read(index[step])
-                if step + 1 < self.steps and isinstance(self.source, _Files):
-                    ahead = pool.submit(self.source.read, index[step + 1])
+                batch = ahead.result() if ahead else self.pool.read(index[step])
+                if step + 1 < self.steps and isinstance(self.pool.source, Listing):
+                    ahead = pool.submit(self.pool.read, index[step + 1])
                 yield batch
 
 
@@ -115,7 +90,7 @@ class Given:
                 "learning rate's course needs: give a DataLoader of a dataset with a length"
             ) from None
         self.batches, self.preprocess = batches, preprocess
-        self.steps, self.images, self.held_out = count // world.size, None, None
+        self.steps, self.held_out = count // world.size, None
         if not self.steps:
             raise TrainingError(f"{count} batches are not enough for {world.size} processes")
 
@@ -146,22 +121,8 @@ def open_supply(
             f"a batch of {batch} images cannot be shared by {world.size} processes: give a batch size "
             f"that {world.size} divides, such as {batch // world.size * world.size or world.size}"
         )
-    source: _Memory | _Files
-    notes: tuple[str, ...] = ()
-    if isinstance(data, str | Path) and str(data) not in DEMO_FILES and Path(data).is_dir():
-        listing = list_folder(Path(data), preprocess, classes)
-        source, notes = _Files(listing), listing.notes
-    elif _is_batches(data):
-        return Given(data, preprocess, world), notes  # type: ignore[arg-type]
-    else:
-        images = open_images(data, preprocess, classes=classes)
-        source, notes = _Memory(images), images.notes
-    apart = min(MOST_HELD_OUT, max(1, len(source) // HELD_OUT_SHARE)) if held_out else 0
-    return Shuffled(source, batch, apart, seed), notes
-
-
-def _is_batches(data: object) -> bool:
-    """Whether data is an iterable of batches rather than images at hand, or their place."""
-    if isinstance(data, str | Path | Images | Tensor | dict) or not isinstance(data, Iterable):
-        return False
-    return not (hasattr(data, "__array__") or isinstance(data, tuple))
+    if is_batches(data):
+        return Given(data, preprocess, world), ()  # type: ignore[arg-type]
+    pool = open_pool(data, preprocess, classes)
+    apart = min(MOST_HELD_OUT, max(1, len(pool) // HELD_OUT_SHARE)) if held_out else 0
+    return Shuffled(pool, batch, apart, seed), pool.notes

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from onebyone.comparing import Comparison, Refused, Variant
+from onebyone.comparison import Comparison, Refused, Variant
 from onebyone.measurement.latency import Latency
 from onebyone.report.columns import NONE, Column, FittedTable
 from onebyone.report.numbers import count, milliseconds, ratio, share, size

@@ -7,7 +7,7 @@ import io
 from dataclasses import asdict
 from typing import Any
 
-from onebyone.comparing import Comparison, Refused, Variant
+from onebyone.comparison import Comparison, Refused, Variant
 from onebyone.measurement.latency import Latency
 from onebyone.report.comparison import (
     clock,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from onebyone.comparing import Comparison, Refused, Variant
+from onebyone.comparison import Comparison, Refused, Variant
 from onebyone.files import write_text
 from onebyone.report.comparison import (
     clock,

@@ -13,6 +13,7 @@ from onebyone.report.numbers import becomes, count, milliseconds, ratio, small
 from onebyone.report.picture import used_forms
 from onebyone.report.words import (
     UNCHANGED,
+    clock_notes,
     form_title,
     geometry,
     images,
@@ -217,6 +218,7 @@ def _latency(verification: Verification) -> Content:
         f"in turn, after {first.warmup} runs each to warm up. Fewer MACs are not always "
         "proportionally less time."
     )
+    said = " ".join([said, *clock_notes(latency for pair in pairs for latency in pair)])
     heads = ("batch", "before, median", "quartiles", "after, median", "quartiles", "runs each")
     rows = [
         tag("tr", *(tag("td", cell, class_="number") for cell in (

@@ -86,9 +86,10 @@ def sentences(measurement: Measurement) -> list[str]:
             f"{machine.bytes_per_second / 1e9:.3g} GB/s at best; the whole network is "
             f"{placement_words(measurement.placement)}."
         )
-        if "other work" in machine.how:
+        if machine.busy:
             found.append(
-                "These limits were measured while other work ran: --again measures them anew."
+                "These limits were measured while other work ran: they are not kept, and measured "
+                "anew the next time."
             )
         found += _bounds(measurement)
     return [*found, counted_sentence(measurement)]

@@ -63,8 +63,7 @@ def measurement_json(
     }
     if operations:
         values["operations"] = [
-            asdict(o) | {"bytes_read": o.bytes_read, "bytes_written": o.bytes_written}
-            for o in measurement.count.operations
+            {"layer": o.layer} | asdict(o.facts) for o in measurement.count.operations
         ]
     return values
 

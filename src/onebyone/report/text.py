@@ -17,6 +17,7 @@ from onebyone.report.numbers import count, milliseconds, percent, points, ratio,
 from onebyone.report.words import (
     UNCHANGED,
     chain,
+    clock_notes,
     conditions,
     fidelity,
     images,
@@ -128,7 +129,9 @@ def summary(verification: Verification, plan: Plan) -> RenderableType:
         )  # fmt: skip
     lines = [Text(line) for line in fidelity(verification)]
     if before.latency:
-        lines.append(Text(conditions(before.latency[0], after.latency[0]), style="dim"))
+        said = conditions(before.latency[0], after.latency[0])
+        notes = clock_notes((*before.latency, *after.latency))
+        lines += [Text(line, style="dim") for line in (said, *notes)]
     lines += [Text(f"note: {text}", style="dim") for text in (*plan.notes, *verification.notes)]
     return Group(Text(), table, Text(), *lines)
 

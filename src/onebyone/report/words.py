@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from onebyone.forms import FORMS
 from onebyone.measurement.latency import Latency
 from onebyone.planning import Decision, Plan
@@ -82,6 +84,15 @@ def fidelity(verification: Verification) -> list[str]:
             + ("." if lines else f", on {many}.")
         )
     return lines
+
+
+def clock_notes(times: Iterable[Latency]) -> list[str]:
+    """What must be known of the clock, such as that the machine was busy.
+
+    Each run says so in numbers of its own: the first that has anything to say speaks for all.
+    """
+    notes = next((latency.notes for latency in times if latency.notes), ())
+    return [f"{note[:1].upper()}{note[1:].rstrip('.')}." for note in notes]
 
 
 def conditions(before: Latency, after: Latency) -> str:

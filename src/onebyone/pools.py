@@ -1,0 +1,92 @@
+"""Pool: many images that are read when they are asked for, cut into parts that share none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from onebyone.data import DEMO_FILES, Images, open_images
+from onebyone.errors import DataError
+from onebyone.folders import Listing, list_folder
+from onebyone.preprocessing import Preprocess
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Some images of a source in memory or in files, by their places in it."""
+
+    source: Images | Listing
+    places: Int[Tensor, " images"]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    @property
+    def labels(self) -> Tensor | None:
+        """Class numbers (images,), None where they are not known."""
+        known = self.source.labels
+        return None if known is None else known[self.places]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What there is to say about the source."""
+        return self.source.notes
+
+    def read(self, index: Int[Tensor, " some"]) -> tuple[Tensor, Tensor | None]:
+        """Some of the images (some, C, H, W) and their labels; unreadable files are left out."""
+        places = self.places[index]
+        if isinstance(self.source, Listing):
+            return self.source.read(places)
+        labels = self.source.labels
+        return self.source.inputs[places], None if labels is None else labels[places]
+
+    def take(self, count: int, seed: int = 0) -> Images:
+        """At most so many of the images, in memory, drawn at random by `seed`."""
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        return Images(*self.read(order[:count]))
+
+    def split(self, apart: int, seed: int = 0) -> tuple[Pool, Pool]:
+        """(the rest, `apart` images drawn at random); DataError where nothing would be left."""
+        if not 0 <= apart < len(self):
+            raise DataError(
+                f"{apart:,} of {len(self):,} images cannot be set apart: give more images"
+            )
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        first, rest = (part.sort().values for part in (order[:apart], order[apart:]))
+        return replace(self, places=self.places[rest]), replace(self, places=self.places[first])
+
+
+def open_pool(
+    data: object, preprocess: Preprocess | None = None, classes: tuple[str, ...] | None = None
+) -> Pool:
+    """All images of what `open_images` takes; a folder's files are read when they are needed.
+
+    Raises DataError where they cannot be told apart by their place: for loaders (`is_batches`).
+    """
+    if isinstance(data, Pool):
+        return data
+    if is_batches(data):
+        raise DataError(
+            f"{type(data).__name__} gives batches, of which none can be set apart: give a folder, a "
+            "tensor or an array file"
+        )
+    source: Images | Listing
+    if isinstance(data, str | Path) and str(data) not in DEMO_FILES and Path(data).is_dir():
+        source = list_folder(Path(data), preprocess, classes)
+        count = len(source.files)
+    else:
+        source = open_images(data, preprocess, classes=classes)
+        count = len(source)
+    return Pool(source, torch.arange(count))
+
+
+def is_batches(data: object) -> bool:
+    """Whether data is an iterable of batches rather than images at hand, or their place."""
+    if isinstance(data, str | Path | Images | Pool | Tensor | dict | tuple):
+        return False
+    return isinstance(data, Iterable) and not hasattr(data, "__array__")

@@ -1,0 +1,87 @@
+"""Slimming with training in it: which images each part gets, and the recovery between the steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from onebyone.clock import Clock
+from onebyone.data import Images, open_images
+from onebyone.errors import DataError
+from onebyone.planning import Step
+from onebyone.pools import is_batches, open_pool
+from onebyone.preprocessing import Preprocess
+from onebyone.progressive import slim_in_steps
+from onebyone.recovery.fine_tuning import FineTuned, fine_tune
+from onebyone.recovery.recipe import Recipe
+from onebyone.searching import Found
+
+HELD_OUT_SHARE, MOST_HELD_OUT = 8, 2000
+
+
+@dataclass(frozen=True)
+class Recovering:
+    """What `slim` was given for a training between its steps."""
+
+    model: nn.Module
+    images: object
+    held_out: object
+    preprocess: Preprocess | None
+    classes: tuple[str, ...] | None
+    recipe: Recipe
+    calibration: int
+    memory: int
+    seed: int
+    clock: Clock
+
+    def slim(self, steps: tuple[Step, ...]) -> tuple[Found, Images | None, Images, tuple[str, ...]]:
+        """The lighter network, the held-out and the calibration images, and notes.
+
+        Held-out images are in no training and no calibration; DataError where they cannot be set
+        apart.
+        """
+        with self.clock.step("read"):
+            data, used, held_out, notes = self._parted()
+        told: list[str] = []
+
+        def recover(lighter: nn.Module, epochs: float) -> FineTuned:
+            tuned = fine_tune(
+                lighter, data, teacher=self.model, epochs=epochs, recipe=self.recipe,
+                preprocess=self.preprocess, classes=self.classes,
+                progress=lambda status: self.clock.tell(status.done, status.words),
+            )  # fmt: skip
+            told.append(tuned.words)
+            return tuned
+
+        found = slim_in_steps(
+            self.model, used, steps, recover, memory=self.memory, seed=self.seed, clock=self.clock
+        )
+        kept = [f"step {i}: {text}" for i, text in enumerate(told, start=1)]
+        return found, held_out, used, (*notes, *(kept if len(told) > 1 else told))
+
+    def _parted(self) -> tuple[object, Images, Images | None, tuple[str, ...]]:
+        """Images to train on, to calibrate on (some of those), and held-out ones."""
+        given = None
+        if self.held_out is not None and not isinstance(self.held_out, int | float):
+            given = open_images(self.held_out, self.preprocess, classes=self.classes)
+        if is_batches(self.images):
+            if given is None and self.held_out != 0:
+                raise DataError(
+                    f"of the batches of {type(self.images).__name__} none can be held out: give "
+                    "held_out= images of their own, or 0 for none"
+                )
+            used = open_images(self.images, self.preprocess, limit=self.calibration)
+            return self.images, used, given, ()
+        pool = open_pool(self.images, self.preprocess, self.classes)
+        apart = 0
+        if given is None:
+            apart = min(MOST_HELD_OUT, max(1, len(pool) // HELD_OUT_SHARE))
+            if isinstance(self.held_out, float):
+                apart = round(self.held_out * len(pool))
+            elif isinstance(self.held_out, int):
+                apart = self.held_out
+        rest, kept_back = pool.split(apart, self.seed)
+        if given is None and apart:
+            given = kept_back.take(apart)
+        return rest, rest.take(self.calibration, self.seed), given, pool.notes
