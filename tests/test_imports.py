@@ -27,6 +27,8 @@ matching sides diffing
 factorize factorize.metric factorize.least_squares factorize.reduced_rank factorize.squeeze
 factorize.alternate factorize.factors factorize.balance factorize.fit
 surveying statistics
+deepening deepening.insertions deepening.files deepening.flow deepening.places deepening.candidates
+deepening.filling
 forms allocation planning plan_files
 building lockstep effort rewriting merging
 loading.loaded loading.layers loading.archive loading.programs loading.weights loading.zoo
@@ -34,7 +36,7 @@ loading.factories loading.onnx_graphs loading.slimmed loading.specs loading
 windows chains blocks sources variants comparison comparing
 verification
 report.numbers report.words report.markup report.picture report.cards report.details
-report.text report.json report.page report.html report
+report.insertions report.text report.json report.page report.html report
 report.coverage report.columns report.measurement_rows report.measurement report.measurement_files
 report.measurement_page report.comparison report.comparison_files report.comparison_page
 report.difference_words report.difference report.difference_files report.difference_page
@@ -42,10 +44,10 @@ exporting exporting.program exporting.onnx
 recovery recovery.recipe recovery.augmentation recovery.features recovery.normalization
 recovery.objective recovery.scoring recovery.checkpoints recovery.supply recovery.training
 recovery.fine_tuning
-saving searching progressive recovering slimming
+saving deepening.probing deepening.deepening searching progressive recovering slimming
 __init__
 cli.values cli.signals cli.showing cli.failures cli.writing cli.originals cli.reading cli.slim
-cli.finetune cli.verify
+cli.finetune cli.verify cli.deepen
 cli.measure cli.compare cli.diff cli.demo cli.app cli
 __main__
 """
@@ -163,7 +165,7 @@ def test_the_import_is_instant() -> None:
     assert "torch" in heavy_modules("import onebyone; onebyone.slim")
 
 
-COMMANDS = ("slim", "verify", "measure", "compare", "diff", "demo")
+COMMANDS = ("slim", "verify", "measure", "compare", "deepen", "diff", "demo")
 
 
 @pytest.mark.parametrize("command", [[], *([c] for c in COMMANDS)])

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from onebyone.comparing import compare
     from onebyone.comparison import Comparison, Variant
     from onebyone.data import Images, open_images
+    from onebyone.deepening.deepening import Deepened, deepen
     from onebyone.diffing import Difference, diff
     from onebyone.errors import OneByOneError
     from onebyone.loading import Loaded, load
@@ -28,6 +29,7 @@ _HOMES = {
     "Budget": "planning",
     "Comparison": "comparison",
     "Decision": "planning",
+    "Deepened": "deepening.deepening",
     "Difference": "diffing",
     "FineTuned": "recovery.fine_tuning",
     "Images": "data",
@@ -43,6 +45,7 @@ _HOMES = {
     "Verification": "verification",
     "blocks": "blocks",
     "compare": "comparing",
+    "deepen": "deepening.deepening",
     "diff": "diffing",
     "fine_tune": "recovery.fine_tuning",
     "load": "loading",
@@ -62,6 +65,7 @@ __all__ = [
     "Budget",
     "Comparison",
     "Decision",
+    "Deepened",
     "Difference",
     "FineTuned",
     "Images",
@@ -77,6 +81,7 @@ __all__ = [
     "Verification",
     "blocks",
     "compare",
+    "deepen",
     "diff",
     "fine_tune",
     "load",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from onebyone.conv import ConvSpec
+from onebyone.deepening.files import insertion_from_json, insertion_to_json
 from onebyone.errors import BudgetError, PlanError
 from onebyone.files import json_text, write_text
 from onebyone.forms import FORMS
@@ -22,6 +23,10 @@ EDITABLE = (
 
 def plan_to_json(plan: Plan) -> dict[str, Any]:
     """The plan as JSON-ready values; costs are written for the reader and not read back."""
+    deeper: dict[str, Any] = {}
+    if plan.insertions or plan.reference is not None:
+        deeper["insertions"] = [insertion_to_json(i) for i in plan.insertions]
+        deeper["reference"] = None if plan.reference is None else list(plan.reference)
     return {
         "schema": SCHEMA,
         "about": EDITABLE,
@@ -39,7 +44,7 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
         "notes": list(plan.notes),
         **({"schedule": [_step_to_json(step) for step in plan.schedule]} if plan.schedule else {}),
         "layers": [_decision_to_json(decision) for decision in plan.decisions],
-    }  # fmt: skip
+    } | deeper  # fmt: skip
 
 
 def _step_to_json(step: Step) -> dict[str, Any]:
@@ -85,6 +90,11 @@ def plan_from_json(values: Any, where: str = "the plan") -> Plan:
             _integer(values["other_macs"]), _integer(values["other_params"]), _integer(values["seed"]),
             _source(values["source"]), tuple(map(str, values["notes"])),
             tuple(map(_step_from_json, values.get("schedule", ()))),
+            tuple(
+                insertion_from_json(insertion, f"{where}, insertion {number}")
+                for number, insertion in enumerate(values.get("insertions", ()), start=1)
+            ),
+            _reference(values.get("reference")),
         )  # fmt: skip
     except (KeyError, TypeError, ValueError, BudgetError) as error:
         raise PlanError(f"{where} is damaged: {_described(error)}") from error
@@ -94,6 +104,13 @@ def _source(value: Any) -> dict[str, Any] | None:
     if value is not None and not (isinstance(value, dict) and "spec" in value):
         raise ValueError(f"the source {value!r} names no network")
     return value
+
+
+def _reference(value: Any) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    macs, params = map(_whole, value)
+    return macs, params
 
 
 def _described(error: Exception) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from onebyone.allocation import Choices, allocate, cheapest
 from onebyone.conv import ConvSpec
+from onebyone.deepening.insertions import Insertion
 from onebyone.errors import BudgetError, PlanError
 from onebyone.factorize.metric import energies, factor, tails
 from onebyone.factorize.squeeze import input_energy
@@ -103,6 +104,8 @@ class Plan:
     (attention products, normalisation): they stay, and count in the totals. `source` is the model
     spec that `load` was given, so that a saved folder can be loaded again; `notes` are for people.
     `schedule`: the steps that led here, each fine-tuned; the last one is this plan's.
+    `insertions` are what a deepened network has more than the one it was made from, the refused ones
+    with their reasons; its budget is a part of the costs of `reference`, (MACs, parameters).
     """
 
     budget: Budget
@@ -114,6 +117,8 @@ class Plan:
     source: dict[str, Any] | None = None
     notes: tuple[str, ...] = field(default=())
     schedule: tuple[Step, ...] = ()
+    insertions: tuple[Insertion, ...] = ()
+    reference: tuple[int, int] | None = None
 
     @property
     def macs_before(self) -> int:
@@ -122,8 +127,9 @@ class Plan:
 
     @property
     def macs_after(self) -> int:
-        """MACs of the lighter network for one image."""
-        return self.other_macs + sum(d.macs_after for d in self.decisions)
+        """MACs of the lighter or deeper network for one image."""
+        added = sum(i.macs for i in self.insertions)
+        return self.other_macs + added + sum(d.macs_after for d in self.decisions)
 
     @property
     def params_before(self) -> int:
@@ -132,8 +138,9 @@ class Plan:
 
     @property
     def params_after(self) -> int:
-        """Parameters of the lighter network."""
-        return self.other_params + sum(d.params_after for d in self.decisions)
+        """Parameters of the lighter or deeper network."""
+        added = sum(i.params for i in self.insertions)
+        return self.other_params + added + sum(d.params_after for d in self.decisions)
 
     @property
     def error(self) -> float:

@@ -38,6 +38,7 @@ from onebyone.plan_files import plan_to_json
 from onebyone.tree import deep_copy
 
 if TYPE_CHECKING:
+    from onebyone.deepening.deepening import Deepened
     from onebyone.slimming import Slimmed
 
 
@@ -82,7 +83,7 @@ def _check_replaceable(folder: Path) -> None:
     )
 
 
-def save_folder(slimmed: Slimmed, folder: Path, *, force: bool = False) -> Path:
+def save_folder(slimmed: Slimmed | Deepened, folder: Path, *, force: bool = False) -> Path:
     """Write everything beside the folder first, then put it in place at once."""
     source = slimmed.plan.source or {}
     check_folder(folder, force=force, inputs=(source.get("spec"), source.get("weights")))
@@ -125,7 +126,7 @@ def _swap(staged: Path, folder: Path) -> None:
         raise
 
 
-def _write_all(slimmed: Slimmed, folder: Path) -> None:
+def _write_all(slimmed: Slimmed | Deepened, folder: Path) -> None:
     from onebyone.report import to_json, write_report
 
     model = _on_cpu(slimmed.model)
@@ -178,7 +179,7 @@ def _write_programs(model: nn.Module, example: Tensor, folder: Path) -> list[str
     return []
 
 
-def _about(slimmed: Slimmed, model: nn.Module) -> dict[str, Any]:
+def _about(slimmed: Slimmed | Deepened, model: nn.Module) -> dict[str, Any]:
     """What loading needs beyond the plan."""
     tensors = {k: t for k, t in model.state_dict().items() if isinstance(t, Tensor)}
     floats = {

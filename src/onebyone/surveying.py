@@ -69,7 +69,7 @@ def survey(model: nn.Module, image: Tensor) -> Survey:
     watcher = _Watcher(layers)
     with torch.no_grad(), hooked(watcher.attach(model)):
         call(model, image)
-    read = _used_otherwise(model, [n for n, m in layers.items() if type(m) in PLAIN], image)
+    read = used_otherwise(model, [n for n, m in layers.items() if type(m) in PLAIN], image)
     shared = _shared_weights(model)
     order = {name: i for i, name in enumerate(watcher.calls)}
     seen = [
@@ -203,7 +203,7 @@ class _Probe(nn.Module):
         return self.layer(x)
 
 
-def _used_otherwise(model: nn.Module, names: list[str], image: Tensor) -> dict[str, str]:
+def used_otherwise(model: nn.Module, names: list[str], image: Tensor) -> dict[str, str]:
     """Why other code would miss a layer: it reads its attributes, or calls it by another way."""
     reads: dict[str, list[str]] = {name: [] for name in names}
     shell = shallow_copy(model)

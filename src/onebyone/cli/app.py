@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from onebyone.cli.compare import compare
+from onebyone.cli.deepen import deepen
 from onebyone.cli.demo import demo
 from onebyone.cli.diff import diff
 from onebyone.cli.failures import INTERRUPTED
@@ -30,6 +31,7 @@ app.command()(demo)
 app.command(no_args_is_help=True)(slim)
 app.command(no_args_is_help=True)(finetune)
 app.command(no_args_is_help=True)(verify)
+app.command(no_args_is_help=True)(deepen)
 app.command(no_args_is_help=True)(measure)
 app.command(no_args_is_help=True)(compare)
 app.command(no_args_is_help=True)(diff)

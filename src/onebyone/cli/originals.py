@@ -10,17 +10,19 @@ if TYPE_CHECKING:
 
 
 def original_of(
-    folder: Path, given: str | None, weights: str | None, trust: bool
+    folder: Path, given: str | None, weights: str | None, trust: bool, *, first: bool = False
 ) -> tuple[Plan, str, str | None]:
     """The folder's plan, and the spec and weights of its original.
 
+    Of a network that was made in several steps that is the one before the last; `first`: the one
+    before the first, as it always is for a deepened network, whose budget is a part of that.
     Raises ModelError for a folder that is not ours, and where the original is not known or naming it
     would run code that nobody trusted.
     """
     from onebyone.errors import ModelError
     from onebyone.files import PLAN
     from onebyone.loading.factories import is_factory
-    from onebyone.loading.slimmed import is_slimmed
+    from onebyone.loading.slimmed import is_slimmed, root_source
     from onebyone.plan_files import read_plan
 
     if not is_slimmed(folder):
@@ -30,7 +32,7 @@ def original_of(
     plan = read_plan(folder / PLAN)
     if given is not None:
         return plan, given, weights
-    source = plan.source or {}
+    source = root_source(plan.source) if first or plan.reference else plan.source or {}
     if not source:
         raise ModelError(f"{folder} does not say which network it was: give --original MODEL")
     spec = str(source["spec"])

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from onebyone.data import Images
+    from onebyone.deepening.deepening import Deepened
     from onebyone.slimming import Slimmed
 
 STEPS = {
@@ -25,6 +26,7 @@ STEPS = {
     "finetune": "fine-tuning",
     "rewrite": "solving layer by layer",
     "search": "searching the smallest network",
+    "probe": "probing where depth pays",
     "verify": "comparing before and after",
     "compare": "comparing layer by layer",
     "save": "writing the results",
@@ -79,7 +81,7 @@ def show(*parts: RenderableType) -> None:
         console.print(part)
 
 
-def show_slimmed(slimmed: Slimmed, folder: Path | None, as_json: bool) -> None:
+def show_slimmed(slimmed: Slimmed | Deepened, folder: Path | None, as_json: bool) -> None:
     """The plan and the comparison, and where they were written."""
     if not leads():
         return

@@ -47,7 +47,7 @@ def verify(
     latency: Annotated[bool, typer.Option(help="Time both networks on this machine.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    """Compare a slimmed network with its original once more.
+    """Compare a slimmed or deepened network with its original once more.
 
     \b
     Examples:

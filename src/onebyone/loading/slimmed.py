@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from onebyone.building import skeleton
 from onebyone.conv import ConvSpec
+from onebyone.deepening.insertions import insert
 from onebyone.errors import ModelError, OneByOneError, PlanError
 from onebyone.files import PLAN, PROGRAM, WEIGHTS
 from onebyone.loading.archive import open_program
 from onebyone.loading.loaded import Loaded, example_of
 from onebyone.loading.programs import module_of
 from onebyone.loading.weights import fit_weights, read_weights
-from onebyone.plan_files import SCHEMA, plan_from_json
+from onebyone.plan_files import SCHEMA, plan_from_json, plan_to_json
 from onebyone.planning import Plan
 from onebyone.preprocessing import Preprocess
 from onebyone.tree import deep_copy, modules_by_name, replace_modules
@@ -58,7 +59,7 @@ def load_folder(
         raise PlanError(f"{folder / PLAN} does not describe a saved network: it has no `model`")
     try:
         base = _architecture(plan, architecture, build)
-        model = replace_modules(base, _skeletons(base, plan))
+        model = _applied(base, plan)
     except OneByOneError as error:
         if architecture is not None:
             raise
@@ -85,11 +86,34 @@ def _read_plan(folder: Path) -> dict[str, Any]:
         raise PlanError(f"{folder / PLAN} cannot be read: {error}") from error
 
 
+def root_source(source: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Where the first network of a chain came from, each made from the one before; {} if not known."""
+    root = dict(source or {})
+    while root.get("plan") is not None:
+        root = dict(root["plan"].get("source") or {})
+    return root
+
+
+def as_source(made: Mapping[str, Any] | Plan | None) -> dict[str, Any] | None:
+    """Where a network came from: as given, or the plan that made it with what that was made from."""
+    if not isinstance(made, Plan):
+        return None if made is None else dict(made)
+    if made.source is None:
+        return None
+    return dict(made.source) | {"plan": _changes(plan_to_json(made))}
+
+
 def _changes(values: dict[str, Any]) -> dict[str, Any]:
     """What of a plan is needed to build its network again, should its folder be gone."""
     layers = [v for v in values["layers"] if v["form"] not in ("keep", "refuse")]
     dropped = ("about", "cost", "model")
-    return {k: v for k, v in values.items() if k not in dropped} | {"layers": layers, "notes": []}
+    changed = {k: v for k, v in values.items() if k not in dropped} | {
+        "layers": layers,
+        "notes": [],
+    }
+    if "insertions" in values:
+        changed["insertions"] = [v for v in values["insertions"] if v["kind"] != "refuse"]
+    return changed
 
 
 def _architecture(plan: Plan, architecture: nn.Module | None, build: Build) -> nn.Module:
@@ -98,12 +122,24 @@ def _architecture(plan: Plan, architecture: nn.Module | None, build: Build) -> n
     if source.get("plan") is not None:
         earlier = plan_from_json(source["plan"], "the plan of the network before")
         base = _architecture(earlier, architecture, build)
-        return replace_modules(base, _skeletons(base, earlier))
+        return _applied(base, earlier)
     if architecture is not None:
         return deep_copy(architecture)
     if not source:
         raise ModelError("its plan does not say which network it was made from")
     return build(source, plan.input_shape)
+
+
+def _applied(base: nn.Module, plan: Plan) -> nn.Module:
+    """The network with its layers replaced and the insertions in it, in place, weights not filled in."""
+    model = replace_modules(base, _skeletons(base, plan))
+    modules = modules_by_name(model)
+    for insertion in plan.insertions:
+        if not insertion.refused and insertion.place not in modules:
+            raise PlanError(
+                f"the plan's place {insertion.place!r} is not in the network it is loaded into"
+            )
+    return replace_modules(model, insert(model, plan.insertions))
 
 
 def _skeletons(model: nn.Module, plan: Plan) -> dict[str, nn.Module]:

@@ -34,6 +34,15 @@ def headline(verification: Verification) -> str:
     return " and ".join(parts) + " are left" if parts else "There was nothing to make lighter"
 
 
+def deeper_headline(verification: Verification) -> str:
+    """What a deepened network costs beside its original."""
+    before, after = verification.before, verification.after
+    return (
+        f"Deeper, with {share(after.macs, before.macs)} of the original’s MACs and "
+        f"{share(after.params, before.params)} of its parameters"
+    )
+
+
 def quality_sentence(verification: Verification) -> str:
     """What that cost in quality, as far as it was measured."""
     before, after, many = verification.before, verification.after, held_out(verification.images)

@@ -29,6 +29,19 @@ COLUMNS = (
 )  # fmt: skip
 GROUPS = ((4, ""), (3, "MACs, one image"), (3, "parameters"), (2, "error"))
 NONE = "–"
+SCORE = (
+    "The fall of the loss, in nats per image, that the best step along the gradient of an insertion "
+    "promises, measured by a short probe. The budget was filled by the most score for its cost."
+)
+PREDICTED = (
+    "The estimated rise of the loss, in nats per image, from what a form leaves out, weighted by the "
+    "gradients of the loss. Planning minimises the sum."
+)
+MEASURED = (
+    "Error of each layer’s output inside the lighter network: mean squared difference from the "
+    "original’s, relative to the variance of the original’s. It adds up over the layers before it, so "
+    "kept layers have one too."
+)
 LONG = 24  # characters of a name from which it may be broken
 
 
@@ -163,18 +176,16 @@ def method(verification: Verification, plan: Plan) -> Markup:
     entries: list[tuple[str, Content]] = [
         ("Network", tag("code", spec) if spec else None),
         ("Input", "×".join(map(str, plan.input_shape)) + ", one image (channels first)"),
-        ("Budget", "Keep " + " and ".join(budget)),
+        ("Budget", ("Use " if plan.insertions else "Keep ") + " and ".join(budget)),
         ("Seed", str(plan.seed)),
         ("Held-out images", _held_out(verification)),
         ("MACs", "Multiply–accumulates of convolutions and matrix products for one image, as "
             "PyTorch counts them, with the products at padded positions. Bias, normalisation and "
             "activations are not counted. One MAC is two FLOPs."),
         ("Weights on disk", "All parameters and buffers of the state dict, tied ones once."),
-        ("Predicted error", "The estimated rise of the loss, in nats per image, from what a form "
-            "leaves out, weighted by the gradients of the loss. Planning minimises the sum."),
-        ("Measured error", "Error of each layer’s output inside the lighter network: mean squared "
-            "difference from the original’s, relative to the variance of the original’s. It adds "
-            "up over the layers before it, so kept layers have one too."),
+        ("Score", SCORE if any(i.score is not None for i in plan.insertions) else None),
+        ("Predicted error", None if plan.insertions else PREDICTED),
+        ("Measured error", None if plan.insertions else MEASURED),
         ("Latency", _latency(verification)),
     ]  # fmt: skip
     rows = [join(tag("dt", term), tag("dd", said)) for term, said in entries if said]

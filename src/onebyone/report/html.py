@@ -6,8 +6,9 @@ from pathlib import Path
 
 from onebyone.files import write_text
 from onebyone.planning import Plan
-from onebyone.report.cards import cards, headline, quality_sentence
+from onebyone.report.cards import cards, deeper_headline, headline, quality_sentence
 from onebyone.report.details import forms_list, layer_table, method
+from onebyone.report.insertions import insertion_rows, kinds_list
 from onebyone.report.markup import Content, join, tag
 from onebyone.report.page import bound, page
 from onebyone.report.picture import picture
@@ -20,6 +21,20 @@ def report_html(verification: Verification, plan: Plan) -> str:
     Every text is escaped. The page's own policy forbids any request and any script but its own.
     """
     source = str(plan.source["spec"]) if plan.source and plan.source.get("spec") else "a network"
+    if plan.insertions:
+        return page(
+            "deepened.html",
+            f"{source}, deepened by onebyone",
+            ("report.css",),
+            source=source,
+            headline=bound(deeper_headline(verification)),
+            quality=bound(quality_sentence(verification)),
+            cards=cards(verification),
+            table=insertion_rows(plan),
+            forms=kinds_list(plan),
+            method=method(verification, plan),
+            notes=_notes((*plan.notes, *verification.notes)),
+        )
     return page(
         "report.html",
         f"{source}, slimmed by onebyone",

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from math import isfinite
 from typing import Any
 
+from onebyone.deepening.files import insertion_to_json
 from onebyone.planning import Decision, Plan
 from onebyone.verification import Side, Verification
 
@@ -35,6 +36,7 @@ def to_json(verification: Verification, plan: Plan) -> dict[str, Any]:
         "before": _side(before),
         "after": _side(after),
         "layers": [_layer(d, errors.get(d.layer)) for d in plan.decisions],
+        "insertions": [insertion_to_json(i) for i in plan.insertions],
         "notes": [*plan.notes, *verification.notes],
     }
 

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from onebyone.planning import Decision, Plan
+from onebyone.report.insertions import insertion_table
 from onebyone.report.numbers import count, milliseconds, percent, points, ratio, size
 from onebyone.report.words import (
     UNCHANGED,
@@ -31,7 +32,12 @@ SHORTEST_NAME = 16  # columns are dropped before names get less room than this
 
 
 def plan_table(plan: Plan) -> RenderableType:
-    """Every layer: form, channels all the way through, MACs and parameters left, and why it stays."""
+    """Every layer: form, channels all the way through, MACs and parameters left, and why it stays.
+
+    Of a deepened network every insertion instead.
+    """
+    if plan.insertions:
+        return insertion_table(plan)
     lines = [Text(line, style="dim") for line in reasons(plan)]
     return Group(Text(), _PlanTable(plan), *([Text(), *lines] if lines else []))
 

@@ -1,0 +1,314 @@
+"""deepen: spend what slimming saved on depth, without changing an output before training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from onebyone.clock import Clock, Progress
+from onebyone.data import Images, check_images, open_images
+from onebyone.deepening.candidates import KINDS, candidates, inserted, same
+from onebyone.deepening.filling import Room, by_gain, by_rule
+from onebyone.deepening.insertions import INSERTIONS, Insertion
+from onebyone.deepening.probing import BATCH, BATCHES, RECIPE, probe
+from onebyone.errors import BudgetError, DataError, ModelError
+from onebyone.loading.slimmed import as_source
+from onebyone.measurement.counting import count
+from onebyone.planning import Budget, Plan
+from onebyone.preprocessing import Preprocess
+from onebyone.recovery.fine_tuning import FineTuned, fine_tune
+from onebyone.recovery.objective import check_labels
+from onebyone.recovery.recipe import Recipe
+from onebyone.recovery.training import Status
+from onebyone.running import call, first_output, suited
+from onebyone.tree import evaluating, guarded, tensors_in
+from onebyone.verification import Verification, verify
+
+# Half of the loss looks at labels: the reference is to be surpassed, not only copied.
+TUNING = Recipe(soft=0.5)
+RULE = (
+    "no data were given, so nothing was measured: bottlenecks are spread evenly over the network, in "
+    "each round those with the cheapest MACs for a parameter first"
+)
+HELD_OUT_SHARE = 20
+NOTHING_GAINED = (
+    "the probe measured no gain anywhere, so insertions are spread by the rule instead: "
+)
+
+
+@dataclass(frozen=True)
+class Deepened:
+    """A deeper network of plain PyTorch layers, and the plan of what was inserted, where and why.
+
+    `verification` compares it with the reference; `tuned` is the fine-tuning, None where there was none.
+    """
+
+    model: nn.Module
+    plan: Plan
+    verification: Verification
+    example: Tensor
+    preprocess: Preprocess | None = None
+    classes: tuple[str, ...] | None = None
+    tuned: FineTuned | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def save(self, folder: str | Path, *, force: bool = False) -> Path:
+        """Write plan, weights, reports, model.pt2 and model.onnx to a folder, as `Slimmed.save` does."""
+        from onebyone.saving import save_folder
+
+        return save_folder(self, Path(folder), force=force)
+
+
+def deepen(
+    model: nn.Module,
+    example: Tensor,
+    budget: Budget,
+    *,
+    reference: nn.Module,
+    data: object = None,
+    held_out: object = None,
+    epochs: float = 0,
+    recipe: Recipe | None = None,
+    kinds: tuple[str, ...] = KINDS,
+    batches: int = BATCHES,
+    preprocess: Preprocess | None = None,
+    classes: tuple[str, ...] | None = None,
+    source: dict[str, Any] | Plan | None = None,
+    latency: bool = False,
+    seed: int = 0,
+    progress: Progress | None = None,
+    status: Callable[[Status], None] | None = None,
+) -> Deepened:
+    """Insert blocks that change no output into a copy of the network, until the budget is used up.
+
+    model: the lighter network; example: an input (1, C, …) of its; budget: fractions of the MACs and
+    parameters of `reference`, the original network. data: images, with labels or without, anything that
+    `open_images` takes: a probe on some tens of batches decides where depth is worth most for its MACs;
+    without data a rule that the plan states. kinds: which insertions may be used.
+    epochs: fine-tune afterwards on `data`, with the reference as the teacher and by `recipe`.
+    held_out: other images to compare on and to choose the best weights by; by default a twentieth of the
+    data is set apart, 0 for none. source: what `load` said of the network (`Loaded.source`), or the plan
+    that made it, so that a saved folder can be loaded again.
+    Raises BudgetError for a budget that is used up already, ModelError where nothing can be inserted,
+    DataError for images or labels that do not fit.
+    """
+    clock = Clock(progress)
+    kinds = _known(kinds)
+    if epochs and data is None:
+        raise DataError("there are no images to fine-tune on: give data=, or epochs=0")
+    image = _image(example)
+    with clock.step("read"):
+        images = None if data is None else open_images(data, preprocess, classes=classes)
+        images, others = _parted(images, held_out, preprocess, classes, seed)
+    with ExitStack() as borrowed:
+        for network in (model, reference):
+            borrowed.enter_context(guarded(network))
+            borrowed.enter_context(evaluating(network))
+        with clock.step("plan"):
+            _check_images(model, image, images)
+            room, costs, limits = _room(model, reference, image, budget)
+            found = candidates(model, image, kinds=kinds)
+            _check_any(found)
+        notes = (RULE,)
+        if images is not None:
+            with clock.step("probe"):
+                found = _scored(model, found, images, reference, batches, seed, clock.tell)
+            notes = (_probed(images, batches),)
+        chosen, notes = _chosen(found, room, notes)
+        deeper = _checked(model, image, chosen, seed)
+    plan = Plan(
+        budget, (), tuple(image.shape[1:]), *costs, seed=seed, source=as_source(source),
+        notes=notes, insertions=(*chosen, *_left(found, chosen)), reference=limits,
+    )  # fmt: skip
+    tuned = None
+    if epochs:
+        with clock.step("finetune"):
+            tuned = fine_tune(
+                deeper, images, teacher=reference, epochs=epochs, recipe=recipe or TUNING,
+                held_out=0 if others is None else others, progress=status,
+            )  # fmt: skip
+            deeper = tuned.model
+    with clock.step("verify"):
+        result = verify(
+            reference, deeper, others, example=image, latency=latency, progress=clock.tell
+        )
+    own = suited(model, image).clone()
+    return Deepened(deeper, plan, result, own, preprocess, classes, tuned, clock.seconds)
+
+
+def _known(kinds: tuple[str, ...]) -> tuple[str, ...]:
+    for kind in kinds:
+        if kind not in INSERTIONS:
+            raise ModelError(f"there is no insertion {kind!r}: there are {', '.join(INSERTIONS)}")
+    if not kinds:
+        raise ModelError(f"no kind of insertion was given: there are {', '.join(INSERTIONS)}")
+    return tuple(kinds)
+
+
+def _image(example: object) -> Tensor:
+    if not isinstance(example, Tensor) or not 3 <= example.ndim <= 5:
+        said = tuple(example.shape) if isinstance(example, Tensor) else type(example).__name__
+        raise DataError(f"the example is {said}: one image (1, C, H, W) is expected")
+    return example[:1]
+
+
+def _parted(
+    images: Images | None,
+    held_out: object,
+    preprocess: Preprocess | None,
+    classes: tuple[str, ...] | None,
+    seed: int,
+) -> tuple[Images | None, Images | None]:
+    """Images to work with, and others to compare on."""
+    if isinstance(held_out, int) and held_out == 0:
+        return images, None
+    if held_out is not None:
+        return images, open_images(held_out, preprocess, classes=classes)
+    if images is None or len(images) < 2 * HELD_OUT_SHARE:
+        return images, None
+    return images.split(len(images) // HELD_OUT_SHARE, seed)
+
+
+def _check_images(model: nn.Module, image: Tensor, images: Images | None) -> None:
+    if images is None:
+        return
+    check_images(images, image)
+    with torch.no_grad():
+        output = first_output(call(model, suited(model, image)))
+    if images.labels is not None and output.ndim == 2 and output.shape[1] > 1:
+        check_labels(images.labels, output.shape[1])
+
+
+def _room(
+    model: nn.Module, reference: nn.Module, image: Tensor, budget: Budget
+) -> tuple[Room, tuple[int, int], tuple[int, int]]:
+    """What may be added, the network's own costs, and the reference's; BudgetError where nothing may."""
+    own, whole = (
+        (counted.macs, counted.params)
+        for counted in (count(m, suited(m, image)) for m in (model, reference))
+    )
+    left: list[int | None] = []
+    for name, part, cost, most in zip(
+        ("macs", "params"), (budget.macs, budget.params), own, whole, strict=True
+    ):
+        if part is None:
+            left.append(None)
+            continue
+        limit = int(part * most)
+        word = {"macs": "MACs", "params": "parameters"}[name]
+        if cost >= limit:
+            raise BudgetError(
+                f"the budget {name}={part} is used up already: it is {limit:,} {word} of the "
+                f"reference's {most:,}, and the network has {cost:,}. Give a larger budget, or slim "
+                "the network first"
+            )
+        left.append(limit - cost)
+    return Room(left[0], left[1]), own, whole
+
+
+def _check_any(found: tuple[Insertion, ...]) -> None:
+    if any(not i.refused for i in found):
+        return
+    reasons = [f"{i.place or '(the network)'}: {i.reason}" for i in found if i.reason]
+    raise ModelError(
+        "nothing can be inserted into this network: "
+        + ("; ".join(reasons[:3]) + (f"; and {len(reasons) - 3} more" if reasons[3:] else "")
+           if reasons else "no module of it gives a feature map (N, C, H, W)")
+    )  # fmt: skip
+
+
+def _scored(
+    model: nn.Module,
+    found: tuple[Insertion, ...],
+    images: Images,
+    reference: nn.Module,
+    batches: int,
+    seed: int,
+    tell: Callable[[float], None],
+) -> tuple[Insertion, ...]:
+    """With the score that the probe gave to each."""
+    usable = [i for i in found if not i.refused]
+    scores = probe(
+        model, usable, images, reference, recipe=RECIPE, batches=batches, seed=seed, progress=tell
+    )
+    scored = {id(i): replace(i, score=s) for i, s in zip(usable, scores, strict=True)}
+    return tuple(scored.get(id(i), i) for i in found)
+
+
+def _probed(images: Images, batches: int) -> str:
+    what = "labels and the reference's outputs" if images.labels is not None else "the reference"
+    return (
+        f"places were chosen by a probe of {batches} batches of {min(BATCH, len(images))} images, "
+        f"towards {what}: the score is the fall of the loss that the best step along its gradient promises"
+    )
+
+
+def _chosen(
+    found: tuple[Insertion, ...], room: Room, notes: tuple[str, ...]
+) -> tuple[tuple[Insertion, ...], tuple[str, ...]]:
+    """The insertions within the budget, with their reasons, and notes."""
+    scored = any(i.score is not None for i in found)
+    chosen = by_gain(found, room) if scored else []
+    if scored and not chosen and not any((i.score or 0) > 0 for i in found):
+        notes = (*notes, NOTHING_GAINED + RULE.split(": ", 1)[1])
+        scored = False
+    if not scored:
+        chosen = by_rule(found, room)
+    if not chosen:
+        least = min((i for i in found if not i.refused), key=lambda i: (i.macs, i.params))
+        raise BudgetError(
+            f"what the budget leaves ({_left_over(room)}) is less than the smallest insertion costs "
+            f"({least.macs:,} MACs and {least.params:,} parameters at {least.place!r}): give a larger "
+            "budget"
+        )
+    why = "most gain for its cost among those left" if scored else "next by the rule"
+    return tuple(replace(i, reason=why) for i in chosen), notes
+
+
+def _left_over(room: Room) -> str:
+    parts = ((room.macs, "MACs"), (room.params, "parameters"))
+    return " and ".join(f"{n:,} {word}" for n, word in parts if n is not None)
+
+
+def _left(found: tuple[Insertion, ...], chosen: tuple[Insertion, ...]) -> tuple[Insertion, ...]:
+    """What is not inserted, each with why."""
+    taken = {(i.place, i.kind) for i in chosen}
+    left: dict[tuple[str, str], Insertion] = {}
+    for i in found:
+        if (i.place, i.kind) in taken:
+            continue
+        reason = i.reason
+        if not i.refused and i.score is None:
+            reason = f"{INSERTIONS[i.kind].title}: others came first by the rule"
+        elif not i.refused and (i.score or 0) <= 0:
+            reason = f"{INSERTIONS[i.kind].title}: the probe measured no gain"
+        elif not i.refused:
+            reason = f"{INSERTIONS[i.kind].title}: others gain more for their cost"
+        refused = Insertion(
+            i.place, "refuse", i.channels, i.channels, positions=i.positions, score=i.score,
+            reason=reason,
+        )  # fmt: skip
+        left[i.place, reason] = refused
+    return tuple(left.values())
+
+
+def _checked(
+    model: nn.Module, image: Tensor, chosen: tuple[Insertion, ...], seed: int
+) -> nn.Module:
+    """The deeper network, in the modes that the model has; ModelError should its outputs differ."""
+    deeper = inserted(model, chosen, seed)
+    inputs = suited(model, image)
+    with torch.no_grad():
+        before, after = (list(tensors_in(call(m, inputs))) for m in (model, deeper))
+    if not same(before, after):
+        raise ModelError(
+            "the network's outputs changed when blocks were inserted that compute nothing yet: its "
+            "control flow depends on more than its modules' outputs"
+        )
+    return deeper
