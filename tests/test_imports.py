@@ -33,12 +33,14 @@ loading.loaded loading.layers loading.archive loading.programs loading.weights l
 loading.factories loading.onnx_graphs loading.slimmed loading.specs loading
 windows blocks sources variants comparing
 verification
+exporting exporting.program exporting.folding exporting.network exporting.onnx exporting.openvino
+exporting.executorch exporting.litert exporting.ncnn exporting.targets exporting.checking
+exporting.rechecking exporting.clocking exporting.export
 report.numbers report.words report.markup report.picture report.cards report.details
 report.text report.json report.page report.html report
 report.coverage report.columns report.measurement_rows report.measurement report.measurement_files
 report.measurement_page report.comparison report.comparison_files report.comparison_page
 report.difference_words report.difference report.difference_files report.difference_page
-exporting exporting.program exporting.onnx
 saving searching slimming
 __init__
 cli.values cli.signals cli.failures cli.showing cli.writing cli.reading cli.slim cli.verify
