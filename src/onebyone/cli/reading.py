@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onebyone.cli import values
@@ -197,3 +198,26 @@ def read_images(
             "they are, so give arrays of that size, or --size for theirs"
         )
     return images
+
+
+def original_of(
+    folder: Path, source: dict[str, Any], given: str | None, weights: str | None, trust: bool
+) -> tuple[str, str | None]:
+    """Spec and weights of a slimmed network's original.
+
+    Raises ModelError where they are not known, or where building it would run code.
+    """
+    from onebyone.errors import ModelError
+    from onebyone.loading.factories import is_factory
+
+    if given is not None:
+        return given, weights
+    if not source:
+        raise ModelError(f"{folder} does not say which network it was: give --original MODEL")
+    spec = str(source["spec"])
+    if is_factory(spec) and not trust:
+        raise ModelError(
+            f"the plan in {folder} names {spec} as the original, and calling that runs code: give "
+            f"--original {spec} if that is yours"
+        )
+    return spec, weights or source.get("weights")

@@ -27,6 +27,8 @@ STEPS = {
     "compare": "comparing layer by layer",
     "save": "writing the results",
     "measure": "measuring",
+    "export": "exporting, checking and timing",
+    "bench": "timing in every runtime",
 }
 Progress = Callable[[str, float], None]
 

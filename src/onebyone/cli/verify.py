@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from onebyone.cli import values
 from onebyone.cli.failures import failures
-from onebyone.cli.reading import read_held_out, read_model, room, use_threads
+from onebyone.cli.reading import original_of, read_held_out, read_model, room, use_threads
 from onebyone.cli.showing import progress, show, show_json, tell_images
 
 
@@ -71,7 +71,7 @@ def verify(
                     "wrote"
                 )
             plan = read_plan(folder / PLAN)
-            spec, weights = _original(folder, plan.source or {}, original, weights, trust)
+            spec, weights = original_of(folder, plan.source or {}, original, weights, trust)
             slimmed = read_model(str(folder), None, None, trust)
             before = read_model(spec, weights, tuple(plan.input_shape), trust)
             tell("load", 1)
@@ -90,23 +90,3 @@ def verify(
             show_json(to_json(result, plan))
         else:
             show(summary(result, plan))
-
-
-def _original(
-    folder: Path, source: dict[str, Any], given: str | None, weights: str | None, trust: bool
-) -> tuple[str, str | None]:
-    """The original's spec and weights; ModelError where they are not known, or would run code."""
-    from onebyone.errors import ModelError
-    from onebyone.loading.factories import is_factory
-
-    if given is not None:
-        return given, weights
-    if not source:
-        raise ModelError(f"{folder} does not say which network it was: give --original MODEL")
-    spec = str(source["spec"])
-    if is_factory(spec) and not trust:
-        raise ModelError(
-            f"the plan in {folder} names {spec} as the original, and calling that runs code: give "
-            f"--original {spec} if that is yours"
-        )
-    return spec, weights or source.get("weights")
