@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 import onebyone as obo
 from onebyone import files
-from onebyone.errors import DataError, MissingExtraError, ModelError, OneByOneError, OutputError
+from onebyone.errors import DataError, MissingExtraError, ModelError, OutputError
 from onebyone.exporting import export as exporting
 from onebyone.exporting import targets
 from onebyone.exporting.checking import LIMITS, Limit, check
+from onebyone.exporting.export import examine
 from onebyone.exporting.folding import fold
 from onebyone.exporting.program import export_program
 from onebyone.exporting.rechecking import read_about, recheck
@@ -258,11 +259,18 @@ class TestOnnx:
 
     def test_checked_again(self, made: Any) -> None:
         path, _, model = made
-        assert recheck(model, X[:1], path, "float32", images=X).failure is None
-        with pytest.raises(ModelError, match="failed its check: its outputs differ"):
-            recheck(
-                trained(nn.Sequential(*copy.deepcopy(network()), nn.Tanh())), X[:1], path, "float32"
-            )
+        assert recheck(model, X[:1], path, images=X)[0].failure is None
+        other = trained(nn.Sequential(*copy.deepcopy(network()), nn.Tanh()))
+        found = examine(other, X[:1], path, latency=False)
+        assert "its outputs differ" in (found.check.failure or "")
+        assert (found.any_batch, found.check.drawn) == (True, True)
+
+    @pytest.mark.parametrize("damage", [lambda b: b[:99], lambda b: b"", lambda b: b"\0" * 99])
+    def test_a_damaged_file_is_refused(self, damage: Any, made: Any, tmp_path: Path) -> None:
+        path = tmp_path / "model.onnx"
+        path.write_bytes(damage(made[0].read_bytes()))
+        with pytest.raises(ModelError, match=r"model.onnx says nothing of how onebyone wrote it"):
+            examine(made[2], X[:1], path)
 
     def test_several_inputs_and_outputs(self, tmp_path: Path) -> None:
         model = Outputs()
@@ -344,7 +352,7 @@ def test_every_target(name: str, dtype: str, tmp_path: Path) -> None:
     about = read_about(path)
     assert about["classes"] == ["shirt"]
     assert about["inputs"][0]["shape"] == ["batch" if found.any_batch else 1, 1, 28, 28]
-    assert recheck(model, example, path, dtype, images="demo").failure is None
+    assert recheck(model, example, path, images="demo")[0].failure is None
 
 
 # --- what is refused

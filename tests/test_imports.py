@@ -36,16 +36,17 @@ verification
 exporting exporting.program exporting.folding exporting.network exporting.onnx exporting.openvino
 exporting.executorch exporting.litert exporting.ncnn exporting.targets exporting.checking
 exporting.rechecking exporting.clocking exporting.export exporting.records
+benching
 report.numbers report.words report.markup report.picture report.cards report.details
 report.text report.json report.page report.html report
 report.coverage report.columns report.measurement_rows report.measurement report.measurement_files
 report.measurement_page report.comparison report.comparison_files report.comparison_page
 report.difference_words report.difference report.difference_files report.difference_page
-report.exports
+report.exports report.bench
 saving searching slimming
 __init__
 cli.values cli.signals cli.failures cli.showing cli.writing cli.reading cli.slim cli.verify
-cli.export cli.measure cli.compare cli.diff cli.demo cli.app cli
+cli.export cli.bench cli.measure cli.compare cli.diff cli.demo cli.app cli
 __main__
 """
 ORDER = [str(name) for name in LAYOUT.split()]
@@ -162,7 +163,7 @@ def test_the_import_is_instant() -> None:
     assert "torch" in heavy_modules("import onebyone; onebyone.slim")
 
 
-COMMANDS = ("slim", "verify", "export", "measure", "compare", "diff", "demo")
+COMMANDS = ("slim", "verify", "export", "bench", "measure", "compare", "diff", "demo")
 
 
 @pytest.mark.parametrize("command", [[], *([c] for c in COMMANDS)])

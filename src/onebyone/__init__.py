@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from onebyone import blocks
+    from onebyone.benching import Bench, bench
     from onebyone.comparing import Comparison, Variant, compare
     from onebyone.data import Images, open_images
     from onebyone.diffing import Difference, diff
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from onebyone.verification import Verification, verify
 
 _HOMES = {
+    "Bench": "benching",
     "Budget": "planning",
     "Comparison": "comparing",
     "Decision": "planning",
@@ -38,6 +40,7 @@ _HOMES = {
     "Statistics": "statistics",
     "Variant": "comparing",
     "Verification": "verification",
+    "bench": "benching",
     "blocks": "blocks",
     "compare": "comparing",
     "diff": "diffing",
@@ -56,6 +59,7 @@ _HOMES = {
 
 __version__ = "0.1.0"
 __all__ = [
+    "Bench",
     "Budget",
     "Comparison",
     "Decision",
@@ -71,6 +75,7 @@ __all__ = [
     "Statistics",
     "Variant",
     "Verification",
+    "bench",
     "blocks",
     "compare",
     "diff",

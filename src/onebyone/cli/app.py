@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from onebyone.cli.bench import bench
 from onebyone.cli.compare import compare
 from onebyone.cli.demo import demo
 from onebyone.cli.diff import diff
@@ -31,6 +32,7 @@ app.command(no_args_is_help=True)(slim)
 app.command(no_args_is_help=True)(verify)
 app.command(no_args_is_help=True)(export)
 app.command(no_args_is_help=True)(measure)
+app.command(no_args_is_help=True)(bench)
 app.command(no_args_is_help=True)(compare)
 app.command(no_args_is_help=True)(diff)
 

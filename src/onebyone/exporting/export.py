@@ -27,7 +27,7 @@ from onebyone.exporting.network import (
     slimmed_facts,
 )
 from onebyone.exporting.program import takes_any_batch
-from onebyone.exporting.rechecking import checked, images_for
+from onebyone.exporting.rechecking import checked, images_for, recheck
 from onebyone.exporting.targets import Target, target_of
 from onebyone.files import check_writable, share
 from onebyone.planning import Plan
@@ -118,6 +118,31 @@ def export(
     return Export(
         path, chosen.name, dtype, chosen.version, free, sizes["after"], sizes.get("before"), found,
         timings, notes,
+    )  # fmt: skip
+
+
+def examine(
+    model: nn.Module, example: Tensor, path: str | Path, *, images: object = None,
+    latency: bool = True,
+) -> Export:  # fmt: skip
+    """A file that onebyone wrote, checked against the network in its runtime again, and timed.
+
+    The check may fail: `check.failure` says so. Raises MissingExtraError without the runtime,
+    ModelError where the file is damaged or fails, DataError for images of another size.
+    """
+    path = Path(path)
+    target = target_of(path)
+    found, facts = recheck(model, example, path, images=images)
+    timings: tuple[Timing, ...] = ()
+    if latency:
+        timed = time_exports(
+            {"after": partial(target.open, path)}, (example[:1].cpu().to(facts.input_dtype),),
+            runtime=target.version, dtype=facts.dtype, any_batch=facts.any_batch,
+        )  # fmt: skip
+        timings = tuple(Timing(t["after"], None) for t in timed)
+    return Export(
+        path, target.name, facts.dtype, target.version, facts.any_batch, size_of(target, path), None,
+        found, timings,
     )  # fmt: skip
 
 

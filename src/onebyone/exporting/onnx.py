@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from onebyone.errors import MissingExtraError
+from onebyone.errors import MissingExtraError, ModelError
 from onebyone.exporting.network import FLOAT16, FLOAT32, INT8, Network, refusal
-from onebyone.exporting.program import quiet, silent
+from onebyone.exporting.program import first_line, quiet, silent
 
 NUMBERS = (FLOAT32, FLOAT16, INT8)
 
@@ -122,3 +122,31 @@ def about_onnx(path: Path) -> str | None:
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return session.get_modelmeta().custom_metadata_map.get("onebyone")
+
+
+def inputs_of_onnx(path: Path, size: tuple[int, ...] | None) -> tuple[Tensor, ...]:
+    """A drawn input (1, …) for each that an ONNX file takes; `size` (C×H×W) where it leaves that open.
+
+    Raises MissingExtraError without onnxruntime, ModelError where a size is not known or the file is
+    damaged.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingExtraError(
+            'ONNX files are run by onnxruntime: pip install "onebyone[onnx]"'
+        ) from error
+    try:
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise ModelError(f"onnxruntime cannot read {path}: {first_line(error)}") from error
+    found = []
+    for given in session.get_inputs():
+        shape = size or tuple(given.shape[1:])
+        if given.type != "tensor(float)" or not all(isinstance(n, int) for n in shape):
+            raise ModelError(
+                f"the input {given.name} of {path} is {given.type} of the shape {given.shape}: networks "
+                "of float32 images are timed; give their size, such as --input 3x224x224"
+            )
+        found.append(torch.randn((1, *shape), generator=torch.Generator().manual_seed(0)))
+    return tuple(found)

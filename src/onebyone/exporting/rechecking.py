@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from onebyone.data import open_images
 from onebyone.errors import DataError, ModelError, OneByOneError
 from onebyone.exporting.checking import LIMITS, Check, check
 from onebyone.exporting.network import FLOAT32, INT8, on_cpu_in_float32
+from onebyone.exporting.program import first_line
 from onebyone.exporting.targets import Target, target_of
 
 CHECKED = 64  # images at most
@@ -21,19 +24,45 @@ DRAWN = 16  # images that are drawn where none are given
 
 
 def recheck(
-    model: nn.Module, example: Tensor, path: Path, dtype: str, *, images: object = None
-) -> Check:
-    """Run a file that `export` wrote in its runtime and compare it with the network once more.
+    model: nn.Module, example: Tensor, path: Path, *, images: object = None
+) -> tuple[Check, Facts]:
+    """Run a file that onebyone wrote in its runtime and compare it with the network once more.
 
-    Raises MissingExtraError without the runtime, ModelError where the file is damaged or fails.
+    Also what its metadata say. The limits may be exceeded: see `Check.failure`. Raises
+    MissingExtraError without the runtime, ModelError where the file is damaged or fails.
     """
     target = target_of(path)
     target.require()
-    inputs = (example[:1].float().cpu(),)
-    taken, _, drawn = images_for(images, inputs, FLOAT32)
-    about = read_about(path)
-    first = (about.get("inputs") or [{}])[0].get("shape") or [1]
-    return checked(target, path, on_cpu_in_float32(model), taken, dtype, first[0] == "batch", drawn)
+    facts = Facts.of(read_about(path), path)
+    taken, _, drawn = images_for(images, (example[:1].float().cpu(),), FLOAT32)
+    found = compared(
+        target, path, on_cpu_in_float32(model), taken, facts.dtype, facts.any_batch, drawn,
+        taken=facts.input_dtype,
+    )  # fmt: skip
+    return found, facts
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the metadata of a file say of its numbers: those inside, those of its input, its batch."""
+
+    dtype: str
+    input_dtype: torch.dtype
+    any_batch: bool
+
+    @staticmethod
+    def of(about: dict[str, Any], path: Path) -> Facts:
+        """ModelError where the file has no metadata of ours, or damaged ones."""
+        try:
+            given = about["inputs"][0]
+            return Facts(
+                next(d for d in LIMITS if d == about["dtype"]), getattr(torch, given["dtype"]),
+                given["shape"][0] == "batch",
+            )  # fmt: skip
+        except (KeyError, IndexError, TypeError, AttributeError, StopIteration) as error:
+            raise ModelError(
+                f"{path} says nothing of how onebyone wrote it: export it once more"
+            ) from error
 
 
 def read_about(path: Path) -> dict[str, Any]:
@@ -45,7 +74,7 @@ def read_about(path: Path) -> dict[str, Any]:
         else:
             text = target.about(path)
         found = json.loads(text) if text else {}
-    except (OSError, ValueError):
+    except Exception:  # runtimes raise anything on damaged files
         return {}
     return found if isinstance(found, dict) else {}
 
@@ -55,19 +84,31 @@ def checked(
     any_batch: bool, drawn: bool,
 ) -> Check:  # fmt: skip
     """The check; ModelError where it fails."""
+    found = compared(target, path, model, inputs, dtype, any_batch, drawn)
+    if found.failure is not None:
+        raise ModelError(f"the {target.title} export in {dtype} failed its check: {found.failure}")
+    return found
+
+
+def compared(
+    target: Target, path: Path, model: nn.Module, inputs: tuple[Tensor, ...], dtype: str,
+    any_batch: bool, drawn: bool, taken: torch.dtype | None = None,
+) -> Check:  # fmt: skip
+    """The check, whether it holds or not; `taken` is the type of the file's own inputs."""
     try:
         session = target.open(path, 1)
-        found = check(model, session, inputs, limit=LIMITS[dtype], any_batch=any_batch, drawn=drawn)
+
+        def run(given: Sequence[Tensor]) -> list[Tensor]:
+            return session([x if taken is None else x.to(taken) for x in given])
+
+        return check(model, run, inputs, limit=LIMITS[dtype], any_batch=any_batch, drawn=drawn)
     except OneByOneError as error:
         raise ModelError(f"the {target.title} export failed its check: {error}") from error
     except Exception as error:
         raise ModelError(
-            f"the {target.title} export cannot be run by {target.version} "
-            f"({type(error).__name__}: {error})"
+            f"{path.name} cannot be run by {target.version} ({type(error).__name__}: "
+            f"{first_line(error)})"
         ) from error
-    if found.failure is not None:
-        raise ModelError(f"the {target.title} export in {dtype} failed its check: {found.failure}")
-    return found
 
 
 def images_for(

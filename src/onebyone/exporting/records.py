@@ -43,3 +43,10 @@ def check_replaceable(path: Path, target: str) -> None:
                 f"{file} exists and onebyone did not write it: give another folder with -o, or "
                 "replace it with --force"
             )
+
+
+def exports_in(folder: Path) -> list[Path]:
+    """The main files of the exports in a folder: those in its record, and those a slimmed one has."""
+    names = {*read_records(folder), *(SLIMMED if is_slimmed(folder) else ())}
+    suffixes = tuple(target.suffix for target in TARGETS.values())
+    return sorted(folder / n for n in names if n.endswith(suffixes) and (folder / n).is_file())
