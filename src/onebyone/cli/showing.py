@@ -21,6 +21,7 @@ STEPS = {
     "read": "reading the images",
     "observe": "observing the network",
     "plan": "planning",
+    "pace": "timing layers and planning",
     "rewrite": "solving layer by layer",
     "search": "searching the smallest network",
     "verify": "comparing before and after",
