@@ -36,7 +36,7 @@ FLAT = 0.04  # times within a step differ by no more than this
 PROBE = Site(
     ConvSpec(64, 64, (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1)), (28, 28), activation="relu"
 )
-PROBED = range(33, 49)
+PROBED = range(17, 33)
 
 Ranks = tuple[int, ...]
 
@@ -216,9 +216,9 @@ class Timetable:
 def step_of(milliseconds: Mapping[int, float]) -> int:
     """The largest step s such that ranks within a step take as long as the multiple of s above them.
 
-    >>> step_of({r: float(-(-r // 8)) for r in range(33, 49)})
+    >>> step_of({r: float(-(-r // 8)) for r in range(17, 33)})
     8
-    >>> step_of({r: float(r) for r in range(33, 49)})
+    >>> step_of({r: float(r) for r in range(17, 33)})
     1
     """
     for step in reversed(STEPS):
