@@ -57,7 +57,7 @@ class LayerTimes:
         return 1e6 * self.scale * sum(self.table.milliseconds(s, form, ranks) for s in every)
 
 
-class _Asked:
+class Asked:
     """LayerTimes under the name that `plan` asks by."""
 
     def __init__(self, times: LayerTimes) -> None:
@@ -95,7 +95,7 @@ def paced(
     model: nn.Module,
     example: Tensor,
     budget: Budget,
-    planned: Callable[[Budget, _Asked], Plan],
+    planned: Callable[[Budget, Asked], Plan],
     *,
     runtime: str = "onnxruntime",
     threads: int = 1,
@@ -132,7 +132,7 @@ def paced(
 
 
 def _search(
-    model: nn.Module, budget: Budget, planned: Callable[[Budget, _Asked], Plan],
+    model: nn.Module, budget: Budget, planned: Callable[[Budget, Asked], Plan],
     times: LayerTimes, watch: Stopwatch, progress: Callable[[float], None],
 ) -> tuple[Paced | None, list[float]]:  # fmt: skip
     """The slowest network within the budget, and the ratios of all that were measured."""
@@ -143,7 +143,7 @@ def _search(
     for number in range(ROUNDS):
         progress(0.6 + 0.4 * number / ROUNDS)
         try:
-            chosen = _chosen(replace(budget, latency=min(goal, 1.0)), planned, times)
+            chosen = timed_plan(replace(budget, latency=min(goal, 1.0)), planned, times)
         except BudgetError as error:
             if not tried:  # not even the sum of the layers can be so low
                 raise BudgetError(_said(error, watch)) from error
@@ -153,7 +153,7 @@ def _search(
             goal *= 1 + CLOSE if best is not None else 1 - CLOSE
             continue
         plans.add(chosen.decisions)
-        ratio = watch.ratio(_drawn(model, chosen))
+        ratio = watch.ratio(drawn(model, chosen))
         tried.append(ratio.median)
         if ratio.median <= wanted * (1 + SLACK) and (
             best is None or ratio.median > best.ratio.median
@@ -169,9 +169,9 @@ def _said(error: BudgetError, watch: Stopwatch) -> str:
     return f"{error} in {watch.runtime} on {watch.threads} threads, by the times of its layers"
 
 
-def _chosen(budget: Budget, planned: Callable[[Budget, _Asked], Plan], times: LayerTimes) -> Plan:
+def timed_plan(budget: Budget, planned: Callable[[Budget, Asked], Plan], times: LayerTimes) -> Plan:
     """A plan all of whose choices were timed themselves, or the last of a few."""
-    chosen = planned(budget, _Asked(times))
+    chosen = planned(budget, Asked(times))
     for _ in range(CHECKS):
         unknown: dict[str, tuple[Site, list[tuple[str, tuple[int, ...]]]]] = {}
         for decision in chosen.decisions:
@@ -187,7 +187,7 @@ def _chosen(budget: Budget, planned: Callable[[Budget, _Asked], Plan], times: La
             break
         for site, pairs in unknown.values():
             times.table.measure(site, pairs)
-        chosen = planned(budget, _Asked(times))
+        chosen = planned(budget, Asked(times))
     return chosen
 
 
@@ -204,7 +204,7 @@ def _check_gain(times: LayerTimes, runtime: str) -> None:
     )
 
 
-def _drawn(model: nn.Module, plan: Plan) -> nn.Module:
+def drawn(model: nn.Module, plan: Plan) -> nn.Module:
     """The network of a plan with random weights: its time is that of the slimmed one."""
     made = replanned(model, plan)
     own = {id(t) for t in model.state_dict(keep_vars=True).values()}
