@@ -79,7 +79,7 @@ def bench(
     )
     tell = progress or (lambda done: None)
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)))
         entries: dict[str, _Entry] = {}
         refused: dict[str, str] = {}
         # PyTorch last: what it is made ready with (inference mode) is not for exporters.

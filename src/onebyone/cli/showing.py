@@ -84,7 +84,18 @@ def show_slimmed(slimmed: Slimmed, folder: Path | None, as_json: bool) -> None:
     else:
         show(plan_table(slimmed.plan), summary(slimmed.verification, slimmed.plan))
     if folder is not None:
-        note(f"written to {folder}; open {folder / 'report.html'} in a browser")
+        note(f"written to {folder}; open {folder / 'report.html'} in a browser", _sizes(folder))
+
+
+def _sizes(folder: Path) -> str:
+    """What the files that a runtime reads take on disk."""
+    from onebyone.files import ONNX, PROGRAM, WEIGHTS
+    from onebyone.report.numbers import size
+
+    found = [folder / name for name in (ONNX, PROGRAM, WEIGHTS)]
+    return "on disk: " + ", ".join(
+        f"{p.name} {size(p.stat().st_size)}" for p in found if p.is_file()
+    )
 
 
 def show_json(values: dict[str, Any]) -> None:

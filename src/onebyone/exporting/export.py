@@ -220,7 +220,11 @@ def size_of(target: Target, path: Path) -> int:
 
 @contextmanager
 def _staged(path: Path) -> Iterator[Path]:
-    """A place for the files on the same disk; what is left there goes, whatever happens."""
+    """A place for the files on the same disk; what is left there goes, whatever happens.
+
+    So do the folders above that were made for it, where nothing came into them.
+    """
+    new = [p for p in path.absolute().parents if not p.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         around = tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent)
@@ -230,6 +234,9 @@ def _staged(path: Path) -> Iterator[Path]:
         yield Path(around, path.name)
     finally:
         shutil.rmtree(around, ignore_errors=True)
+        with suppress(OSError):  # they are not empty
+            for folder in new:
+                folder.rmdir()
 
 
 def _place(target: Target, staged: Path, path: Path) -> None:

@@ -29,7 +29,7 @@ def export_openvino(network: Network, path: Path) -> None:
     import openvino
 
     try:
-        with tempfile.TemporaryDirectory() as folder, silent():
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, silent():
             # Through ONNX: openvino.convert_model tells its makers that it was called.
             between = Path(folder, "model.onnx")
             export_onnx(replace(network, dtype=FLOAT32), between)

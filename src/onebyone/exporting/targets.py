@@ -150,13 +150,13 @@ def target_of(path: Path, name: str | None = None) -> Target:
         if name not in TARGETS:
             raise ModelError(f"{name!r} is no target: give one of {', '.join(TARGETS)}")
         found = TARGETS[name]
-        if not path.name.endswith(found.suffix):
+        if not path.name.lower().endswith(found.suffix):
             raise ModelError(
                 f"{path} is no name for {found.title}: its files end in {found.suffix}"
             )
         return found
     for target in TARGETS.values():
-        if path.name.endswith(target.suffix):
+        if path.name.lower().endswith(target.suffix):
             return target
     suffixes = ", ".join(f"{t.suffix} ({t.title})" for t in TARGETS.values())
     raise ModelError(f"{path} says no target: give a file that ends in {suffixes}, or target=")

@@ -138,7 +138,7 @@ class Timetable:
     def _clocked(
         self, site: Site, group: Sequence[tuple[str, Ranks]]
     ) -> tuple[float, dict[tuple[str, Ranks], float]]:
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             calls: dict[str, Callable[[], object]] = {
                 "keep": opened(self.runtime, site, [site.conv], Path(folder), self.threads)
             }
@@ -178,7 +178,7 @@ class Timetable:
 
     def _find_step(self) -> int:
         """The step of ranks that the runtime likes: ranks within a step take as long as its end."""
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             calls: dict[str, Callable[[], object]] = {}
             for rank in PROBED:
                 parts = [replace(PROBE.conv, c_out=rank)]

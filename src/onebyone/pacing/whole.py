@@ -64,7 +64,7 @@ class Stopwatch:
             return self._eager(model)
         inputs = (self.example,)
         target = TARGETS[self.runtime]
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             path = Path(folder, target.file_name("float32"))
             target.write(network_of(exported(model, inputs), inputs), path)
             session = target.open(path, self.threads)
