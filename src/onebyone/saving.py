@@ -167,7 +167,9 @@ def _write_weights(model: nn.Module, path: Path) -> list[str]:
     return [f"{WEIGHTS} has only tensors, so not {', '.join(others)}"] if others else []
 
 
-def _write_programs(slimmed: Slimmed | Deepened, model: nn.Module, plan: Plan, folder: Path) -> list[str]:
+def _write_programs(
+    slimmed: Slimmed | Deepened, model: nn.Module, plan: Plan, folder: Path
+) -> list[str]:
     """The network for use without onebyone, as far as it can be exported; notes on what cannot."""
     program = export_program(model, slimmed.example)
     if isinstance(program, str):
