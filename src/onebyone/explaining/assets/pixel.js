@@ -1,0 +1,162 @@
+// Screen 1: one pixel. Its column beside the filter, the products, their sum, the cell of the output.
+
+import { byId, el, spell, svg, still } from "./markup.js";
+import { hue, inkOn, shade } from "./color.js";
+import { largest, output, outputMap, products } from "./volume_data.js";
+import { outputScale, Volume } from "./volume.js";
+import { Picture } from "./maps.js";
+import { tellPixel } from "./arithmetic.js";
+import { state } from "./state.js";
+import { source } from "./source.js";
+
+const NUMBERED = 16; // channels up to which rows have numbers
+let volume, machine, map, scales, drawn, mapOf;
+let step = Infinity; // rows of the machine that have appeared; all unless it is playing
+let timer = 0;
+
+export const title = "One pixel";
+
+export function start() {
+  volume = new Volume();
+  map = new Picture({ title: "output map", numbers: true });
+  machine = svg("svg", { class: "machine", role: "img", "aria-label": "the products and their sum" });
+  byId("pixel").append(
+    el("div", { class: "flow" }, volume.node, el("div", { class: "machine-box" }, machine), map.node),
+  );
+}
+
+export function resized() {
+  drawn = null;
+}
+
+export function grid() {
+  const { H, W, K } = source();
+  return [H, W, K];
+}
+
+export function render() {
+  const now = source();
+  if (drawn !== now) {
+    drawn = now;
+    mapOf = null;
+    scales = { x: largest(now.x), w: largest(now.w), y: outputScale(now) };
+    scales.p = scales.x * scales.w;
+    volume.draw(now, `input: ${now.C} channels × ${now.H} × ${now.W} pixels`);
+    layout(now);
+  }
+  volume.point();
+  if (mapOf !== state.k) {
+    mapOf = state.k;
+    const values = outputMap(now, state.k).map((v) => (now.relu ? Math.max(v, 0) : v));
+    map.draw(values, scales.y, now.H, now.W);
+    map.title.textContent = `output map ${state.k + 1} of ${now.K}, after ReLU`;
+    map.node.style.setProperty("--k", hue(state.k));
+  }
+  map.mark(step > now.C + 1 ? [{ x: state.x, y: state.y }] : []);
+  fill(now);
+  tellPixel(now, state);
+}
+
+// The parts of the machine that stay: boxes, signs and heads. Numbers and colors come by `fill`.
+function layout(now) {
+  const { C } = now;
+  const numbered = C <= NUMBERED;
+  const high = numbered ? 27 : Math.max(3, Math.floor(400 / C));
+  const top = 30;
+  const height = top + C * high + 92;
+  machine.setAttribute("viewBox", `0 0 480 ${height}`);
+  const heads = [[72, "pixel"], [152, "filter"], [236, "product"], [375, "running sum"]];
+  const parts = heads.map(([x, text]) => svg("text", { x, y: 16, class: "head" }, text));
+  for (let c = 0; c < C; c++) parts.push(rowOf(c, top + c * high, high, numbered));
+  const base = top + C * high + 20;
+  parts.push(svg("line", { x1: 375, x2: 375, y1: top - 6, y2: base + 58, class: "zero" }));
+  ["Σ", "+ bias", "ReLU"].forEach((label, i) => parts.push(endOf(label, base + i * 24)));
+  machine.replaceChildren(...parts);
+}
+
+function rowOf(c, y, high, numbered) {
+  const tall = high - (high > 6 ? 3 : 0.6);
+  const middle = y + tall / 2 + 4;
+  const box = (x, kind) => svg("rect", { x, y, width: 62, height: tall, rx: high > 6 ? 3 : 0, class: kind });
+  const text = (x, kind, words = "") => svg("text", { x, y: middle, class: kind }, words);
+  const parts = [box(41, "x"), box(121, "w"), box(205, "p"), svg("rect", { y, height: tall, class: "bar" })];
+  if (numbered) {
+    parts.push(text(30, "name", String(c + 1)), text(72, "vx"), text(112, "sign", "×"), text(152, "vw"),
+      text(194, "sign", "="), text(236, "vp"));
+  }
+  return svg("g", { class: "row" }, parts);
+}
+
+function endOf(label, y) {
+  return svg("g", { class: "row end" }, svg("text", { x: 194, y: y + 13, class: "label" }, label),
+    svg("rect", { x: 205, y, width: 62, height: 19, rx: 3, class: "p" }),
+    svg("text", { x: 236, y: y + 14, class: "vp" }), svg("rect", { y, height: 19, class: "bar" }));
+}
+
+function paint(group, kind, value, most) {
+  const box = group.querySelector(`rect.${kind}`);
+  box.setAttribute("fill", shade(value / most));
+  const text = group.querySelector(`text.v${kind}`);
+  if (!text) return;
+  text.textContent = spell(value, 3);
+  text.setAttribute("fill", inkOn(value / most));
+}
+
+function bar(group, from, to, scale) {
+  const rect = group.querySelector(".bar");
+  const [a, b] = [375 + from * scale, 375 + to * scale];
+  rect.setAttribute("x", Math.min(a, b));
+  rect.setAttribute("width", Math.max(Math.abs(b - a), 1.2));
+  rect.setAttribute("fill", shade(to < from ? -0.85 : 0.85));
+}
+
+function fill(now) {
+  const { C, H, W, x, w } = now;
+  const index = state.y * W + state.x;
+  const values = products(now, state.k, index);
+  const result = output(now, state.k, index);
+  let [sum, most] = [0, Math.abs(result)];
+  for (const value of values) most = Math.max(most, Math.abs((sum += value)));
+  const scale = 96 / (most || 1);
+  const groups = machine.querySelectorAll("g.row");
+  sum = 0;
+  for (let c = 0; c < C; c++) {
+    const group = groups[c];
+    paint(group, "x", x[c * H * W + index], scales.x);
+    paint(group, "w", w[state.k * C + c], scales.w);
+    paint(group, "p", values[c], scales.p);
+    bar(group, sum, sum + values[c], scale);
+    sum += values[c];
+    group.classList.toggle("later", c >= step);
+  }
+  const ends = [[0, sum, sum], [sum, result, now.b[state.k]], [0, Math.max(result, 0), Math.max(result, 0)]];
+  ends.forEach(([from, to, value], i) => {
+    const group = groups[C + i];
+    paint(group, "p", value, scales.y);
+    bar(group, from, to, scale);
+    group.classList.toggle("later", C + Math.min(i, 1) > step);
+  });
+}
+
+// Product after product appears; with reduced motion each call takes one step.
+export function play() {
+  const end = source().C + 2;
+  if (step === Infinity) step = -1;
+  clearInterval(timer);
+  const advance = () => {
+    step += 1;
+    if (step >= end) stop();
+    render();
+  };
+  advance();
+  if (!still() && step !== Infinity) timer = setInterval(advance, Math.max(2600 / end, 40));
+}
+
+export function stop() {
+  clearInterval(timer);
+  step = Infinity;
+}
+
+export function playing() {
+  return step !== Infinity;
+}

@@ -1,0 +1,169 @@
+"""explain: one page that shows what 1×1 convolutions do, on a network and a photo of the reader's own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from string import Template
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from onebyone.errors import DataError
+from onebyone.explaining import bench, bundle
+from onebyone.explaining.layers import Shown, show_layers
+from onebyone.explaining.packing import data_block
+from onebyone.explaining.photos import (
+    ASTRONAUT,
+    CAT,
+    Photo,
+    built_in,
+    cropped,
+    of_input,
+    open_photo,
+    shown,
+)  # fmt: skip
+from onebyone.explaining.toy import toys_json
+from onebyone.files import write_text
+from onebyone.preprocessing import Preprocess
+from onebyone.report.markup import Content, Markup, join, tag, text
+from onebyone.report.page import asset, shell
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """A page, whole and self-contained, and what there is to say about how it was made."""
+
+    html: str
+    notes: tuple[str, ...] = ()
+
+    def save(self, path: str | Path) -> Path:
+        """Write the page; it appears whole or not at all. OutputError where it cannot be written."""
+        write_text(path, self.html)
+        return Path(path)
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network's layers on one photo, and its name for people."""
+
+    name: str
+    photo: Photo
+    layers: tuple[Shown, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """For the page."""
+        layers = [layer.to_json() for layer in self.layers]
+        return {"name": self.name, "photo": self.photo.to_json(), "layers": layers}
+
+
+def explain(
+    model: nn.Module | None = None,
+    image: object = None,
+    path: str | Path | None = None,
+    *,
+    layers: Sequence[str] | None = None,
+    preprocess: Preprocess | None = None,
+    name: str | None = None,
+    latency: bool = True,
+) -> Explanation:
+    """The interactive page on 1×1 convolutions; written to `path` if that is given.
+
+    model: its own 1×1 convolutions are shown on the image, at most eight spread over its depth, or
+    those named in `layers`; without a model the page has a small volume, the photo and the cost bench.
+    The model is not changed. image: a file, a PIL picture or a tensor (C, H, W) or (1, C, H, W) as the
+    network takes it; files and pictures need `preprocess` where there is a model. By default a photo
+    that comes along. name: what the network is called. latency: time the worked example of the cost
+    bench here, about a second.
+
+    Raises ModelError for a model without 1×1 convolutions and for unknown layers, DataError for images
+    that cannot be read or do not suit the model, OutputError where the page cannot be written.
+    """
+    notes: list[str] = []
+    network = None
+    if model is not None:
+        batch, photo = _input(image, preprocess)
+        found, left_out = show_layers(model, batch, layers)
+        notes += [*photo.notes, *left_out]
+        network = Network(name or type(model).__name__, photo, found)
+    lesson = _lesson(image)
+    if model is None:
+        notes += lesson.notes
+    timed = bench.measured_start() if latency else None
+    html = page(
+        name or "1×1 convolutions",
+        {
+            "toys": toys_json(), "photo": lesson.to_json(), "bench": bench.bench_json(timed),
+            "network": network.to_json() if network else None, "open": 1,
+        },
+        measured=bench.measured_sentence(timed),
+        notes=notes,
+    )  # fmt: skip
+    made = Explanation(html, tuple(notes))
+    if path is not None:
+        made.save(path)
+    return made
+
+
+def page(
+    source: str, data: dict[str, Any], *, measured: str, notes: Sequence[str], versus: Content = ""
+) -> str:
+    """The application with this data; `versus` is what its last screen shows."""
+    body = Template(bundle.asset("app.html")).substitute(
+        source=text(source),
+        headline="See what a 1×1 convolution does",
+        measured=text(measured),
+        versus=text(versus),
+        notes=join(*(tag("p", note) for note in notes)),
+    )
+    style = asset("report.css") + bundle.asset("app.css")
+    title = f"{source}: 1×1 convolutions, by onebyone"
+    return shell(title, style, bundle.script(), Markup(body + data_block(data)))
+
+
+def _input(image: object, preprocess: Preprocess | None) -> tuple[Tensor, Photo]:
+    """One input of the network (1, C, H, W), and the same as a picture."""
+    if isinstance(image, Tensor):
+        batch = image if image.ndim == 4 else image[None]
+        if batch.ndim != 4 or not batch.is_floating_point() or not len(batch):
+            raise DataError(
+                f"the image is a tensor of shape {tuple(image.shape)} and type {image.dtype}: one of "
+                "floating point, (C, H, W) or (1, C, H, W), normalized as the network takes it, is "
+                "expected"
+            )
+        return batch[:1], of_input(batch[0].detach().cpu())
+    picture, caption = _picture(image, CAT)
+    if preprocess is None:
+        raise DataError(
+            "how the network takes pictures is not known: give preprocess= (on the command line "
+            "--size, --mean and --std), or the image as a tensor that suits the network"
+        )
+    return preprocess.apply(picture)[None], cropped(picture, preprocess, caption)
+
+
+def _lesson(image: object) -> Photo:
+    """The photo in colors on which screen 4 has its first two lessons."""
+    if isinstance(image, Tensor):
+        return shown(*built_in(ASTRONAUT))
+    return shown(*_picture(image, ASTRONAUT))
+
+
+def _picture(image: object, default: tuple[str, str]) -> tuple[Image, str]:
+    """A picture and its credit, the default where none is given."""
+    from PIL.Image import Image as Picture
+
+    if image is None:
+        return built_in(default)
+    if isinstance(image, Picture):
+        return image, ""
+    if isinstance(image, str | Path):
+        return open_photo(image), Path(image).name
+    raise DataError(
+        f"the image is {type(image).__name__}: a file, a PIL picture or a tensor is expected"
+    )
+
+
