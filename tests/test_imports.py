@@ -34,15 +34,18 @@ loading.factories loading.onnx_graphs loading.slimmed loading.specs loading
 windows blocks sources variants comparing
 verification
 report.numbers report.words report.markup report.picture report.cards report.details
-report.text report.json report.page report.html report
+report.text report.json report.page report
 report.coverage report.columns report.measurement_rows report.measurement report.measurement_files
 report.measurement_page report.comparison report.comparison_files report.comparison_page
 report.difference_words report.difference report.difference_files report.difference_page
+explaining explaining.packing explaining.bundle explaining.toy explaining.photos explaining.layers
+explaining.bench explaining.page explaining.report
 exporting exporting.program exporting.onnx
 saving searching slimming
+explaining.defaults explaining.explaining
 __init__
 cli.values cli.signals cli.failures cli.showing cli.writing cli.reading cli.slim cli.verify
-cli.measure cli.compare cli.diff cli.demo cli.app cli
+cli.measure cli.compare cli.diff cli.explain cli.demo cli.app cli
 __main__
 """
 ORDER = [str(name) for name in LAYOUT.split()]
@@ -159,7 +162,7 @@ def test_the_import_is_instant() -> None:
     assert "torch" in heavy_modules("import onebyone; onebyone.slim")
 
 
-COMMANDS = ("slim", "verify", "measure", "compare", "diff", "demo")
+COMMANDS = ("slim", "verify", "measure", "compare", "diff", "explain", "demo")
 
 
 @pytest.mark.parametrize("command", [[], *([c] for c in COMMANDS)])

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from onebyone.data import Images, open_images
     from onebyone.diffing import Difference, diff
     from onebyone.errors import OneByOneError
+    from onebyone.explaining.explaining import Explanation, explain
     from onebyone.loading import Loaded, load
     from onebyone.measurement.measuring import Measurement, measure
     from onebyone.plan_files import read_plan, write_plan
@@ -26,6 +27,7 @@ _HOMES = {
     "Comparison": "comparing",
     "Decision": "planning",
     "Difference": "diffing",
+    "Explanation": "explaining.explaining",
     "Images": "data",
     "Loaded": "loading",
     "Measurement": "measurement.measuring",
@@ -39,6 +41,7 @@ _HOMES = {
     "blocks": "blocks",
     "compare": "comparing",
     "diff": "diffing",
+    "explain": "explaining.explaining",
     "load": "loading",
     "measure": "measurement.measuring",
     "observe": "statistics",
@@ -57,6 +60,7 @@ __all__ = [
     "Comparison",
     "Decision",
     "Difference",
+    "Explanation",
     "Images",
     "Loaded",
     "Measurement",
@@ -70,6 +74,7 @@ __all__ = [
     "blocks",
     "compare",
     "diff",
+    "explain",
     "load",
     "measure",
     "observe",

@@ -126,7 +126,8 @@ def _swap(staged: Path, folder: Path) -> None:
 
 
 def _write_all(slimmed: Slimmed, folder: Path) -> None:
-    from onebyone.report import to_json, write_report
+    from onebyone.explaining.report import write_report
+    from onebyone.report import to_json
 
     model = _on_cpu(slimmed.model)
     notes = [*slimmed.plan.notes, *_write_weights(model, folder / WEIGHTS)]

@@ -11,6 +11,7 @@ import typer
 from onebyone.cli.compare import compare
 from onebyone.cli.demo import demo
 from onebyone.cli.diff import diff
+from onebyone.cli.explain import explain
 from onebyone.cli.failures import INTERRUPTED
 from onebyone.cli.measure import measure
 from onebyone.cli.signals import listen
@@ -31,6 +32,7 @@ app.command(no_args_is_help=True)(verify)
 app.command(no_args_is_help=True)(measure)
 app.command(no_args_is_help=True)(compare)
 app.command(no_args_is_help=True)(diff)
+app.command()(explain)
 
 
 def _version(asked: bool) -> None:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from string import Template
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from onebyone.errors import DataError
-from onebyone.explaining import bench, bundle
+from onebyone.explaining.bench import measured_start
+from onebyone.explaining.defaults import default_network, slimmed_demo
 from onebyone.explaining.layers import Shown, show_layers
-from onebyone.explaining.packing import data_block
+from onebyone.explaining.page import Opening, page
 from onebyone.explaining.photos import (
     ASTRONAUT,
     CAT,
@@ -24,14 +24,15 @@ from onebyone.explaining.photos import (
     open_photo,
     shown,
 )  # fmt: skip
-from onebyone.explaining.toy import toys_json
+from onebyone.explaining.report import versus, versus_json
 from onebyone.files import write_text
 from onebyone.preprocessing import Preprocess
-from onebyone.report.markup import Content, Markup, join, tag, text
-from onebyone.report.page import asset, shell
+from onebyone.report.cards import headline
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+HEADLINE = "See what a 1×1 convolution does"
 
 
 @dataclass(frozen=True)
@@ -74,34 +75,30 @@ def explain(
     """The interactive page on 1×1 convolutions; written to `path` if that is given.
 
     model: its own 1×1 convolutions are shown on the image, at most eight spread over its depth, or
-    those named in `layers`; without a model the page has a small volume, the photo and the cost bench.
-    The model is not changed. image: a file, a PIL picture or a tensor (C, H, W) or (1, C, H, W) as the
-    network takes it; files and pictures need `preprocess` where there is a model. By default a photo
-    that comes along. name: what the network is called. latency: time the worked example of the cost
-    bench here, about a second.
+    those named in `layers`; it is not changed. Without a model it is EfficientNet-Lite0, trained on
+    ImageNet, where its packages are installed, else the built-in network after slimming. image: a file,
+    a PIL picture or a tensor (C, H, W) or (1, C, H, W) as the network takes it; files and pictures need
+    `preprocess` where there is a model. By default a photo that comes along. name: what the network is
+    called. latency: time the worked example of the cost bench here, about a second.
 
     Raises ModelError for a model without 1×1 convolutions and for unknown layers, DataError for images
     that cannot be read or do not suit the model, OutputError where the page cannot be written.
+
+    >>> page = explain(latency=False)
+    >>> page.html.startswith("<!doctype html>")
+    True
     """
-    notes: list[str] = []
-    network = None
-    if model is not None:
-        batch, photo = _input(image, preprocess)
-        found, left_out = show_layers(model, batch, layers)
-        notes += [*photo.notes, *left_out]
-        network = Network(name or type(model).__name__, photo, found)
+    network, notes = _network(model, image, layers, preprocess, name)
     lesson = _lesson(image)
-    if model is None:
-        notes += lesson.notes
-    timed = bench.measured_start() if latency else None
+    demo = slimmed_demo()
+    title = f"The demo network, slimmed: {headline(demo.verification)}"
     html = page(
-        name or "1×1 convolutions",
-        {
-            "toys": toys_json(), "photo": lesson.to_json(), "bench": bench.bench_json(timed),
-            "network": network.to_json() if network else None, "open": 1,
-        },
-        measured=bench.measured_sentence(timed),
+        Opening(1, "explain", network.name, HEADLINE, f"{network.name}: 1×1 convolutions, by onebyone"),
+        {"network": network.to_json(), "versus": versus_json(demo.plan)},
+        photo=lesson,
+        timed=measured_start() if latency else None,
         notes=notes,
+        versus=versus(demo.verification, demo.plan, title),
     )  # fmt: skip
     made = Explanation(html, tuple(notes))
     if path is not None:
@@ -109,27 +106,29 @@ def explain(
     return made
 
 
-def page(
-    source: str, data: dict[str, Any], *, measured: str, notes: Sequence[str], versus: Content = ""
-) -> str:
-    """The application with this data; `versus` is what its last screen shows."""
-    body = Template(bundle.asset("app.html")).substitute(
-        source=text(source),
-        headline="See what a 1×1 convolution does",
-        measured=text(measured),
-        versus=text(versus),
-        notes=join(*(tag("p", note) for note in notes)),
-    )
-    style = asset("report.css") + bundle.asset("app.css")
-    title = f"{source}: 1×1 convolutions, by onebyone"
-    return shell(title, style, bundle.script(), Markup(body + data_block(data)))
+def _network(
+    model: nn.Module | None,
+    image: object,
+    layers: Sequence[str] | None,
+    preprocess: Preprocess | None,
+    name: str | None,
+) -> tuple[Network, list[str]]:
+    """The network's layers on the image, and notes on what was left out or reduced."""
+    if model is None:
+        shipped = default_network()
+        model, preprocess = shipped.model, shipped.preprocess
+        name = name or shipped.name
+        image = image if shipped.example is None else shipped.example
+    batch, photo = _input(image, preprocess)
+    found, left_out = show_layers(model, batch, layers)
+    return Network(name or type(model).__name__, photo, found), [*photo.notes, *left_out]
 
 
 def _input(image: object, preprocess: Preprocess | None) -> tuple[Tensor, Photo]:
     """One input of the network (1, C, H, W), and the same as a picture."""
     if isinstance(image, Tensor):
         batch = image if image.ndim == 4 else image[None]
-        if batch.ndim != 4 or not batch.is_floating_point() or not len(batch):
+        if batch.ndim != 4 or not batch.is_floating_point() or not batch.numel():
             raise DataError(
                 f"the image is a tensor of shape {tuple(image.shape)} and type {image.dtype}: one of "
                 "floating point, (C, H, W) or (1, C, H, W), normalized as the network takes it, is "
@@ -165,5 +164,3 @@ def _picture(image: object, default: tuple[str, str]) -> tuple[Image, str]:
     raise DataError(
         f"the image is {type(image).__name__}: a file, a PIL picture or a tensor is expected"
     )
-
-

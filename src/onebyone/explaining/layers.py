@@ -114,7 +114,10 @@ def show_layers(
         def hook(_: nn.Module, args: tuple, output: object) -> None:
             if name not in caught and args and isinstance(output, Tensor) and output.ndim == 4:
                 # Copies: layers behind may write into what they are given.
-                caught[name] = (args[0].detach()[:1].cpu().clone(), output.detach()[:1].cpu().clone())
+                caught[name] = (
+                    args[0].detach()[:1].cpu().clone(),
+                    output.detach()[:1].cpu().clone(),
+                )
 
         return hook
 

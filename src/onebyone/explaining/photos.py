@@ -91,7 +91,7 @@ def shown(image: Image, caption: str = "") -> Photo:
 
 def cropped(image: Image, preprocess: Preprocess, caption: str = "") -> Photo:
     """The part of the picture that a network sees after resizing and cropping."""
-    channels, height, width = preprocess.size
+    channels = preprocess.size[0]
     zero, one = (0.0,) * channels, (1.0,) * channels
     plain = Preprocess(
         preprocess.size, zero, one, preprocess.resize, preprocess.interpolation
@@ -111,4 +111,6 @@ def of_input(
     colors = colors[:, ::stride, ::stride].float()
     low, high = limits or (float(colors.min()), float(colors.max()))
     scaled = (colors - low) / max(high - low, 1e-12) * 255
-    return Photo(scaled.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous(), caption)
+    return Photo(
+        scaled.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous(), caption
+    )

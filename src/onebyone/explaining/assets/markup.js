@@ -1,6 +1,6 @@
 // Elements and numbers. Text is always set as text: no name can become markup.
 
-const SVG = "http://www.w3.org/2000/svg";
+const SVG = document.querySelector("svg").namespaceURI; // of the pictures that the page begins with
 
 function build(node, attributes, children) {
   for (const [key, value] of Object.entries(attributes ?? {})) {

@@ -1,0 +1,75 @@
+"""The report of `slim`: the interactive page, opened on the network before and after."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from onebyone.explaining import bundle
+from onebyone.explaining.page import Opening, page
+from onebyone.files import write_text
+from onebyone.planning import Plan
+from onebyone.report.cards import cards, headline, quality_sentence
+from onebyone.report.details import forms_list, layer_table, method
+from onebyone.report.markup import Content, Markup, join, tag, text
+from onebyone.report.page import bound
+from onebyone.report.picture import picture
+from onebyone.verification import Verification
+
+
+def report_html(verification: Verification, plan: Plan) -> str:
+    """The page: what became of the network, a picture, a table, what the forms mean, and how.
+
+    Every text is escaped. The page's own policy forbids any request and any script but its own; what
+    it says about the network reads without JavaScript.
+    """
+    source = _name(plan)
+    opening = Opening(
+        6, "slim", source, bound(headline(verification)), f"{source}, slimmed by onebyone"
+    )
+    return page(
+        opening,
+        {"versus": versus_json(plan)},
+        versus=versus(verification, plan, "Before and after"),
+    )
+
+
+def write_report(path: str | Path, verification: Verification, plan: Plan) -> None:
+    """Write the report; the file appears whole or not at all."""
+    write_text(path, report_html(verification, plan))
+
+
+def versus(verification: Verification, plan: Plan, title: str) -> Markup:
+    """The last screen: numbers, picture, table, forms and method."""
+    parts: dict[str, Content] = {
+        "title": bound(title),
+        "quality": bound(quality_sentence(verification)),
+        "cards": cards(verification),
+        "frontier": "",
+        "picture": picture(verification, plan),
+        "both": "",
+        "table": layer_table(verification, plan),
+        "spectra": "",
+        "forms": forms_list(plan),
+        "method": method(verification, plan),
+        "notes": _notes((*plan.notes, *verification.notes)),
+    }
+    template = Template(bundle.asset("versus.html"))
+    return Markup(template.substitute({name: text(part) for name, part in parts.items()}))
+
+
+def versus_json(plan: Plan) -> dict[str, Any]:
+    """What the last screen's own code needs: the layer that saved the most MACs."""
+    saved = [d.macs_before - d.macs_after for d in plan.decisions]
+    return {"saver": saved.index(max(saved)) if saved else None}
+
+
+def _name(plan: Plan) -> str:
+    return str(plan.source["spec"]) if plan.source and plan.source.get("spec") else "a network"
+
+
+def _notes(notes: tuple[str, ...]) -> Content:
+    if not notes:
+        return ""
+    return join(tag("h3", "Notes"), tag("ul", *(tag("li", n) for n in notes), class_="notes"))
