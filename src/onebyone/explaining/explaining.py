@@ -90,6 +90,7 @@ def explain(
     """
     network, notes = _network(model, image, layers, preprocess, name)
     lesson = _lesson(image)
+    notes = [*notes, *lesson.notes]
     demo = slimmed_demo()
     title = f"The demo network, slimmed: {headline(demo.verification)}"
     html = page(

@@ -59,8 +59,10 @@ def in_levels(maps: Float[Tensor, "c h w"]) -> Levels:
     flat = maps.detach().double().flatten(1)
     low, high = flat.amin(1), flat.amax(1)
     # One level is kept back: rounding low down to a multiple of the step may cost it.
-    step = torch.exp2(torch.ceil(torch.log2(((high - low) / (LEVELS - 1)).clamp_min(2.0**-60))))
-    step = torch.maximum(step, torch.exp2(torch.ceil(torch.log2(flat.abs().amax(1) + 1e-30)) - 22))
+    step = torch.exp2(torch.ceil(torch.log2(((high - low) / (LEVELS - 1)).clamp_min(2.0**-110))))
+    step = torch.maximum(
+        step, torch.exp2(torch.ceil(torch.log2(flat.abs().amax(1) + 2.0**-100)) - 22)
+    )
     low = torch.floor(low / step) * step
     levels = ((flat - low[:, None]) / step[:, None]).round().clamp(0, LEVELS)
     return Levels(levels.to(torch.uint8).reshape(maps.shape), low.float(), step.float())

@@ -23,6 +23,7 @@ FOLDER = Path(__file__).parent / "photos"
 ASTRONAUT = ("astronaut.jpg", "Eileen Collins, photographed by NASA; public domain.")
 CAT = ("cat.jpg", "Chelsea the cat, by Stefan van der Walt; CC0.")
 LONGEST = 256  # pixels of a photo's longer side in the page
+ORIGINAL = "size in the file"  # kept with a picture
 DECODED = 2048  # pixels of the longer side from which a file is reduced while it is read
 
 
@@ -54,10 +55,13 @@ def open_photo(file: str | Path) -> Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what is huge is reduced just below
             with Image.open(path) as image:
+                size = image.size
                 image.draft("RGB", (DECODED, DECODED))
                 image.load()
                 found = ImageOps.exif_transpose(image)
                 found.thumbnail((DECODED, DECODED))
+                turned = (found.size[0] < found.size[1]) != (size[0] < size[1])
+                found.info[ORIGINAL] = size[::-1] if turned else size
                 return found
     except Image.DecompressionBombError:
         raise DataError(
@@ -80,7 +84,7 @@ def built_in(photo: tuple[str, str]) -> tuple[Image, str]:
 def shown(image: Image, caption: str = "") -> Photo:
     """The picture in colors, reduced so that its longer side has 256 pixels at most."""
     small = image.convert("RGB")
-    before = small.size
+    before = image.info.get(ORIGINAL, image.size)
     small.thumbnail((LONGEST, LONGEST))
     notes = ()
     if small.size != before:

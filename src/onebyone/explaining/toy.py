@@ -51,7 +51,7 @@ class Toy:
 def toy(c: int, h: int, w: int, k: int) -> Toy:
     """The volume and filters of these sizes; a formula, no random numbers (`toy.js` has the same)."""
     out, channel = torch.arange(k)[:, None], torch.arange(c)[None]
-    weight = ((out * 5 + channel * 3 + out * channel) % 9 - 4) / 4
+    weight = ((out * 2 + channel * 8 + out * channel + 1) % 9 - 4) / 4
     i, j = torch.arange(3)[:, None], torch.arange(3)[None]
     taps = i * 7 + j * 11 + i * j
     kernel = ((out * 5 + channel * 3)[..., None, None] + taps) % 9 - 4

@@ -4,7 +4,7 @@ import { byId, el } from "./markup.js";
 import { data } from "./data.js";
 import { change, listen, recall, state, useGrid } from "./state.js";
 import { onTheme } from "./color.js";
-import { choose, showSize, source, startSource } from "./source.js";
+import { choose, chooseFirst, showSize, source, startSource } from "./source.js";
 import { startArithmetic } from "./arithmetic.js";
 import { checkTour, next, startTour } from "./tour.js";
 import { onGoal } from "./goals.js";
@@ -17,6 +17,7 @@ import * as versus from "./versus.js";
 
 const SCREENS = [pixel, sweep, siblings, photo, bench, versus];
 let shown = 0;
+let entered = 0;
 
 const current = () => SCREENS[state.screen - 1];
 
@@ -36,14 +37,20 @@ async function enter() {
   byId("app").classList.toggle("alone", shown === 6);
   if (current() === photo) await photo.open();
   if (state.screen !== shown) return;
+  prepare();
+  refresh();
+  entered += 1;
+  document.documentElement.dataset.ready = String(entered);
+}
+
+// The cursor moves on the grid of the screen that the state names.
+function prepare() {
+  state.screen = Math.min(Math.max(state.screen, 1), SCREENS.length);
   const grid = current().grid();
   if (grid) useGrid(...grid);
-  refresh();
-  document.documentElement.dataset.ready = String(shown);
 }
 
 function follow() {
-  state.screen = Math.min(Math.max(state.screen, 1), SCREENS.length);
   if (state.screen !== shown) {
     enter();
     return;
@@ -58,7 +65,11 @@ function refresh() {
   checkTour();
 }
 
-const typing = (target) => target.closest("input, select, textarea, [contenteditable]");
+// Whether a field takes this key itself; a slider takes those that move it.
+function takes(field, key) {
+  if (!field) return false;
+  return field.type !== "range" || /^(Arrow|Home|End|Page)/.test(key);
+}
 
 const KEYS = {
   ArrowLeft: () => change({ x: state.x - 1 }),
@@ -74,7 +85,8 @@ const KEYS = {
 };
 
 function press(event) {
-  if (event.ctrlKey || event.metaKey || event.altKey || typing(event.target)) return;
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  if (takes(event.target.closest("input, select, textarea"), event.key)) return;
   const button = event.target.closest("button, a, summary");
   if (button && (event.key === " " || event.key === "Enter")) return;
   if (event.target.closest("[role=region]") && event.key.startsWith("Arrow")) return;
@@ -108,22 +120,20 @@ async function begin() {
   startArithmetic();
   startSource(() => {
     showSize();
-    if (shown && shown <= 3) {
-      useGrid(source().H, source().W, source().K);
-      follow();
-    }
+    if (!shown || shown > 3) return;
+    prepare();
+    change({});
   });
   startTour();
-  const first = data.toys[0];
-  await choose(first.c, first.h, first.w, first.k);
+  await chooseFirst();
   SCREENS.forEach((s) => s.start());
-  recall(data.open);
-  state.screen = Math.min(Math.max(state.screen, 1), SCREENS.length);
+  recall(location.hash.slice(1), data.open, prepare);
   listen(follow);
   onGoal(checkTour);
   addEventListener("keydown", press);
-  addEventListener("hashchange", () => {
-    recall(state.screen);
+  addEventListener("hashchange", (event) => {
+    recall(event.newURL.split("#")[1] ?? "", state.screen, prepare);
+    shown = 0;
     change({});
   });
   onTheme(resized);

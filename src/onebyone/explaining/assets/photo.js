@@ -25,6 +25,7 @@ const PRESETS = {
 };
 
 let what = "grey";
+let opened = null; // what is on the screen
 let photo, made, lessons = {}, layers = [], pixels;
 
 export function start() {
@@ -60,6 +61,8 @@ function choose(next) {
 
 // Get ready what is chosen; it may have to be decompressed first.
 export async function open() {
+  if (opened === what) return;
+  const wanted = what;
   byId("what").value = what;
   const values = await pixels;
   if (what in LESSONS) lessons[what] ??= lesson(what, values);
@@ -67,7 +70,9 @@ export async function open() {
     const index = Number(what.slice(5));
     layers[index] ??= await Layer.open(data.network.layers[index], data.network);
   }
-  const current = layers[Number(what.slice(5))];
+  if (what !== wanted) return;
+  opened = what;
+  const current = what in LESSONS ? null : layers[Number(what.slice(5))];
   byId("photo").replaceChildren(...(what in LESSONS ? lessons[what].nodes : [current.node]));
   current?.shown();
   if (what in LESSONS) drawLesson();
@@ -132,21 +137,17 @@ function drawLesson() {
 export function resized() {}
 
 export function grid() {
-  const { H, W, K } = what in LESSONS ? size() : layers[Number(what.slice(5))].volume;
-  return [H, W, K];
-}
-
-function size() {
-  const [H, W] = data.photo.pixels.shape;
-  return { H, W, K: LESSONS[what].w.length / 3 };
+  if (what in LESSONS) return [...data.photo.pixels.shape.slice(0, 2), LESSONS[what].w.length / 3];
+  const { maps, filters } = data.network.layers[Number(what.slice(5))];
+  return [...maps.levels.shape.slice(1), filters.length];
 }
 
 export function render() {
+  if (opened !== what) return;
   if (!(what in LESSONS)) {
     layers[Number(what.slice(5))]?.render();
     return;
   }
-  if (!lessons[what]) return;
   const { volume } = lessons[what];
   [photo, made].forEach((picture) => picture.mark([{ x: state.x, y: state.y, kind: "cursor cross" }]));
   tellPixel(volume, state, { note: "Colors are on the scale 0 to 1. What leaves that scale is shown as black or white." });

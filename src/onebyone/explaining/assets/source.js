@@ -20,15 +20,22 @@ export function sizes() {
 
 // Make the volume of these sizes; what PyTorch gives is at hand for the sizes in the list.
 export async function choose(c, h, w, k) {
+  if (current && sizes().join() === [c, h, w, k].join()) return;
   const known = data.toys.find((t) => t.c === c && t.h === h && t.w === w && t.k === k);
   const made = toy(c, h, w, k);
   current = made;
-  if (known) {
-    const [torch, full, each, pooled] = await Promise.all(
-      [known.pointwise, known.full, known.each, known.pooled].map(unpack));
-    Object.assign(made, { torch, others: { full, each, pooled } });
-  }
+  changed();
+  if (!known) return;
+  const [torch, full, each, pooled] = await Promise.all(
+    [known.pointwise, known.full, known.each, known.pooled].map(unpack));
+  Object.assign(made, { torch, others: { full, each, pooled } });
   if (current === made) changed();
+}
+
+// The size that the page opens on.
+export function chooseFirst() {
+  const { c, h, w, k } = data.toys[0];
+  return choose(c, h, w, k);
 }
 
 export function startSource(onChange) {

@@ -65,13 +65,17 @@ export function remember() {
   }, 120);
 }
 
-// The state that the URL names; numbers that make no sense are passed over.
-export function recall(fallback) {
-  const [screen, query] = decodeURIComponent(location.hash.slice(1)).split("?");
+// The state that an address names behind its #; numbers that make no sense are passed over. `prepare` is called when
+// the screen is known, to put its grid on.
+export function recall(hash, fallback, prepare) {
+  clearTimeout(waiting); // what was to be remembered is of the past
+  waiting = 0;
+  const [screen, query] = hash.split("?");
   const values = new URLSearchParams(query ?? "");
   const whole = (text, other) => (/^\d{1,5}$/.test(text ?? "") ? Number(text) : other);
   state.screen = whole(screen, fallback);
   extras.forEach(({ read }, name) => values.has(name) && read(values.get(name)));
+  prepare();
   for (const key of ["x", "y", "k"]) state[key] = whole(values.get(key), state[key]);
   state.pinned = values.get("pin") === "1";
 }

@@ -2,7 +2,7 @@
 
 import { byId, el } from "./markup.js";
 import { change, keep, state } from "./state.js";
-import { source } from "./source.js";
+import { chooseFirst, source } from "./source.js";
 import { decides } from "./siblings.js";
 import { isDone } from "./goals.js";
 
@@ -60,6 +60,7 @@ export function next() {
 
 function go(step) {
   now = step;
+  if (step <= 3) chooseFirst();
   seen.clear();
   home = null;
   change({ screen: STEPS[step - 1].screen, pinned: false }, "tour");

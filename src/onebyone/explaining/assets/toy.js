@@ -34,7 +34,7 @@ export function toy(C, H, W, K) {
   for (let k = 0; k < K; k++) {
     b[k] = (((k * 3) % 5) - 2) / 4;
     for (let c = 0; c < C; c++) {
-      w[k * C + c] = (((k * 5 + c * 3 + k * c) % 9) - 4) / 4;
+      w[k * C + c] = (((k * 2 + c * 8 + k * c + 1) % 9) - 4) / 4;
       for (let t = 0; t < 9; t++) {
         kernel[(k * C + c) * 9 + t] = (((k * 5 + c * 3 + taps(t)) % 9) - 4) / 8;
       }
