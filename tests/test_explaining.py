@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -204,7 +205,7 @@ def test_at_most_eight_layers_spread_over_the_depth_are_chosen() -> None:
     chosen = [int(name) for name in choose(model)]
     assert len(chosen) == 8
     assert (chosen[0], chosen[-1]) == (0, 29)
-    assert {b - a for a, b in zip(chosen, chosen[1:], strict=False)} <= {4, 5}
+    assert {b - a for a, b in pairwise(chosen)} <= {4, 5}
     assert list(choose(model, ["17", "3"])) == ["17", "3"]
 
 

@@ -39,7 +39,7 @@ report.coverage report.columns report.measurement_rows report.measurement report
 report.measurement_page report.comparison report.comparison_files report.comparison_page
 report.difference_words report.difference report.difference_files report.difference_page
 explaining explaining.packing explaining.bundle explaining.toy explaining.photos explaining.layers
-explaining.bench explaining.page explaining.report
+explaining.bench explaining.page explaining.insight explaining.versus explaining.report
 exporting exporting.program exporting.onnx
 saving searching slimming
 explaining.defaults explaining.explaining

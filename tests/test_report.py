@@ -11,12 +11,15 @@ from hashlib import sha256
 from html.parser import HTMLParser
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console, RenderableType
 
 from onebyone.conv import ConvSpec
 from onebyone.errors import OutputError
+from onebyone.explaining.insight import Insight, SameImage
+from onebyone.explaining.photos import of_input
 from onebyone.explaining.report import report_html, write_report
 from onebyone.forms import FORMS
 from onebyone.measurement.latency import Latency
@@ -236,7 +239,7 @@ def test_the_page_escapes_every_name_reason_note_and_spec(
     shown = [e["text"] for e in page.inside(table, "th") if e["attrs"].get("scope") == "row"]
     assert shown[: len(HOSTILE)] == list(HOSTILE)
     assert [e["text"] for e in page.inside(page.one("ul", class_="notes"), "li")] == [*HOSTILE] * 2
-    assert HOSTILE[0] in page.one("title")["text"]
+    assert HOSTILE[0] in page.all("title")[0]["text"]
 
 
 def test_the_page_asks_nothing_of_the_network(plan: Plan, verification: Verification) -> None:
@@ -261,7 +264,10 @@ def test_the_policy_allows_the_pages_own_script_and_no_other(
 
 
 def test_links_and_the_script_find_what_they_name(plan: Plan, verification: Verification) -> None:
-    page = Page(report_html(verification, plan))
+    cheaper = replace(plan, decisions=(replace(plan.decisions[0], error=1.0), *plan.decisions[1:]))
+    sides = (("coat", 0.75),), (("coat", 0.5),)
+    image = SameImage(of_input(torch.zeros(3, 4, 4)), (), *sides)
+    page = Page(report_html(verification, plan, Insight((cheaper, plan), (), image)))
     ids = [e["attrs"]["id"] for e in page.elements if "id" in e["attrs"]]
     assert len(ids) == len(set(ids))
     targets = [e["attrs"]["href"][1:] for e in page.all("a")]

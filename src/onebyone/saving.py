@@ -135,7 +135,7 @@ def _write_all(slimmed: Slimmed, folder: Path) -> None:
     plan = replace(slimmed.plan, notes=tuple(notes))
     write_text(folder / PLAN, json_text(plan_to_json(plan) | {"model": _about(slimmed, model)}))
     write_text(folder / REPORT_JSON, json_text(to_json(slimmed.verification, plan)))
-    write_report(folder / REPORT, slimmed.verification, plan)
+    write_report(folder / REPORT, slimmed.verification, plan, slimmed.insight)
 
 
 def _on_cpu(model: nn.Module) -> nn.Module:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from onebyone.clock import Clock, Progress
 from onebyone.data import Images, check_images, open_images
 from onebyone.errors import BudgetError, DataError
+from onebyone.explaining.insight import Insight, look_into
 from onebyone.planning import Budget, Plan
 from onebyone.preprocessing import Preprocess
 from onebyone.running import suited
@@ -28,7 +29,7 @@ LEAST = 64  # images that are read whatever the memory
 class Slimmed:
     """A lighter network of plain PyTorch layers, the plan it came from, and how it compares.
 
-    `seconds` splits the wall time by step.
+    `insight` is what the report shows besides; `seconds` splits the wall time by step.
     """
 
     model: nn.Module
@@ -38,6 +39,7 @@ class Slimmed:
     preprocess: Preprocess | None = None
     classes: tuple[str, ...] | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+    insight: Insight | None = None
 
     def save(self, folder: str | Path, *, force: bool = False) -> Path:
         """Write plan.json, weights.safetensors, the reports, model.pt2 and model.onnx to a folder.
@@ -101,9 +103,12 @@ def slim(
             model, found.model, kept_back, example=used.inputs[:1], latency=latency,
             progress=clock.tell,
         )  # fmt: skip
+    with clock.step("look"):
+        image = (kept_back or used).inputs[:1]
+        insight = look_into(model, found.model, found.plan, statistics, image, classes)
     return Slimmed(
         found.model, replace(found.plan, source=source, notes=notes), result,
-        suited(model, used.inputs[:1]).clone(), preprocess, classes, clock.seconds,
+        suited(model, used.inputs[:1]).clone(), preprocess, classes, clock.seconds, insight,
     )  # fmt: skip
 
 

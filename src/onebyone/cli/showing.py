@@ -26,6 +26,7 @@ STEPS = {
     "verify": "comparing before and after",
     "compare": "comparing layer by layer",
     "save": "writing the results",
+    "look": "looking into the layers",
     "explain": "making the page",
     "measure": "measuring",
 }

@@ -24,7 +24,8 @@ from onebyone.explaining.photos import (
     open_photo,
     shown,
 )  # fmt: skip
-from onebyone.explaining.report import versus, versus_json
+from onebyone.explaining.report import versus
+from onebyone.explaining.versus import versus_json
 from onebyone.files import write_text
 from onebyone.preprocessing import Preprocess
 from onebyone.report.cards import headline
@@ -95,11 +96,14 @@ def explain(
     title = f"The demo network, slimmed: {headline(demo.verification)}"
     html = page(
         Opening(1, "explain", network.name, HEADLINE, f"{network.name}: 1×1 convolutions, by onebyone"),
-        {"network": network.to_json(), "versus": versus_json(demo.plan)},
+        {
+            "network": network.to_json(),
+            "versus": versus_json(demo.verification, demo.plan, demo.insight),
+        },
         photo=lesson,
         timed=measured_start() if latency else None,
         notes=notes,
-        versus=versus(demo.verification, demo.plan, title),
+        versus=versus(demo.verification, demo.plan, demo.insight, title),
     )  # fmt: skip
     made = Explanation(html, tuple(notes))
     if path is not None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 from string import Template
-from typing import Any
 
 from onebyone.explaining import bundle
+from onebyone.explaining.insight import Insight
 from onebyone.explaining.page import Opening, page
+from onebyone.explaining.versus import charts, frontier_section, image_section, versus_json
 from onebyone.files import write_text
 from onebyone.planning import Plan
 from onebyone.report.cards import cards, headline, quality_sentence
@@ -18,11 +19,11 @@ from onebyone.report.picture import picture
 from onebyone.verification import Verification
 
 
-def report_html(verification: Verification, plan: Plan) -> str:
+def report_html(verification: Verification, plan: Plan, insight: Insight | None = None) -> str:
     """The page: what became of the network, a picture, a table, what the forms mean, and how.
 
     Every text is escaped. The page's own policy forbids any request and any script but its own; what
-    it says about the network reads without JavaScript.
+    it says about the network reads without JavaScript, but for what `insight` adds.
     """
     source = _name(plan)
     opening = Opening(
@@ -30,39 +31,35 @@ def report_html(verification: Verification, plan: Plan) -> str:
     )
     return page(
         opening,
-        {"versus": versus_json(plan)},
-        versus=versus(verification, plan, "Before and after"),
+        {"versus": versus_json(verification, plan, insight)},
+        versus=versus(verification, plan, insight, "Before and after"),
     )
 
 
-def write_report(path: str | Path, verification: Verification, plan: Plan) -> None:
+def write_report(
+    path: str | Path, verification: Verification, plan: Plan, insight: Insight | None = None
+) -> None:
     """Write the report; the file appears whole or not at all."""
-    write_text(path, report_html(verification, plan))
+    write_text(path, report_html(verification, plan, insight))
 
 
-def versus(verification: Verification, plan: Plan, title: str) -> Markup:
-    """The last screen: numbers, picture, table, forms and method."""
+def versus(verification: Verification, plan: Plan, insight: Insight | None, title: str) -> Markup:
+    """The last screen: numbers, the other plans, picture, image, table, spectra, forms and method."""
     parts: dict[str, Content] = {
         "title": bound(title),
         "quality": bound(quality_sentence(verification)),
         "cards": cards(verification),
-        "frontier": "",
+        "frontier": frontier_section(plan, insight),
         "picture": picture(verification, plan),
-        "both": "",
+        "both": image_section(insight),
         "table": layer_table(verification, plan),
-        "spectra": "",
+        "charts": charts(verification, plan, insight),
         "forms": forms_list(plan),
         "method": method(verification, plan),
         "notes": _notes((*plan.notes, *verification.notes)),
     }
     template = Template(bundle.asset("versus.html"))
     return Markup(template.substitute({name: text(part) for name, part in parts.items()}))
-
-
-def versus_json(plan: Plan) -> dict[str, Any]:
-    """What the last screen's own code needs: the layer that saved the most MACs."""
-    saved = [d.macs_before - d.macs_after for d in plan.decisions]
-    return {"saver": saved.index(max(saved)) if saved else None}
 
 
 def _name(plan: Plan) -> str:

@@ -6,6 +6,7 @@ import { data } from "./data.js";
 import { done } from "./goals.js";
 import { startFrontier } from "./frontier.js";
 import { startCsv } from "./csv.js";
+import { startSameImage } from "./same_image.js";
 
 export const title = "Before and after";
 
@@ -20,6 +21,7 @@ export function start() {
   listen();
   startFrontier();
   startCsv();
+  startSameImage();
 }
 
 export function resized() {}
