@@ -19,7 +19,7 @@ from torch import nn
 
 from onebyone.data import open_images
 from onebyone.explaining.defaults import slimmed_demo
-from onebyone.explaining.insight import Insight, frontier, same_image, spectra
+from onebyone.explaining.insight import frontier, same_image, spectra
 from onebyone.explaining.report import report_html, write_report
 from onebyone.explaining.versus import versus_json
 from onebyone.loading import load
@@ -142,6 +142,7 @@ def test_every_slimmed_network_can_be_reported(tmp_path: Path) -> None:
     made = slim(net, torch.randn(40, 3, 50), params=0.6, latency=False)
     assert made.insight is not None
     assert made.insight.image is None
+    assert made.insight.network is None
     write_report(tmp_path / "report.html", made.verification, made.plan, made.insight)
     values = versus_json(made.verification, made.plan, made.insight)
     assert values["image"] is None
@@ -183,9 +184,7 @@ def tab(slimmed: Slimmed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         hostile if p is slimmed.plan or p.decisions == slimmed.plan.decisions else p
         for p in insight.plans
     )
-    write_report(
-        path, slimmed.verification, hostile, Insight(plans, insight.spectra, insight.image)
-    )
+    write_report(path, slimmed.verification, hostile, replace(insight, plans=plans))
     with chromium() as browser:
         opened = Tab(browser, path).open()
         yield opened
@@ -199,6 +198,17 @@ def test_the_report_opens_on_the_last_screen(tab: Tab) -> None:
     assert tab.page.locator("img").count() == 0
     assert HOSTILE in tab.page.locator("#plan-rows").inner_text()
     assert HOSTILE in tab.page.locator("#layer-table").inner_text()
+
+
+def test_the_lighter_networks_own_layers_are_in_the_report(tab: Tab, slimmed: Slimmed) -> None:
+    assert slimmed.insight is not None
+    assert slimmed.insight.network is not None
+    assert len(slimmed.insight.network.layers) == 6
+    shown = slimmed.insight.network.layers[1]
+    found = tab.open("4?layer=layer1&x=3&y=4&k=2").number("#cell-rows [data-v=result]")
+    assert found == pytest.approx(float(shown.output[2, 4, 3]), abs=1e-5)
+    assert tab.path.stat().st_size < 3 * 10**6
+    tab.open()
 
 
 def test_the_slider_shows_the_plan_at_every_budget(tab: Tab, slimmed: Slimmed) -> None:

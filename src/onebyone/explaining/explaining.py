@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from onebyone.errors import DataError
 from onebyone.explaining.bench import measured_start
 from onebyone.explaining.defaults import default_network, slimmed_demo
-from onebyone.explaining.layers import Shown, show_layers
+from onebyone.explaining.layers import Network, show_layers
 from onebyone.explaining.page import Opening, page
 from onebyone.explaining.photos import (
     ASTRONAUT,
@@ -47,20 +47,6 @@ class Explanation:
         """Write the page; it appears whole or not at all. OutputError where it cannot be written."""
         write_text(path, self.html)
         return Path(path)
-
-
-@dataclass(frozen=True)
-class Network:
-    """A network's layers on one photo, and its name for people."""
-
-    name: str
-    photo: Photo
-    layers: tuple[Shown, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """For the page."""
-        layers = [layer.to_json() for layer in self.layers]
-        return {"name": self.name, "photo": self.photo.to_json(), "layers": layers}
 
 
 def explain(

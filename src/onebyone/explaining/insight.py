@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from onebyone.errors import BudgetError
+from onebyone.errors import BudgetError, ModelError
+from onebyone.explaining.layers import Network, show_layers
 from onebyone.explaining.packing import Levels, in_levels
 from onebyone.explaining.photos import Photo, of_input
 from onebyone.factorize.metric import energies, factor
@@ -69,11 +70,15 @@ class SameImage:
 
 @dataclass(frozen=True)
 class Insight:
-    """`plans` from the cheapest to the dearest, the chosen one among them; the rest as above."""
+    """`plans` from the cheapest to the dearest, the chosen one among them; the rest as above.
+
+    `network` are 1×1 convolutions of the lighter network on the image, None where it has none.
+    """
 
     plans: tuple[Plan, ...]
     spectra: tuple[Spectrum, ...]
     image: SameImage | None
+    network: Network | None = None
 
 
 def look_into(
@@ -88,9 +93,16 @@ def look_into(
 ) -> Insight:
     """Other plans under the chosen one's kind of budget, for about so many seconds, and the rest."""
     plans = frontier(model, statistics, chosen, seconds=seconds)
-    return Insight(
-        plans, tuple(spectra(model, statistics)), same_image(model, lighter, chosen, image, classes)
-    )
+    both = same_image(model, lighter, chosen, image, classes)
+    network = None if both is None else _network(lighter, image, both.photo)
+    return Insight(plans, tuple(spectra(model, statistics)), both, network)
+
+
+def _network(lighter: nn.Module, image: Tensor, photo: Photo) -> Network | None:
+    try:
+        return Network("the lighter network", photo, show_layers(lighter, image)[0])
+    except ModelError:  # it has no 1×1 convolution, or none that can be shown
+        return None
 
 
 def frontier(

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from onebyone.errors import ModelError
 from onebyone.explaining.packing import Levels, in_levels, packed
+from onebyone.explaining.photos import Photo
 from onebyone.running import call, suited
 from onebyone.tree import evaluating, hooked, modules_by_name
 
@@ -53,6 +54,20 @@ class Shown:
             "weight": packed(self.weight), "bias": packed(self.bias),
             "output": packed(self.output), "rounding": self.rounding,
         }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network's layers on one photo, and its name for people."""
+
+    name: str
+    photo: Photo
+    layers: tuple[Shown, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """For the page."""
+        layers = [layer.to_json() for layer in self.layers]
+        return {"name": self.name, "photo": self.photo.to_json(), "layers": layers}
 
 
 def pointwise_layers(model: nn.Module) -> dict[str, nn.Conv2d]:

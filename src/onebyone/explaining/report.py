@@ -29,9 +29,10 @@ def report_html(verification: Verification, plan: Plan, insight: Insight | None 
     opening = Opening(
         6, "slim", source, bound(headline(verification)), f"{source}, slimmed by onebyone"
     )
+    network = insight.network.to_json() if insight and insight.network else None
     return page(
         opening,
-        {"versus": versus_json(verification, plan, insight)},
+        {"versus": versus_json(verification, plan, insight), "network": network},
         versus=versus(verification, plan, insight, "Before and after"),
     )
 
