@@ -58,7 +58,9 @@ function set(key, value) {
   remember();
 }
 
-export function resized() {}
+export function resized() {
+  drawn = false;
+}
 
 export function grid() {
   return null;
@@ -66,7 +68,7 @@ export function grid() {
 
 export function render() {
   if (!drawn) draw();
-  tell();
+  else tell();
 }
 
 function draw() {
@@ -134,7 +136,8 @@ function drawVolumes(cost) {
   const across = volumes.reduce((sum, [c, , w]) => sum + w + SLANT * c, 0);
   const up = Math.max(...volumes.map(([c, h]) => h + RISE * c));
   const gap = 62;
-  const scale = Math.min((660 - gap * (volumes.length - 1)) / across, 170 / up);
+  const room = Math.min(Math.max(byId("volumes").clientWidth, 320), 660);
+  const scale = Math.min((room - gap * (volumes.length - 1) - 20) / across, 170 / up);
   let x = 4;
   const parts = [];
   volumes.forEach(([c, h, w], index) => {
@@ -144,7 +147,7 @@ function drawVolumes(cost) {
     parts.push(svg("text", { x, y: 210, class: "shape" }, `${c}×${h}×${w}`));
     x += (w + SLANT * c) * scale;
   });
-  byId("volumes").setAttribute("viewBox", `0 0 ${Math.max(x + 60, 300)} 220`);
+  byId("volumes").setAttribute("viewBox", `0 0 ${Math.max(x + 16, room)} 220`);
   byId("volumes").replaceChildren(svg("title", {}, `${titleOf(cost.name)}, volumes to scale`), ...parts);
 }
 
@@ -171,7 +174,9 @@ function drawCurve() {
   const direct = costOf("direct", asked)[quantity];
   const last = Math.max(Number(fields.width.max), 2);
   const top = Math.max(direct, costOf("bottleneck_before", { ...asked, width: last })[quantity]) * 1.08;
-  const [X, Y] = [(w) => 56 + (w / last) * 540, (v) => 200 - (v / top) * 180];
+  const wide = Math.min(Math.max(byId("curve").clientWidth, 320), 640);
+  byId("curve").setAttribute("viewBox", `0 0 ${wide} 224`);
+  const [X, Y] = [(w) => 8 + (w / last) * (wide - 24), (v) => 200 - (v / top) * 180];
   const at = (w) => costOf("bottleneck_before", { ...asked, width: w })[quantity];
   const here = at(asked.width);
   const saves = here < direct;
@@ -181,7 +186,7 @@ function drawCurve() {
     svg("rect", { x: X(0), y: Y(top), width: Math.max(X(Math.min(meet, last)) - X(0), 0), height: Y(0) - Y(top), class: "saving" }),
     svg("line", { x1: X(0), x2: X(last), y1: Y(0), y2: Y(0), class: "axis" }),
     svg("line", { x1: X(0), x2: X(last), y1: Y(direct), y2: Y(direct), class: "direct" }),
-    svg("text", { x: X(last), y: Y(direct) - 6, class: "end" }, `direct ${count(direct)}`),
+    svg("text", { x: X(0) + 6, y: Y(direct) - 6 }, `direct ${count(direct)}`),
     svg("path", { d: `M${X(0)},${Y(0)}L${X(last)},${Y(at(last))}`, class: "line" }),
     meet <= last ? svg("line", { x1: X(meet), x2: X(meet), y1: Y(0), y2: Y(top), class: "meet" }) : "",
     meet <= last ? svg("text", { x: X(meet), y: Y(0) + 16, class: "middle" }, `even at ${spell(meet, 4)}`) : "",

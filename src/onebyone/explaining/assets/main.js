@@ -28,12 +28,13 @@ async function enter() {
   SCREENS.forEach((_, i) => {
     byId(`screen-${i + 1}`).hidden = i + 1 !== shown;
     const tab = byId("tabs").children[i].firstChild;
-    if (i + 1 === shown) tab.setAttribute("aria-current", "page");
-    else tab.removeAttribute("aria-current");
+    if (i + 1 === shown) {
+      tab.setAttribute("aria-current", "page");
+      tab.scrollIntoView({ block: "nearest", inline: "nearest" });
+    } else tab.removeAttribute("aria-current");
   });
   byId("toy-size").hidden = shown > 3;
-  byId("legend").hidden = shown > 4;
-  byId("filter-choice").hidden = shown > 4;
+  byId("tools").hidden = shown > 4;
   byId("app").classList.toggle("alone", shown === 6);
   if (current() === photo) await photo.open();
   if (state.screen !== shown) return;

@@ -11,6 +11,7 @@ import { source } from "./source.js";
 
 const NUMBERED = 16; // channels up to which rows have numbers
 let volume, machine, map, scales, drawn, mapOf;
+let strip, rows, ends; // of the machine
 let step = Infinity; // rows of the machine that have appeared; all unless it is playing
 let timer = 0;
 
@@ -67,23 +68,26 @@ function layout(now) {
   machine.setAttribute("viewBox", `0 0 480 ${height}`);
   const heads = [[72, "pixel"], [152, "filter"], [236, "product"], [375, "running sum"]];
   const parts = heads.map(([x, text]) => svg("text", { x, y: 16, class: "head" }, text));
-  for (let c = 0; c < C; c++) parts.push(rowOf(c, top + c * high, high, numbered));
+  strip = numbered ? null : el("canvas", { width: 960, height: 2 * C * high, style: "width:100%" });
+  rows = [];
+  if (numbered) rows = [...Array(C).keys()].map((c) => rowOf(c, top + c * high, high));
+  else parts.push(svg("foreignObject", { x: 0, y: top, width: 480, height: C * high }, strip));
+  parts.push(...rows);
   const base = top + C * high + 20;
   parts.push(svg("line", { x1: 375, x2: 375, y1: top - 6, y2: base + 58, class: "zero" }));
-  ["Σ", "+ bias", "ReLU"].forEach((label, i) => parts.push(endOf(label, base + i * 24)));
+  ends = ["Σ", "+ bias", "ReLU"].map((label, i) => endOf(label, base + i * 24));
+  parts.push(...ends);
   machine.replaceChildren(...parts);
 }
 
-function rowOf(c, y, high, numbered) {
-  const tall = high - (high > 6 ? 3 : 0.6);
+function rowOf(c, y, high) {
+  const tall = high - 3;
   const middle = y + tall / 2 + 4;
-  const box = (x, kind) => svg("rect", { x, y, width: 62, height: tall, rx: high > 6 ? 3 : 0, class: kind });
+  const box = (x, kind) => svg("rect", { x, y, width: 62, height: tall, rx: 3, class: kind });
   const text = (x, kind, words = "") => svg("text", { x, y: middle, class: kind }, words);
   const parts = [box(41, "x"), box(121, "w"), box(205, "p"), svg("rect", { y, height: tall, class: "bar" })];
-  if (numbered) {
-    parts.push(text(30, "name", String(c + 1)), text(72, "vx"), text(112, "sign", "×"), text(152, "vw"),
-      text(194, "sign", "="), text(236, "vp"));
-  }
+  parts.push(text(30, "name", String(c + 1)), text(72, "vx"), text(112, "sign", "×"), text(152, "vw"),
+    text(194, "sign", "="), text(236, "vp"));
   return svg("g", { class: "row" }, parts);
 }
 
@@ -97,7 +101,6 @@ function paint(group, kind, value, most) {
   const box = group.querySelector(`rect.${kind}`);
   box.setAttribute("fill", shade(value / most));
   const text = group.querySelector(`text.v${kind}`);
-  if (!text) return;
   text.textContent = spell(value, 3);
   text.setAttribute("fill", inkOn(value / most));
 }
@@ -111,31 +114,59 @@ function bar(group, from, to, scale) {
 }
 
 function fill(now) {
-  const { C, H, W, x, w } = now;
+  const { C, W } = now;
   const index = state.y * W + state.x;
   const values = products(now, state.k, index);
   const result = output(now, state.k, index);
   let [sum, most] = [0, Math.abs(result)];
   for (const value of values) most = Math.max(most, Math.abs((sum += value)));
   const scale = 96 / (most || 1);
-  const groups = machine.querySelectorAll("g.row");
-  sum = 0;
-  for (let c = 0; c < C; c++) {
-    const group = groups[c];
+  sum = fillRows(now, index, values, scale);
+  const parts = [[0, sum, sum], [sum, result, now.b[state.k]], [0, Math.max(result, 0), Math.max(result, 0)]];
+  parts.forEach(([from, to, value], i) => {
+    paint(ends[i], "p", value, scales.y);
+    bar(ends[i], from, to, scale);
+    ends[i].classList.toggle("later", C + Math.min(i, 1) > step);
+  });
+}
+
+// The rows of the channels; returns their sum.
+function fillRows(now, index, values, scale) {
+  const { C, H, W, x, w } = now;
+  if (strip) return fillStrip(now, index, values, scale);
+  let sum = 0;
+  rows.forEach((group, c) => {
     paint(group, "x", x[c * H * W + index], scales.x);
     paint(group, "w", w[state.k * C + c], scales.w);
     paint(group, "p", values[c], scales.p);
     bar(group, sum, sum + values[c], scale);
     sum += values[c];
     group.classList.toggle("later", c >= step);
-  }
-  const ends = [[0, sum, sum], [sum, result, now.b[state.k]], [0, Math.max(result, 0), Math.max(result, 0)]];
-  ends.forEach(([from, to, value], i) => {
-    const group = groups[C + i];
-    paint(group, "p", value, scales.y);
-    bar(group, from, to, scale);
-    group.classList.toggle("later", C + Math.min(i, 1) > step);
   });
+  return sum;
+}
+
+// The same for many channels: thin stripes without numbers, on one canvas.
+function fillStrip({ C, H, W, x, w }, index, values, scale) {
+  const pen = strip.getContext("2d");
+  pen.clearRect(0, 0, strip.width, strip.height);
+  const high = strip.height / C;
+  const stripe = (left, width, c, color) => {
+    pen.fillStyle = color;
+    pen.fillRect(2 * left, c * high, 2 * width, high - 1);
+  };
+  let sum = 0;
+  for (let c = 0; c < C; c++) {
+    if (c < step) {
+      stripe(41, 62, c, shade(x[c * H * W + index] / scales.x));
+      stripe(121, 62, c, shade(w[state.k * C + c] / scales.w));
+      stripe(205, 62, c, shade(values[c] / scales.p));
+      const [from, to] = [sum, sum + values[c]].map((v) => 375 + v * scale);
+      stripe(Math.min(from, to), Math.max(Math.abs(to - from), 1), c, shade(values[c] < 0 ? -0.85 : 0.85));
+    }
+    sum += values[c];
+  }
+  return sum;
 }
 
 // Product after product appears; with reduced motion each call takes one step.

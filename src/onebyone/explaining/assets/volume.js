@@ -12,6 +12,7 @@ const TILT = -20; // degrees
 const TURN = -34;
 const [ST, CT] = [Math.sin((TILT * Math.PI) / 180), Math.cos((TILT * Math.PI) / 180)];
 const [SN, CN] = [Math.sin((TURN * Math.PI) / 180), Math.cos((TURN * Math.PI) / 180)];
+const SLICES = 24; // that are drawn at most
 const OUTLINED = 16; // channels up to which the column is outlined in each
 
 export class Volume {
@@ -28,8 +29,7 @@ export class Volume {
 
   follow() {
     const tell = (act) => (event) => {
-      const c = this.canvases.indexOf(event.target);
-      if (c < 0) return;
+      if (!this.canvases.includes(event.target)) return;
       const x = Math.floor((event.offsetX / event.target.offsetWidth) * this.volume.W);
       const y = Math.floor((event.offsetY / event.target.offsetHeight) * this.volume.H);
       act(x, y);
@@ -44,20 +44,20 @@ export class Volume {
     this.caption.textContent = caption;
     this.size();
     const { C, H, W, x } = volume;
-    while (this.canvases.length < C) {
-      const canvas = el("canvas");
-      this.canvases.push(canvas);
-    }
-    this.scene.replaceChildren(...this.canvases.slice(0, C).reverse());
+    // Of many channels not every slice is drawn: they hide one another, and each costs time.
+    const step = Math.ceil(C / SLICES);
+    this.slices = [...Array(C).keys()].filter((c) => c % step === 0 || c === C - 1);
+    while (this.canvases.length < this.slices.length) this.canvases.push(el("canvas"));
+    this.scene.replaceChildren(...this.canvases.slice(0, this.slices.length).reverse());
     const most = (this.most = largest(x));
-    for (let c = 0; c < C; c++) {
-      const canvas = this.canvases[c];
+    this.slices.forEach((c, at) => {
+      const canvas = this.canvases[at];
       this.paint(canvas, x.subarray(c * H * W, (c + 1) * H * W), most);
       canvas.style.width = `${W * this.cell}px`;
       canvas.style.height = `${H * this.cell}px`;
       canvas.style.transform =
         `translate(-50%, -50%) rotateX(${TILT}deg) rotateY(${TURN}deg) translateZ(${this.depth(c)}px)`;
-    }
+    });
     this.point();
   }
 
