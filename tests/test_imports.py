@@ -17,7 +17,7 @@ ROOT = Path(onebyone.__file__).parent
 
 # Each module may import only those above it, also inside functions.
 LAYOUT = """
-errors files clock conv preprocessing folders data demo.networks
+errors files displaying clock conv preprocessing folders data demo.networks
 tree running sampling
 measurement measurement.owning measurement.formulas measurement.rehearsing measurement.shapes
 measurement.recording measurement.counting measurement.timing measurement.preparing
@@ -42,7 +42,7 @@ explaining explaining.packing explaining.bundle explaining.toy explaining.photos
 explaining.bench explaining.page explaining.insight explaining.versus explaining.report
 exporting exporting.program exporting.onnx
 saving searching slimming
-explaining.defaults explaining.explaining
+explaining.defaults explaining.explaining explaining.notebook
 __init__
 cli.values cli.signals cli.failures cli.showing cli.writing cli.reading cli.slim cli.verify
 cli.measure cli.compare cli.diff cli.explain cli.demo cli.app cli

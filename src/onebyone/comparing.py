@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from onebyone import blocks
 from onebyone.blocks import Block, positive
+from onebyone.displaying import Displayed
 from onebyone.errors import ShapeError
 from onebyone.measurement.counting import count
 from onebyone.measurement.latency import Latency, time_models
@@ -97,7 +98,7 @@ class BreakEven:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Displayed):
     """All variants in the order of the table, direct first, and those that cannot be built."""
 
     input_shape: Shape

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from onebyone.clock import Clock, Progress
 from onebyone.data import Images, check_images, open_images
+from onebyone.displaying import Displayed
 from onebyone.errors import BudgetError, DataError
 from onebyone.explaining.insight import Insight, look_into
 from onebyone.planning import Budget, Plan
@@ -26,7 +27,7 @@ LEAST = 64  # images that are read whatever the memory
 
 
 @dataclass(frozen=True)
-class Slimmed:
+class Slimmed(Displayed):
     """A lighter network of plain PyTorch layers, the plan it came from, and how it compares.
 
     `insight` is what the report shows besides; `seconds` splits the wall time by step.

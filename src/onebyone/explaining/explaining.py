@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
+from onebyone.displaying import Displayed
 from onebyone.errors import DataError
 from onebyone.explaining.bench import measured_start
 from onebyone.explaining.defaults import default_network, slimmed_demo
@@ -37,7 +38,7 @@ HEADLINE = "See what a 1×1 convolution does"
 
 
 @dataclass(frozen=True)
-class Explanation:
+class Explanation(Displayed):
     """A page, whole and self-contained, and what there is to say about how it was made."""
 
     html: str

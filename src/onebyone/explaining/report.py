@@ -46,14 +46,15 @@ def write_report(
 
 def versus(verification: Verification, plan: Plan, insight: Insight | None, title: str) -> Markup:
     """The last screen: numbers, the other plans, picture, image, table, spectra, forms and method."""
+    errors = {e.layer: e.error for e in verification.layers}
     parts: dict[str, Content] = {
         "title": bound(title),
         "quality": bound(quality_sentence(verification)),
         "cards": cards(verification),
         "frontier": frontier_section(plan, insight),
-        "picture": picture(verification, plan),
+        "picture": picture(plan, errors),
         "both": image_section(insight),
-        "table": layer_table(verification, plan),
+        "table": layer_table(plan, errors),
         "charts": charts(verification, plan, insight),
         "forms": forms_list(plan),
         "method": method(verification, plan),
