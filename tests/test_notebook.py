@@ -53,16 +53,13 @@ def test_results_are_framed_without_rights(name: str, results: dict[str, Any]) -
 
 @pytest.mark.parametrize("name", [kind.__name__ for kind in KINDS])
 def test_results_have_a_plain_text(name: str, results: dict[str, Any]) -> None:
-    class Printer:
-        def text(self, said: str) -> None:
-            self.said = said
-
-    printer = Printer()
-    results[name]._repr_pretty_(printer, False)
-    assert printer.said == plain(results[name])
-    assert 10 < len(printer.said) < 20_000
-    assert max(map(len, printer.said.splitlines())) <= 100
-    assert "object at 0x" not in printer.said
+    bundle = results[name]._repr_mimebundle_()
+    said = bundle["text/plain"]
+    assert said == plain(results[name])
+    assert 10 < len(said) < 20_000
+    assert max(map(len, said.splitlines())) <= 100
+    assert "object at 0x" not in said
+    assert bundle["text/html"] == results[name]._repr_html_()
 
 
 @pytest.fixture(scope="module")

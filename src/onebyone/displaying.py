@@ -15,6 +15,9 @@ class Displayed:
         """The result as a page in a frame of its own, which can reach nothing around it."""
         return import_module(PAGES).framed(self)
 
-    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
-        """The same as plain text, for terminals and where HTML is not trusted."""
-        printer.text(import_module(PAGES).plain(self))
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        """The page, and the same as plain text, for terminals and where HTML is not trusted.
+
+        A dataclass's own repr would be taken for the text else: it is of the class, and comes first.
+        """
+        return {"text/plain": import_module(PAGES).plain(self), "text/html": self._repr_html_()}
