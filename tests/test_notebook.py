@@ -52,7 +52,10 @@ def test_results_are_framed_without_rights(name: str, results: dict[str, Any]) -
 
 
 @pytest.mark.parametrize("name", [kind.__name__ for kind in KINDS])
-def test_results_have_a_plain_text(name: str, results: dict[str, Any]) -> None:
+def test_results_have_a_plain_text(
+    name: str, results: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
     bundle = results[name]._repr_mimebundle_()
     said = bundle["text/plain"]
     assert said == plain(results[name])

@@ -62,7 +62,10 @@ def framed(result: object) -> str:
 def plain(result: object) -> str:
     """The result's tables as text, 100 characters wide."""
     file = StringIO()
-    Console(file=file, width=WIDTH, highlight=False).print(KINDS[type(result)].text(result))
+    # In a notebook rich would show it by itself, and leave the file empty.
+    Console(file=file, width=WIDTH, highlight=False, force_jupyter=False).print(
+        KINDS[type(result)].text(result)
+    )
     return "\n".join(line.rstrip() for line in file.getvalue().strip("\n").splitlines())
 
 
