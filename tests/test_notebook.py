@@ -56,12 +56,14 @@ def test_results_have_a_plain_text(
     name: str, results: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    monkeypatch.setenv("FORCE_COLOR", "1")
     bundle = results[name]._repr_mimebundle_()
     said = bundle["text/plain"]
     assert said == plain(results[name])
     assert 10 < len(said) < 20_000
     assert max(map(len, said.splitlines())) <= 100
     assert "object at 0x" not in said
+    assert "\x1b" not in said
     assert bundle["text/html"] == results[name]._repr_html_()
 
 

@@ -62,10 +62,15 @@ def framed(result: object) -> str:
 def plain(result: object) -> str:
     """The result's tables as text, 100 characters wide."""
     file = StringIO()
-    # In a notebook rich would show it by itself, and leave the file empty.
-    Console(file=file, width=WIDTH, highlight=False, force_jupyter=False).print(
-        KINDS[type(result)].text(result)
-    )
+    # In a notebook rich would show it by itself, in colors, and leave the file empty.
+    Console(
+        file=file,
+        width=WIDTH,
+        highlight=False,
+        force_jupyter=False,
+        no_color=True,
+        force_terminal=False,
+    ).print(KINDS[type(result)].text(result))
     return "\n".join(line.rstrip() for line in file.getvalue().strip("\n").splitlines())
 
 
