@@ -17,7 +17,7 @@ ROOT = Path(onebyone.__file__).parent
 
 # Each module may import only those above it, also inside functions.
 LAYOUT = """
-errors files clock conv preprocessing folders data pools demo.networks
+errors files displaying clock conv preprocessing folders data pools demo.networks
 tree running sampling distributed
 measurement measurement.owning measurement.formulas measurement.rehearsing measurement.shapes
 measurement.recalling measurement.recording measurement.counting measurement.timing measurement.preparing
@@ -41,18 +41,22 @@ exporting.rechecking exporting.clocking exporting.export exporting.records
 benching
 pacing pacing.sites pacing.graphs pacing.timetable pacing.whole pacing.pace
 report.numbers report.words report.markup report.picture report.cards report.details
-report.insertions report.text report.json report.page report.html report
+report.insertions report.text report.json report.page report.deepened report
 report.coverage report.columns report.measurement_rows report.measurement report.measurement_files
 report.measurement_page report.comparison report.comparison_files report.comparison_page
 report.difference_words report.difference report.difference_files report.difference_page
+report.exports report.bench
+explaining explaining.packing explaining.bundle explaining.toy explaining.photos explaining.layers
+explaining.bench explaining.page explaining.insight explaining.versus explaining.report
 recovery recovery.recipe recovery.augmentation recovery.features recovery.normalization
 recovery.objective recovery.scoring recovery.checkpoints recovery.supply recovery.training
-recovery.fine_tuning report.exports report.bench
+recovery.fine_tuning
 saving deepening.probing deepening.deepening searching progressive recovering slimming
+explaining.defaults explaining.explaining explaining.notebook
 __init__
 cli.values cli.signals cli.showing cli.failures cli.writing cli.originals cli.reading cli.slim
 cli.finetune cli.verify cli.deepen
-cli.export cli.bench cli.measure cli.compare cli.diff cli.demo cli.app cli
+cli.export cli.bench cli.measure cli.compare cli.diff cli.explain cli.demo cli.app cli
 __main__
 """
 ORDER = [str(name) for name in LAYOUT.split()]
@@ -170,7 +174,8 @@ def test_the_import_is_instant() -> None:
 
 
 COMMANDS = (
-    "slim", "finetune", "deepen", "verify", "export", "bench", "measure", "compare", "diff", "demo",
+    "slim", "finetune", "deepen", "verify", "export", "bench", "measure", "compare", "diff", "explain",
+    "demo",
 )  # fmt: skip
 
 

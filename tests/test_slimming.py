@@ -100,7 +100,7 @@ class TestSlim:
         done = slim(
             network(), pictures(), macs=0.5, latency=False, progress=lambda *a: told.append(a)
         )
-        steps = ["read", "observe", "plan", "rewrite", "verify"]
+        steps = ["read", "observe", "plan", "rewrite", "verify", "look"]
         assert list(done.seconds) == steps
         assert all(seconds >= 0 for seconds in done.seconds.values())
         for step in steps:

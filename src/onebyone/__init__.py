@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from onebyone.deepening.deepening import Deepened, deepen
     from onebyone.diffing import Difference, diff
     from onebyone.errors import OneByOneError
+    from onebyone.explaining.explaining import Explanation, explain
     from onebyone.exporting.export import Export, export
     from onebyone.loading import Loaded, load
     from onebyone.measurement.measuring import Measurement, measure
@@ -36,6 +37,7 @@ _HOMES = {
     "Difference": "diffing",
     "FineTuned": "recovery.fine_tuning",
     "Export": "exporting.export",
+    "Explanation": "explaining.explaining",
     "Images": "data",
     "Loaded": "loading",
     "Measurement": "measurement.measuring",
@@ -54,6 +56,7 @@ _HOMES = {
     "diff": "diffing",
     "fine_tune": "recovery.fine_tuning",
     "export": "exporting.export",
+    "explain": "explaining.explaining",
     "load": "loading",
     "measure": "measurement.measuring",
     "observe": "statistics",
@@ -74,6 +77,7 @@ __all__ = [
     "Decision",
     "Deepened",
     "Difference",
+    "Explanation",
     "Export",
     "FineTuned",
     "Images",
@@ -92,6 +96,7 @@ __all__ = [
     "compare",
     "deepen",
     "diff",
+    "explain",
     "export",
     "fine_tune",
     "load",

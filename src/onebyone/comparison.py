@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil, prod
 
+from onebyone.displaying import Displayed
 from onebyone.measurement.latency import Latency
 from onebyone.windows import Shape, Window
 
@@ -80,7 +81,7 @@ class BreakEven:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Displayed):
     """All variants in the order of the table, direct first, and those that cannot be built."""
 
     input_shape: Shape

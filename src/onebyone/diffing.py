@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from onebyone.displaying import Displayed
 from onebyone.errors import ModelError
 from onebyone.matching import Key, match
 from onebyone.measurement.counting import Count, count
@@ -42,7 +43,7 @@ class Match:
 
 
 @dataclass(frozen=True)
-class Difference:
+class Difference(Displayed):
     """Two networks, counted and matched; every layer of both stands in exactly one match.
 
     The matches are in the order in which the layers run, added ones behind what runs before them.

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from onebyone.allocation import Choices, allocate, cheapest
 from onebyone.conv import ConvSpec
 from onebyone.deepening.insertions import Insertion
+from onebyone.displaying import Displayed
 from onebyone.errors import BudgetError, PlanError
 from onebyone.factorize.metric import energies, factor, tails
 from onebyone.factorize.squeeze import input_energy
@@ -104,7 +105,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(Displayed):
     """Every layer's decision, with the whole network's cost before and after for one image.
 
     `other_macs` and `other_params` belong to what is no convolution or linear layer of the plan

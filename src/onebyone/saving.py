@@ -132,7 +132,9 @@ def _swap(staged: Path, folder: Path) -> None:
 
 
 def _write_all(slimmed: Slimmed | Deepened, folder: Path) -> None:
-    from onebyone.report import to_json, write_report
+    from onebyone.explaining.report import write_report
+    from onebyone.report import to_json
+    from onebyone.report.deepened import deepened_html
 
     model = _on_cpu(slimmed.model)
     notes = [*slimmed.plan.notes, *_write_weights(model, folder / WEIGHTS)]
@@ -140,7 +142,11 @@ def _write_all(slimmed: Slimmed | Deepened, folder: Path) -> None:
     plan = replace(slimmed.plan, notes=tuple(notes))
     write_text(folder / PLAN, json_text(plan_to_json(plan) | {"model": _about(slimmed, model)}))
     write_text(folder / REPORT_JSON, json_text(to_json(slimmed.verification, plan)))
-    write_report(folder / REPORT, slimmed.verification, plan)
+    if plan.insertions:
+        write_text(folder / REPORT, deepened_html(slimmed.verification, plan))
+    else:
+        insight = getattr(slimmed, "insight", None)
+        write_report(folder / REPORT, slimmed.verification, plan, insight)
 
 
 def _on_cpu(model: nn.Module) -> nn.Module:

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from onebyone.clock import Clock, Progress
 from onebyone.data import Images, check_images, open_images
+from onebyone.displaying import Displayed
 from onebyone.distributed import World
 from onebyone.errors import BudgetError, DataError
+from onebyone.explaining.insight import Insight, look_into
 from onebyone.pacing.pace import paced, runtime_named
 from onebyone.pacing.timetable import Timetable
 from onebyone.planning import Budget, Plan
@@ -23,7 +25,7 @@ from onebyone.recovering import Recovering
 from onebyone.recovery.recipe import Recipe
 from onebyone.running import suited
 from onebyone.searching import Found, Trial, smallest
-from onebyone.statistics import observe
+from onebyone.statistics import Statistics, observe
 from onebyone.verification import Verification, verify
 
 CALIBRATION = 512
@@ -32,10 +34,10 @@ LEAST = 64  # images that are read whatever the memory
 
 
 @dataclass(frozen=True)
-class Slimmed:
+class Slimmed(Displayed):
     """A lighter network of plain PyTorch layers, the plan it came from, and how it compares.
 
-    `seconds` splits the wall time by step.
+    `insight` is what the report shows besides; `seconds` splits the wall time by step.
     """
 
     model: nn.Module
@@ -45,6 +47,7 @@ class Slimmed:
     preprocess: Preprocess | None = None
     classes: tuple[str, ...] | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+    insight: Insight | None = None
 
     def save(self, folder: str | Path, *, force: bool = False) -> Path:
         """Write plan.json, weights.safetensors, the reports, model.pt2 and model.onnx to a folder.
@@ -132,14 +135,14 @@ def slim(
     found, note = _found(trial, budget, max_drop, plan, kept_back, clocked)
     notes = (*told(every), *note)
     return _verified(
-        model, found, notes, kept_back, used, timed, preprocess, classes, source, clock
+        model, found, notes, kept_back, used, timed, preprocess, classes, source, clock, statistics
     )
 
 
 def _verified(
     model: nn.Module, found: Found, notes: tuple[str, ...], held_out: Images | None, used: Images,
     latency: bool, preprocess: Preprocess | None, classes: tuple[str, ...] | None,
-    source: dict[str, Any] | None, clock: Clock,
+    source: dict[str, Any] | None, clock: Clock, statistics: Statistics | None = None,
 ) -> Slimmed:  # fmt: skip
     """The lighter network beside the original."""
     with clock.step("verify"):
@@ -153,10 +156,15 @@ def _verified(
                 progress=clock.tell,
             )
         )
+    insight = None
+    if statistics is not None and World.current().leads:
+        with clock.step("look"):
+            image = (held_out or used).inputs[:1]
+            insight = look_into(model, found.model, found.plan, statistics, image, classes)
     plan = replace(found.plan, source=source, notes=(*found.plan.notes, *notes))
     return Slimmed(
         found.model, plan, result, suited(model, used.inputs[:1]).clone(), preprocess, classes,
-        clock.seconds,
+        clock.seconds, insight,
     )  # fmt: skip
 
 

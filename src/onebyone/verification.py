@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from onebyone.conv import ConvSpec
 from onebyone.data import open_images
+from onebyone.displaying import Displayed
 from onebyone.errors import DataError, ModelError
 from onebyone.measurement.counting import count
 from onebyone.measurement.latency import Latency, time_models
@@ -51,7 +52,7 @@ class LayerError:
 
 
 @dataclass(frozen=True)
-class Verification:
+class Verification(Displayed):
     """The original and the lighter network, compared on held-out images.
 
     `images` is how many held-out images there were (0: none). `agreement` is the fraction whose top-1

@@ -13,6 +13,7 @@ from onebyone.cli.compare import compare
 from onebyone.cli.deepen import deepen
 from onebyone.cli.demo import demo
 from onebyone.cli.diff import diff
+from onebyone.cli.explain import explain
 from onebyone.cli.export import export
 from onebyone.cli.failures import INTERRUPTED
 from onebyone.cli.finetune import finetune
@@ -39,6 +40,7 @@ app.command(no_args_is_help=True)(measure)
 app.command(no_args_is_help=True)(bench)
 app.command(no_args_is_help=True)(compare)
 app.command(no_args_is_help=True)(diff)
+app.command()(explain)
 
 
 def _version(asked: bool) -> None:

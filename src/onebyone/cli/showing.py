@@ -31,6 +31,8 @@ STEPS = {
     "verify": "comparing before and after",
     "compare": "comparing layer by layer",
     "save": "writing the results",
+    "look": "looking into the layers",
+    "explain": "making the page",
     "measure": "measuring",
     "export": "exporting, checking and timing",
     "bench": "timing in every runtime",

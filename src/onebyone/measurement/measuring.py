@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_iter
 
+from onebyone.displaying import Displayed
 from onebyone.errors import ModelError
 from onebyone.measurement.counting import Count, LayerCount, count
 from onebyone.measurement.latency import Latency, time_settings
@@ -33,7 +34,7 @@ class LayerMeasurement(LayerCount):
 
 
 @dataclass(frozen=True)
-class Measurement:
+class Measurement(Displayed):
     """What a network costs. Counts are for the inputs given, `memory` and times for `batch` images.
 
     `images` is how many the counts are for, None where the first input is not a batch of any.

@@ -1,7 +1,6 @@
-"""Results → text for a terminal, JSON, and one self-contained HTML file."""
+"""Results → text for a terminal, JSON, and pages of one self-contained file."""
 
-from onebyone.report.html import report_html, write_report
 from onebyone.report.json import to_json
 from onebyone.report.text import plan_table, summary
 
-__all__ = ["plan_table", "report_html", "summary", "to_json", "write_report"]
+__all__ = ["plan_table", "summary", "to_json"]

@@ -45,9 +45,8 @@ MEASURED = (
 LONG = 24  # characters of a name from which it may be broken
 
 
-def layer_table(verification: Verification, plan: Plan) -> Markup:
-    """One row a layer, then what is no layer of the plan, then the whole."""
-    errors = {e.layer: e.error for e in verification.layers}
+def layer_table(plan: Plan, errors: dict[str, float]) -> Markup:
+    """One row a layer, then what is no layer of the plan, then the whole; `errors` are measured ones."""
     groups = [
         tag("td", colspan=span) if not label
         else tag("th", label, colspan=span, scope="colgroup", class_="group")

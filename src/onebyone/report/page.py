@@ -21,16 +21,23 @@ def page(
 
     The page's own policy forbids any request, and any script but those.
     """
-    style = "".join(map(asset, styles))
-    script = "".join(map(asset, scripts))
     body = Template(asset(template)).substitute({name: text(part) for name, part in parts.items()})
+    script = "".join(map(asset, scripts))
+    return shell(title, "".join(map(asset, styles)), script, Markup(body))
+
+
+def shell(title: str, style: str, script: str, body: Markup) -> str:
+    """A whole page of this style, body and script.
+
+    Its policy allows nothing but what is in it: no request, and no script but this one.
+    """
     allowed = ""
     if script:
         digest = b64encode(sha256(script.encode()).digest()).decode()
         allowed = f"script-src 'sha256-{digest}'; "
-        body += f"<script>{script}</script>\n"
+        body = Markup(f"{body}<script>{script}</script>\n")
     return Template(asset("page.html")).substitute(
-        title=text(title), style=style, scripts=allowed, body=Markup(body)
+        title=text(title), style=style, scripts=allowed, body=body
     )
 
 

@@ -9,15 +9,17 @@ from onebyone.planning import Decision, Plan
 from onebyone.report.markup import Markup, join, tag
 from onebyone.report.numbers import count, ratio, share, small
 from onebyone.report.words import UNCHANGED, chain, form_title, geometry, layer_name
-from onebyone.verification import Verification
 
 MANY, VERY_MANY = 24, 120  # layers from which rows get smaller and stand in columns
 GAPS = 80  # layers up to which the strips show where one ends
 QUANTITIES = (("m", "MACs"), ("p", "parameters"))
 
 
-def picture(verification: Verification, plan: Plan) -> Markup:
-    """Strips, legend and bars; two radio buttons choose between MACs and parameters, in CSS alone."""
+def picture(plan: Plan, errors: dict[str, float]) -> Markup:
+    """Strips, legend and bars; two radio buttons choose between MACs and parameters, in CSS alone.
+
+    errors: the measured ones, by layer, where there are any.
+    """
     choices = [
         join(
             tag("input", type="radio", name="quantity", id=f"by-{key}",
@@ -26,7 +28,6 @@ def picture(verification: Verification, plan: Plan) -> Markup:
         )
         for key, label in QUANTITIES
     ]  # fmt: skip
-    errors = {e.layer: e.error for e in verification.layers}
     return tag(
         "div", *choices, _legend(plan), _strips(plan), _rows(plan, errors),
         tag("div", class_="balloon", id="balloon", aria_live="polite", hidden=""),

@@ -113,8 +113,8 @@ def broken(name: str, width: int) -> str:
     return "\n".join(lines)
 
 
-def summary(verification: Verification, plan: Plan) -> RenderableType:
-    """Before and after side by side, and how close the lighter network stays."""
+def summary(verification: Verification, plan: Plan | None = None) -> RenderableType:
+    """Before and after side by side, how close the lighter network stays, and the notes of both."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
     table.add_column("", no_wrap=True)
     for name in ("before", "after", ""):
@@ -132,7 +132,10 @@ def summary(verification: Verification, plan: Plan) -> RenderableType:
         said = conditions(before.latency[0], after.latency[0])
         notes = clock_notes((*before.latency, *after.latency))
         lines += [Text(line, style="dim") for line in (said, *notes)]
-    lines += [Text(f"note: {text}", style="dim") for text in (*plan.notes, *verification.notes)]
+    lines += [
+        Text(f"note: {text}", style="dim")
+        for text in (*(plan.notes if plan else ()), *verification.notes)
+    ]
     return Group(Text(), table, Text(), *lines)
 
 

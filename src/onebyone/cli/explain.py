@@ -1,0 +1,184 @@
+"""`onebyone explain`: the page that shows what 1×1 convolutions do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from onebyone.cli import values
+from onebyone.cli.failures import failures
+from onebyone.cli.reading import Pictures, read_model
+from onebyone.cli.showing import note, progress
+from onebyone.cli.writing import Outputs
+
+if TYPE_CHECKING:
+    from onebyone.loading import Loaded
+    from onebyone.preprocessing import Preprocess
+
+MODEL, IMAGE, OUTPUT = "The network", "The photo", "The page"
+
+
+def explain(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[MODEL]",
+            show_default=False,
+            help="torchvision:NAME, timm:NAME, package.module:function, FILE.pt2, FILE.onnx or a folder "
+            "that onebyone wrote; by default a network that comes along.",
+        ),
+    ] = None,
+    image: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            rich_help_panel=IMAGE,
+            show_default=False,
+            help="Your own photo; by default one that comes along.",
+        ),
+    ] = None,
+    layer: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            rich_help_panel=MODEL,
+            show_default=False,
+            help="Show this layer; may be repeated. By default at most eight, spread over the depth.",
+        ),
+    ] = None,
+    out: Annotated[
+        str,
+        typer.Option(
+            "-o", "--out", metavar="FILE", rich_help_panel=OUTPUT, help="Where to write it."
+        ),
+    ] = "explain.html",
+    open_it: Annotated[
+        bool, typer.Option("--open", rich_help_panel=OUTPUT, help="Open it in a browser.")
+    ] = False,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            rich_help_panel=MODEL,
+            show_default=False,
+            help="The trained weights: .safetensors, .pt or .pth; random draws them.",
+        ),
+    ] = None,
+    trust: Annotated[
+        bool,
+        typer.Option(
+            "--trust",
+            rich_help_panel=MODEL,
+            help="Read files that run code when they are read. Only for authors you trust.",
+        ),
+    ] = False,
+    input_size: Annotated[
+        str | None,
+        typer.Option(
+            "--input",
+            metavar="CxHxW",
+            rich_help_panel=MODEL,
+            show_default=False,
+            help="The network's input size, where it is not known, such as 3x224x224.",
+        ),
+    ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HxW",
+            rich_help_panel=IMAGE,
+            show_default=False,
+            help="Bring the photo to this size, such as 224; by default the network's own.",
+        ),
+    ] = None,
+    mean: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NUMBERS",
+            rich_help_panel=IMAGE,
+            show_default=False,
+            help="Subtract this from pixel values on the scale 0 to 1, such as 0.485,0.456,0.406.",
+        ),
+    ] = None,
+    std: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NUMBERS",
+            rich_help_panel=IMAGE,
+            show_default=False,
+            help="Then divide by this, such as 0.229,0.224,0.225.",
+        ),
+    ] = None,
+    latency: Annotated[
+        bool,
+        typer.Option(
+            rich_help_panel=OUTPUT, help="Time the worked example of the cost bench here."
+        ),
+    ] = True,
+) -> None:
+    """Show what a 1×1 convolution does, as a page to explore.
+
+    Six screens: one pixel, all pixels, its siblings, a real network on a real
+    photo, what it saves, and a network before and after slimming. One file,
+    which opens without a network connection.
+
+    \b
+    Examples:
+      [bold]onebyone explain --open
+      onebyone explain torchvision:resnet50 --image cat.jpg -o cat.html[/bold]
+    """  # fmt: skip
+    pictures = Pictures.parse(size, mean, std)
+    shape = values.lengths(input_size, "--input", (3,))
+    if model is None and any((weights, shape, size, mean, std)):
+        raise typer.BadParameter("say which network these options are for", param_hint="MODEL")
+    with failures("a smaller --size or --input") as outcome:
+        outputs = Outputs.checked(
+            out, inputs=(model, weights, None if image is None else str(image))
+        )
+        with progress() as tell:
+            tell("load", 0)
+            from onebyone.explaining.explaining import explain as make
+
+            loaded = None if model is None else read_model(model, weights, shape, trust)
+            preprocess = _preprocess(loaded, pictures)
+            tell("load", 1)
+            tell("explain", 0)
+            given = image
+            if loaded is not None and image is None and not _takes_photos(loaded, preprocess):
+                given = loaded.example
+                note("the network's own example input is shown: give --image for a photo")
+            made = make(
+                None if loaded is None else loaded.model, given, layers=layer or None,
+                preprocess=preprocess, name=model, latency=latency,
+            )  # fmt: skip
+        note(*made.notes)
+        outputs.write(lambda: made.html)
+        outcome.written = Path(out)
+    if outputs.on_stdout:
+        return
+    note(f"written to {out}" + ("" if open_it else ": open it in a browser"))
+    if open_it:
+        _open(out)
+
+
+def _preprocess(loaded: Loaded | None, pictures: Pictures) -> Preprocess | None:
+    return None if loaded is None else pictures.preprocess(loaded)
+
+
+def _takes_photos(loaded: Loaded, preprocess: Preprocess | None) -> bool:
+    """Whether the built-in photo of a cat suits the network: it is known how it takes colors."""
+    return preprocess is not None and preprocess.size[0] == 3
+
+
+def _open(path: str) -> None:
+    """Show the page; where there is no browser, say so, and that is all."""
+    import webbrowser
+
+    try:
+        opened = webbrowser.open(Path(path).absolute().as_uri())
+    except webbrowser.Error:
+        opened = False
+    if not opened:
+        note(f"no browser can be started from here: open {path} yourself")

@@ -1,0 +1,158 @@
+"""explain: one page that shows what 1×1 convolutions do, on a network and a photo of the reader's own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from onebyone.displaying import Displayed
+from onebyone.errors import DataError
+from onebyone.explaining.bench import measured_start
+from onebyone.explaining.defaults import default_network, slimmed_demo
+from onebyone.explaining.layers import Network, show_layers
+from onebyone.explaining.page import Opening, page
+from onebyone.explaining.photos import (
+    ASTRONAUT,
+    CAT,
+    Photo,
+    built_in,
+    cropped,
+    of_input,
+    open_photo,
+    shown,
+)  # fmt: skip
+from onebyone.explaining.report import versus
+from onebyone.explaining.versus import versus_json
+from onebyone.files import write_text
+from onebyone.preprocessing import Preprocess
+from onebyone.report.cards import headline
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+HEADLINE = "See what a 1×1 convolution does"
+
+
+@dataclass(frozen=True)
+class Explanation(Displayed):
+    """A page, whole and self-contained, and what there is to say about how it was made."""
+
+    html: str
+    notes: tuple[str, ...] = ()
+
+    def save(self, path: str | Path) -> Path:
+        """Write the page; it appears whole or not at all. OutputError where it cannot be written."""
+        write_text(path, self.html)
+        return Path(path)
+
+
+def explain(
+    model: nn.Module | None = None,
+    image: object = None,
+    path: str | Path | None = None,
+    *,
+    layers: Sequence[str] | None = None,
+    preprocess: Preprocess | None = None,
+    name: str | None = None,
+    latency: bool = True,
+) -> Explanation:
+    """The interactive page on 1×1 convolutions; written to `path` if that is given.
+
+    model: its own 1×1 convolutions are shown on the image, at most eight spread over its depth, or
+    those named in `layers`; it is not changed. Without a model it is EfficientNet-Lite0, trained on
+    ImageNet, where its packages are installed, else the built-in network after slimming. image: a file,
+    a PIL picture or a tensor (C, H, W) or (1, C, H, W) as the network takes it; files and pictures need
+    `preprocess` where there is a model. By default a photo that comes along. name: what the network is
+    called. latency: time the worked example of the cost bench here, about a second.
+
+    Raises ModelError for a model without 1×1 convolutions and for unknown layers, DataError for images
+    that cannot be read or do not suit the model, OutputError where the page cannot be written.
+
+    >>> page = explain(latency=False)
+    >>> page.html.startswith("<!doctype html>")
+    True
+    """
+    network, notes = _network(model, image, layers, preprocess, name)
+    lesson = _lesson(image)
+    notes = [*notes, *lesson.notes]
+    demo = slimmed_demo()
+    title = f"The demo network, slimmed: {headline(demo.verification)}"
+    html = page(
+        Opening(1, "explain", network.name, HEADLINE, f"{network.name}: 1×1 convolutions, by onebyone"),
+        {
+            "network": network.to_json(),
+            "versus": versus_json(demo.verification, demo.plan, demo.insight),
+        },
+        photo=lesson,
+        timed=measured_start() if latency else None,
+        notes=notes,
+        versus=versus(demo.verification, demo.plan, demo.insight, title),
+    )  # fmt: skip
+    made = Explanation(html, tuple(notes))
+    if path is not None:
+        made.save(path)
+    return made
+
+
+def _network(
+    model: nn.Module | None,
+    image: object,
+    layers: Sequence[str] | None,
+    preprocess: Preprocess | None,
+    name: str | None,
+) -> tuple[Network, list[str]]:
+    """The network's layers on the image, and notes on what was left out or reduced."""
+    if model is None:
+        shipped = default_network()
+        model, preprocess = shipped.model, shipped.preprocess
+        name = name or shipped.name
+        image = image if shipped.example is None else shipped.example
+    batch, photo = _input(image, preprocess)
+    found, left_out = show_layers(model, batch, layers)
+    return Network(name or type(model).__name__, photo, found), [*photo.notes, *left_out]
+
+
+def _input(image: object, preprocess: Preprocess | None) -> tuple[Tensor, Photo]:
+    """One input of the network (1, C, H, W), and the same as a picture."""
+    if isinstance(image, Tensor):
+        batch = image if image.ndim == 4 else image[None]
+        if batch.ndim != 4 or not batch.is_floating_point() or not batch.numel():
+            raise DataError(
+                f"the image is a tensor of shape {tuple(image.shape)} and type {image.dtype}: one of "
+                "floating point, (C, H, W) or (1, C, H, W), normalized as the network takes it, is "
+                "expected"
+            )
+        return batch[:1], of_input(batch[0].detach().cpu())
+    picture, caption = _picture(image, CAT)
+    if preprocess is None:
+        raise DataError(
+            "how the network takes pictures is not known: give preprocess= (on the command line "
+            "--size, --mean and --std), or the image as a tensor that suits the network"
+        )
+    return preprocess.apply(picture)[None], cropped(picture, preprocess, caption)
+
+
+def _lesson(image: object) -> Photo:
+    """The photo in colors on which screen 4 has its first two lessons."""
+    if isinstance(image, Tensor):
+        return shown(*built_in(ASTRONAUT))
+    return shown(*_picture(image, ASTRONAUT))
+
+
+def _picture(image: object, default: tuple[str, str]) -> tuple[Image, str]:
+    """A picture and its credit, the default where none is given."""
+    from PIL.Image import Image as Picture
+
+    if image is None:
+        return built_in(default)
+    if isinstance(image, Picture):
+        return image, ""
+    if isinstance(image, str | Path):
+        return open_photo(image), Path(image).name
+    raise DataError(
+        f"the image is {type(image).__name__}: a file, a PIL picture or a tensor is expected"
+    )

@@ -1,0 +1,242 @@
+"""What the report adds: plans that could be, spectra as planning sees them, one image through both."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import zlib
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from browsing import Tab, chromium
+from torch import nn
+
+from onebyone.data import open_images
+from onebyone.explaining.defaults import slimmed_demo
+from onebyone.explaining.insight import frontier, same_image, spectra
+from onebyone.explaining.report import report_html, write_report
+from onebyone.explaining.versus import versus_json
+from onebyone.loading import load
+from onebyone.planning import Budget, plan
+from onebyone.slimming import Slimmed, slim
+from onebyone.statistics import Statistics, observe
+
+HOSTILE = "<img src=x onerror=alert(1)>"
+
+
+@pytest.fixture(scope="module")
+def slimmed() -> Slimmed:
+    return slimmed_demo()
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    return load("demo").model
+
+
+@pytest.fixture(scope="module")
+def statistics(model: nn.Module) -> Statistics:
+    return observe(model, open_images("demo", limit=64))
+
+
+def test_the_frontier_falls_and_holds_the_chosen_plan(
+    model: nn.Module, statistics: Statistics
+) -> None:
+    chosen = plan(model, statistics, Budget(macs=0.42))
+    found = frontier(model, statistics, chosen, seconds=60)
+    assert chosen in found
+    assert len(found) > 8
+    macs = [p.macs_after for p in found]
+    errors = [p.error for p in found]
+    assert macs == sorted(set(macs))
+    assert errors == sorted(errors, reverse=True)
+    by_params = frontier(model, statistics, plan(model, statistics, Budget(params=0.5)), seconds=0)
+    params = [p.params_after for p in by_params]
+    assert params == sorted(set(params))
+    assert len(by_params) >= 3
+    assert all(p.budget.macs is None for p in by_params)
+
+
+def test_a_worse_plan_than_others_stays_where_it_was_chosen(
+    model: nn.Module, statistics: Statistics
+) -> None:
+    good = plan(model, statistics, Budget(macs=0.6))
+    worst = tuple(replace(d, error=1.0) for d in good.decisions)
+    chosen = replace(good, decisions=worst)
+    assert chosen in frontier(model, statistics, chosen, seconds=0)
+
+
+def test_spectra_are_those_that_plans_are_made_of(model: nn.Module, statistics: Statistics) -> None:
+    """The energy beyond a rank, halved, is the error that planning predicts for cutting there."""
+    found = {s.layer: s for s in spectra(model, statistics)}
+    assert set(found) == {s.layer for s in statistics.survey.layers if s.refusal is None}
+    for made in (plan(model, statistics, Budget(macs=m)) for m in (0.5, 0.3)):
+        told = 0
+        for decision in made.decisions:
+            spectrum = found[decision.layer]
+            values, ranks = {
+                "channel": (spectrum.outside, spectrum.ranks_out),
+                "pointwise": (spectrum.outside, spectrum.ranks_out),
+                "squeeze": (spectrum.inside, spectrum.ranks_in),
+            }.get(decision.form, ((), ()))
+            if not values or list(ranks) != list(range(1, len(ranks) + 1)):
+                continue
+            energy = np.square(values)
+            share = energy[decision.ranks[0] :].sum() / energy.sum()
+            whole = _tail(decision.layer, decision.form, model, statistics)
+            assert decision.error == pytest.approx(share * whole, rel=1e-3)
+            told += 1
+        assert told
+
+
+def _tail(layer: str, form: str, model: nn.Module, statistics: Statistics) -> float:
+    """Half of all the energy of a side, by brute force from the moments."""
+    from onebyone.factorize.metric import energies, factor
+    from onebyone.factorize.squeeze import input_energy
+
+    seen = statistics.layers[layer]
+    weight = model.get_submodule(layer).weight.detach()  # type: ignore[union-attr]
+    kernel = weight.reshape(len(weight), weight.shape[1], -1).transpose(1, 2)
+    metric = factor(seen.gradients / statistics.images)
+    if form == "squeeze":
+        taps = seen.taps / seen.taps.diagonal().mean()
+        energy = energies(input_energy(kernel, factor(seen.channels.covariance), taps, metric))
+    else:
+        energy = energies(metric.T @ seen.outputs.covariance @ metric)
+    return float(energy.sum() / 2)
+
+
+def test_the_same_image_goes_through_both(model: nn.Module, slimmed: Slimmed) -> None:
+    image = open_images("demo:test", limit=3).inputs[1:2]
+    classes = tuple(f"kind {i}" for i in range(10))
+    found = same_image(model, slimmed.model, slimmed.plan, image, classes)
+    assert found is not None
+    with torch.inference_mode():
+        for network, told in ((model, found.before), (slimmed.model, found.after)):
+            expected = network(image)[0].softmax(0).sort(descending=True)
+            assert [n for n, _ in told] == [f"kind {i}" for i in expected.indices[:5]]
+            torch.testing.assert_close(torch.tensor([p for _, p in told]), expected.values[:5])
+    assert [b.layer for b in found.layers] == [d.layer for d in slimmed.plan.decisions if d.ranks]
+    assert all(0 <= b.error < 1 for b in found.layers)
+    unchanged = same_image(model, model, slimmed.plan, image)
+    assert unchanged is not None
+    assert [b.error for b in unchanged.layers] == [0] * len(unchanged.layers)
+    assert unchanged.before == unchanged.after
+    assert unchanged.before[0][0].startswith("class ")
+
+
+def test_inputs_that_are_no_images_have_no_picture(slimmed: Slimmed, model: nn.Module) -> None:
+    assert same_image(model, slimmed.model, slimmed.plan, torch.zeros(1, 8, 30)) is None
+
+
+def test_every_slimmed_network_can_be_reported(tmp_path: Path) -> None:
+    """One dimension, no class logits, another budget: nothing of the report may depend on images."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv1d(3, 24, 5), nn.ReLU(), nn.Conv1d(24, 24, 5), nn.Conv1d(24, 4, 1))
+    made = slim(net, torch.randn(40, 3, 50), params=0.6, latency=False)
+    assert made.insight is not None
+    assert made.insight.image is None
+    assert made.insight.network is None
+    write_report(tmp_path / "report.html", made.verification, made.plan, made.insight)
+    values = versus_json(made.verification, made.plan, made.insight)
+    assert values["image"] is None
+    assert values["frontier"] is None or values["frontier"]["by"] == "params"
+
+
+def data_of(html: str) -> dict[str, Any]:
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', html)
+    assert found is not None
+    return json.loads(found[1])
+
+
+def test_the_pages_arrays_are_the_maps(slimmed: Slimmed) -> None:
+    assert slimmed.insight is not None
+    assert slimmed.insight.image is not None
+    html = report_html(slimmed.verification, slimmed.plan, slimmed.insight)
+    first = data_of(html)["versus"]["image"]["layers"][0]["before"]
+    levels, low, step = (
+        np.frombuffer(
+            zlib.decompress(base64.b64decode(first[key]["data"])), dtype=first[key]["kind"]
+        )
+        for key in ("levels", "low", "step")
+    )
+    expected = slimmed.insight.image.layers[0].before.values.numpy()
+    np.testing.assert_array_equal(
+        low[0] + step[0] * levels.reshape(first["levels"]["shape"]), expected
+    )
+
+
+@pytest.fixture(scope="module")
+def tab(slimmed: Slimmed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    hostile = replace(slimmed.plan, decisions=(
+        replace(slimmed.plan.decisions[0], layer=HOSTILE), *slimmed.plan.decisions[1:]
+    ))  # fmt: skip
+    insight = slimmed.insight
+    assert insight is not None
+    plans = tuple(
+        hostile if p is slimmed.plan or p.decisions == slimmed.plan.decisions else p
+        for p in insight.plans
+    )
+    write_report(path, slimmed.verification, hostile, replace(insight, plans=plans))
+    with chromium() as browser:
+        opened = Tab(browser, path).open()
+        yield opened
+        opened.close()
+        assert opened.troubles == []
+
+
+def test_the_report_opens_on_the_last_screen(tab: Tab) -> None:
+    assert tab.page.locator("#screen-6").is_visible()
+    assert not tab.page.locator("#screen-1").is_visible()
+    assert tab.page.locator("img").count() == 0
+    assert HOSTILE in tab.page.locator("#plan-rows").inner_text()
+    assert HOSTILE in tab.page.locator("#layer-table").inner_text()
+
+
+def test_the_lighter_networks_own_layers_are_in_the_report(tab: Tab, slimmed: Slimmed) -> None:
+    assert slimmed.insight is not None
+    assert slimmed.insight.network is not None
+    assert len(slimmed.insight.network.layers) == 6
+    shown = slimmed.insight.network.layers[1]
+    found = tab.open("4?layer=layer1&x=3&y=4&k=2").number("#cell-rows [data-v=result]")
+    assert found == pytest.approx(float(shown.output[2, 4, 3]), abs=1e-5)
+    assert tab.path.stat().st_size < 3 * 10**6
+    tab.open()
+
+
+def test_the_slider_shows_the_plan_at_every_budget(tab: Tab, slimmed: Slimmed) -> None:
+    assert slimmed.insight is not None
+    slider = tab.page.locator("#plans")
+    for index, made in enumerate(slimmed.insight.plans):
+        slider.fill(str(index))
+        assert tab.number("[data-v=plan-error]") == pytest.approx(made.error, rel=1e-3)
+        rows = tab.page.locator("#plan-rows tr")
+        assert rows.count() == len(made.decisions)
+        said = tab.page.locator("#plan-said").inner_text()
+        assert ("carried out" in said) == (made.decisions == slimmed.plan.decisions)
+
+
+def test_maps_of_the_same_image_are_drawn(tab: Tab, slimmed: Slimmed) -> None:
+    assert slimmed.insight is not None
+    assert slimmed.insight.image is not None
+    tab.page.wait_for_selector("#same-maps li")
+    assert tab.page.locator("#same-maps canvas").count() == 2 * len(slimmed.insight.image.layers)
+    colors = tab.page.locator("#same-maps canvas").first.evaluate(
+        "c => new Set(c.getContext('2d').getImageData(0, 0, c.width, c.height).data).size"
+    )
+    assert colors > 5
+
+
+def test_without_javascript_the_report_still_tells(tab: Tab) -> None:
+    plain = Tab(tab.context.browser, tab.path, java_script_enabled=False)
+    plain.page.goto(tab.path.as_uri())
+    assert plain.page.locator("#layer-table").is_visible()
+    assert plain.page.locator("#screen-1").is_hidden()
+    plain.close()
