@@ -258,6 +258,23 @@ def test_the_style_follows_the_network() -> None:
         assert (block.norm, block.activation.name) == (norm, name)
 
 
+def test_memory_formats_follow_the_network() -> None:
+    for name, last in (("channels-last", True), ("plain", False)):
+        model, inputs = TRAPS[name].model(), TRAPS[name].images(1)
+        deeper = inserted(model, usable(model, inputs))
+        weights = {n: p for n, p in deeper.named_parameters() if n.endswith("body.conv.weight")}
+        assert weights
+        for weight in weights.values():
+            assert weight.is_contiguous(memory_format=torch.channels_last) == last
+
+
+def test_modes_are_those_of_the_model() -> None:
+    trap = TRAPS["plain"]
+    for mode in (True, False):
+        result = deepened(trap.model().train(mode), trap)
+        assert {m.training for m in result.model.modules()} == {mode}
+
+
 @pytest.mark.parametrize("name", ["1d", "3d"])
 def test_kernels_follow_the_axes(name: str) -> None:
     found = usable(TRAPS[name].model(), TRAPS[name].images(1))

@@ -121,7 +121,8 @@ def deepen(
                 found = _scored(model, found, images, reference, batches, seed, clock.tell)
             notes = (_probed(images, batches),)
         chosen, notes = _chosen(found, room, notes)
-        deeper = _checked(model, image, chosen, seed)
+        _check_same(model, image, chosen, seed)
+    deeper = inserted(model, chosen, seed)
     plan = Plan(
         budget, (), tuple(image.shape[1:]), *costs, seed=seed, source=as_source(source),
         notes=notes, insertions=(*chosen, *_left(found, chosen)), reference=limits,
@@ -298,17 +299,14 @@ def _left(found: tuple[Insertion, ...], chosen: tuple[Insertion, ...]) -> tuple[
     return tuple(left.values())
 
 
-def _checked(
-    model: nn.Module, image: Tensor, chosen: tuple[Insertion, ...], seed: int
-) -> nn.Module:
-    """The deeper network, in the modes that the model has; ModelError should its outputs differ."""
-    deeper = inserted(model, chosen, seed)
+def _check_same(model: nn.Module, image: Tensor, chosen: tuple[Insertion, ...], seed: int) -> None:
+    """ModelError should the outputs of the deeper network differ."""
     inputs = suited(model, image)
     with torch.no_grad():
-        before, after = (list(tensors_in(call(m, inputs))) for m in (model, deeper))
+        networks = (model, inserted(model, chosen, seed))
+        before, after = (list(tensors_in(call(m, inputs))) for m in networks)
     if not same(before, after):
         raise ModelError(
             "the network's outputs changed when blocks were inserted that compute nothing yet: its "
             "control flow depends on more than its modules' outputs"
         )
-    return deeper
