@@ -160,7 +160,7 @@ def _opened(
         data, preprocess, classes, recipe.batch_size, held_out is None, recipe.seed, world
     )
     kept_back = supply.held_out
-    if held_out is not None and held_out != 0:
+    if held_out is not None and not (isinstance(held_out, int) and held_out == 0):
         kept_back = open_images(held_out, preprocess, classes=classes)
     if kept_back is None:
         notes = (*notes, "no held-out images: the last weights are kept, not the best")
@@ -176,6 +176,26 @@ def _calm(supply: Supply, world: World) -> list[Tensor]:
         if images >= CALM_IMAGES or size >= CALM_BYTES:
             break
     return found
+
+
+def _student(model: nn.Module, recipe: Recipe, example: Tensor) -> nn.Module:
+    """A copy to train; what is frozen in the model stays so.
+
+    Layers in eval mode of a model that is in training mode keep their mode, and so does BatchNorm
+    whose weights are all frozen.
+    """
+    student = _trainable(model, recipe, example)
+    if not any(p.requires_grad for p in student.parameters()):
+        raise TrainingError(
+            "no weight of the network may be trained: set requires_grad of some to True"
+        )
+    if not student.training:
+        student.train()
+        for module in student.modules():
+            own = list(module.parameters(recurse=False))
+            if isinstance(module, NORMS) and own and not any(p.requires_grad for p in own):
+                module.eval()
+    return student
 
 
 def _trainable(model: nn.Module, recipe: Recipe, example: Tensor) -> nn.Module:

@@ -91,7 +91,7 @@ class Objective:
                     "with labels for a classifier"
                 )
             return hard
-        _check_alike(logits, wanted[0])
+        check_alike(logits, wanted[0])
         if is_logits(logits):
             soft = _divergence(logits, wanted[0], self.recipe.temperature)
         else:  # a network may give more in training than in eval mode: the first is in both
@@ -146,7 +146,8 @@ def check_labels(labels: Tensor, classes: int) -> None:
         )
 
 
-def _check_alike(given: Tensor, wanted: Tensor) -> None:
+def check_alike(given: Tensor, wanted: Tensor) -> None:
+    """Raise TrainingError where the two outputs cannot be compared."""
     if given.shape != wanted.shape:
         raise TrainingError(
             f"the network's output has shape {tuple(given.shape)} and its teacher's "

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from onebyone.data import Images
 from onebyone.distributed import World
-from onebyone.recovery.objective import check_labels, distance, is_logits
+from onebyone.recovery.objective import check_alike, check_labels, distance, is_logits
 from onebyone.running import output_of
 from onebyone.tree import evaluating
 
@@ -57,6 +57,8 @@ def score(model: nn.Module, teacher: nn.Module | None, images: Images, world: Wo
 def _part(given: Tensor, wanted: Tensor | None, labels: Tensor | None) -> Tensor:
     """One batch's part of the sums."""
     count, right, labeled, same, loss = len(given), 0, 0, 0, 0.0
+    if wanted is not None:
+        check_alike(given, wanted)
     if is_logits(given):
         log = given.log_softmax(1)
         if labels is not None:

@@ -1,0 +1,457 @@
+"""fine_tune: what it learns, what it keeps, what it gives back, how it ends and goes on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from models import TRAPS, images
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import onebyone as obo
+from onebyone.errors import DataError, OneByOneError, TrainingError
+from onebyone.pools import open_pool
+from onebyone.recovery import training as loop
+from onebyone.recovery.augmentation import augmented
+from onebyone.recovery.features import block_ends
+from onebyone.recovery.normalization import reestimate
+from onebyone.recovery.objective import Objective
+from onebyone.recovery.training import Status
+from onebyone.tree import deep_copy
+
+QUICK = obo.Recipe(
+    epochs=2, batch_size=16, precision="float32", learning_rate=0.05, average=0.9, augment=()
+)
+
+
+def net(seed: int = 0) -> nn.Sequential:
+    """A small classifier of 3 classes with BatchNorm."""
+    torch.manual_seed(seed)
+    layers: list[nn.Module] = []
+    for c_in, c_out in ((2, 12), (12, 16), (16, 16)):
+        layers += [nn.Conv2d(c_in, c_out, 3, padding=1), nn.BatchNorm2d(c_out), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 3)).eval()
+
+
+def labeled(n: int = 96, seed: int = 1) -> obo.Images:
+    """Images whose class is the brighter of two channels, or neither."""
+    inputs = images(n, 2, 10, 10, seed=seed)
+    gap = inputs.mean((2, 3)).diff(dim=1)[:, 0]
+    edges = gap.quantile(torch.tensor([1 / 3, 2 / 3]))
+    return obo.Images(inputs, torch.bucketize(gap, edges))
+
+
+def equal(one: nn.Module, other: nn.Module) -> bool:
+    """Whether both have the same weights and buffers to the bit."""
+    a, b = one.state_dict(), other.state_dict()
+    return list(a) == list(b) and all(torch.equal(a[k], b[k]) for k in a)
+
+
+class TestLearning:
+    def test_labels_alone(self) -> None:
+        model, data = net(), labeled(240)
+        tuned = obo.fine_tune(model, data, recipe=replace(QUICK, epochs=6), held_out=labeled(90, 2))
+        assert tuned.before
+        assert tuned.after
+        assert tuned.before.agreement is None
+        assert tuned.after.accuracy is not None
+        assert tuned.before.accuracy is not None
+        assert tuned.after.accuracy > max(0.6, tuned.before.accuracy)
+        assert (tuned.images, len(tuned.measured), tuned.ended) == (6 * 240, 7, "done")
+
+    def test_a_teacher_alone(self) -> None:
+        data = labeled(240)
+        teacher = obo.fine_tune(net(), data, recipe=QUICK, epochs=6, held_out=data).model
+        tuned = obo.fine_tune(
+            net(1), data.inputs, teacher=teacher, held_out=labeled(90, 2).inputs, recipe=QUICK,
+            epochs=8,
+        )  # fmt: skip
+        assert tuned.before
+        assert tuned.after
+        assert tuned.after.accuracy is None
+        assert tuned.after.loss < 0.5 * tuned.before.loss
+
+    def test_outputs_that_are_no_logits(self) -> None:
+        teacher = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 1, 1))
+        student = deep_copy(teacher)
+        nn.init.normal_(student[2].weight)
+        data = images(64, 2, 8, 8)
+        tuned = obo.fine_tune(student, data, teacher=teacher, recipe=QUICK, epochs=8)
+        assert tuned.before
+        assert tuned.after
+        assert tuned.after.agreement is None
+        assert tuned.after.loss < 0.5 * tuned.before.loss
+
+    def test_the_loss_is_the_formula(self) -> None:
+        """T² KL, cross-entropy and relative squared distance of features, worked out by hand."""
+        teacher, student = net(0), net(1)
+        x, y = images(8, 2, 10, 10), torch.arange(8) % 3
+        recipe = obo.Recipe(soft=0.3, temperature=2.5, features=0.7, smoothing=0.1)
+        with Objective(student, teacher, recipe, x[:1]) as objective:
+            loss = objective.loss(x, y)
+        given, wanted = student(x), teacher(x).detach()
+        p, q = (wanted / 2.5).softmax(1), (given / 2.5).softmax(1)
+        soft = 2.5**2 * (p * (p / q).log()).sum(1).mean()
+        hard = F.cross_entropy(given, y, label_smoothing=0.1)
+        assert objective.names == ("8",)  # the last layer at 10×10; pooled maps are left out
+        f, t = student[:9](x), teacher[:9](x).detach()
+        features = (f - t).square().mean() / t.square().mean()
+        expected = 0.3 * soft + 0.7 * hard + 0.7 * features
+        torch.testing.assert_close(loss.value, expected)
+        assert loss.right is not None
+        assert int(loss.right) == int((given.argmax(1) == y).sum())
+
+    def test_block_ends_of_residual_networks(self) -> None:
+        model = obo.load("demo:resnet").model
+        ends = block_ends(model, deep_copy(model), torch.randn(1, 1, 28, 28))
+        assert ends == tuple(f"stage{s}.{b}" for s in (1, 2, 3) for b in (0, 1))
+
+    def test_features_of_another_shape_are_left_out(self) -> None:
+        teacher, student = net(), net()
+        student[0], student[1] = nn.Conv2d(2, 8, 3, padding=1), nn.BatchNorm2d(8)
+        student[3] = nn.Conv2d(8, 16, 3, padding=1)
+        names = block_ends(student, teacher, images(1, 2, 10, 10))
+        assert names == ("8",)
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
+class TestKeeping:
+    def test_the_model_and_random_numbers_are_untouched(self) -> None:
+        model, teacher = net(), net(3)
+        before, guide = deep_copy(model), deep_copy(teacher)
+        torch.manual_seed(11)
+        expected = torch.rand(3)
+        torch.manual_seed(11)
+        obo.fine_tune(model, labeled(64), teacher=teacher, recipe=QUICK)
+        assert torch.equal(torch.rand(3), expected)
+        assert equal(model, before)
+        assert equal(teacher, guide)
+        for module in (*model.modules(), *teacher.modules()):
+            assert not module._forward_hooks
+            assert not module.training
+        assert all(p.grad is None and p.requires_grad for p in model.parameters())
+
+    @pytest.mark.parametrize("name", sorted(TRAPS))
+    def test_trap_models(self, name: str) -> None:
+        """Every model that runs in float32 trains; types, formats, modes and frozen parts come back."""
+        trap = TRAPS[name]
+        model, data = trap.model(), trap.images(32)
+        if trap.error is not None:
+            with pytest.raises(OneByOneError):
+                obo.fine_tune(model, data, teacher=model, recipe=QUICK)
+            return
+        frozen = {n for n, p in model.named_parameters() if not p.requires_grad}
+        tuned = obo.fine_tune(model, data, teacher=model, recipe=replace(QUICK, epochs=1))
+        for (n, a), (m, b) in zip(
+            model.state_dict().items(), tuned.model.state_dict().items(), strict=True
+        ):
+            assert (n, a.dtype, a.stride()) == (m, b.dtype, b.stride())
+            if n in frozen:
+                assert torch.equal(a, b)
+        assert [m.training for m in model.modules()] == [m.training for m in tuned.model.modules()]
+
+    def test_the_best_is_kept_and_not_the_last(self) -> None:
+        """Wrong labels ruin the network: what was there before is what comes back."""
+        model, data = net(), labeled(96)
+        good = obo.fine_tune(model, data, recipe=replace(QUICK, epochs=6), held_out=data).model
+        assert data.labels is not None
+        wrong = obo.Images(data.inputs, (data.labels + 1) % 3)
+        ruined = obo.fine_tune(good, wrong, held_out=data, recipe=replace(QUICK, epochs=4))
+        scores = [m.score.value for m in ruined.measured if m.score]
+        assert scores[-1] < scores[0]
+        assert ruined.best == 0
+        assert equal(ruined.model, good)
+
+    def test_early_stop(self) -> None:
+        model, data = net(), labeled(96)
+        recipe = replace(QUICK, epochs=50, patience=2, learning_rate=1e-12)
+        tuned = obo.fine_tune(model, data, recipe=recipe, held_out=labeled(30, 3))
+        assert tuned.ended == "early"
+        assert len(tuned.measured) < 20
+
+    def test_unused_parameters_stay(self) -> None:
+        class Spare(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.net, self.spare = net(), nn.Linear(3, 3)
+
+            def forward(self, x: Tensor) -> Tensor:
+                return self.net(x)
+
+        model = Spare()
+        tuned = obo.fine_tune(model, labeled(48), recipe=QUICK)
+        assert torch.equal(tuned.model.spare.weight, model.spare.weight)  # type: ignore[union-attr]
+        assert not equal(tuned.model, model)
+
+    def test_low_precision_weights_come_back_as_they_were(self) -> None:
+        model = net().to(torch.bfloat16)
+        tuned = obo.fine_tune(model, labeled(48), recipe=QUICK)
+        assert {p.dtype for p in tuned.model.parameters()} == {torch.bfloat16}
+        assert not equal(tuned.model, model)
+
+
+class TestEnding:
+    def test_resumed_to_the_bit(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Stopped in the middle of an epoch and gone on from the checkpoint, as if never stopped."""
+        model, teacher, data = net(1), net(), labeled(100)
+        dropping = nn.Sequential(*model[:-1], nn.Dropout(0.3), model[-1])
+        recipe = replace(QUICK, epochs=3, augment=("shift", "mirror"), momentum=0.9)
+        arguments: dict[str, Any] = {
+            "teacher": teacher,
+            "held_out": labeled(32, 4),
+            "recipe": recipe,
+        }
+        whole = obo.fine_tune(dropping, data, **arguments)
+        monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
+        monkeypatch.setattr(loop, "TELL_SECONDS", 0.0)
+        file = tmp_path / "c.safetensors"
+
+        class Gone(Exception):
+            pass
+
+        def stop(status: Status) -> None:
+            if status.epoch > 1.4:
+                raise Gone
+
+        with pytest.raises(Gone):
+            obo.fine_tune(dropping, data, checkpoint=file, progress=stop, **arguments)
+        again = obo.fine_tune(dropping, data, checkpoint=file, resume=True, **arguments)
+        assert equal(again.model, whole.model)
+        assert again.images == whole.images
+        assert [m.loss for m in again.measured[:2]] == [m.loss for m in whole.measured[:2]]
+        assert [m.score for m in again.measured] == [m.score for m in whole.measured]
+
+    @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+    def test_the_optimizer_goes_on_too(self, optimizer: str, tmp_path: Path) -> None:
+        model, data, file = net(), labeled(64), tmp_path / "c.safetensors"
+        recipe = replace(QUICK, optimizer=optimizer, epochs=2, measure_every=0.5)
+        whole = obo.fine_tune(model, data, recipe=recipe, held_out=0)
+        kept: list[bytes] = []
+
+        def copy(status: Status) -> None:
+            if file.exists() and not kept:
+                kept.append(file.read_bytes())
+
+        tell = loop.TELL_SECONDS
+        loop.TELL_SECONDS = 0.0
+        try:
+            obo.fine_tune(model, data, recipe=recipe, held_out=0, checkpoint=file, progress=copy)
+        finally:
+            loop.TELL_SECONDS = tell
+        file.write_bytes(kept[0])
+        again = obo.fine_tune(model, data, recipe=recipe, held_out=0, checkpoint=file, resume=True)
+        assert equal(again.model, whole.model)
+
+    def test_an_interrupt_keeps_the_best(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(loop, "TELL_SECONDS", 0.0)
+
+        def interrupt(status: Status) -> None:
+            if status.epoch > 2.5:
+                raise KeyboardInterrupt
+
+        data = labeled(96)
+        tuned = obo.fine_tune(
+            net(), data, recipe=replace(QUICK, epochs=9), held_out=data, progress=interrupt
+        )
+        assert tuned.ended == "interrupted"
+        assert tuned.why == "interrupted at epoch 2.67"
+        assert len(tuned.measured) == 3
+        scores = [m.score.value for m in tuned.measured if m.score]
+        assert tuned.best == scores.index(max(scores))
+
+    def test_divergence_stops_and_keeps_the_best(self) -> None:
+        model, data = net(), labeled(96)
+        recipe = replace(QUICK, epochs=9, learning_rate=1e9, clip=0.0, warmup=1.0, augment=())
+        with pytest.raises(TrainingError, match=r"step [\d,]+ of 54 .*learning rate") as caught:
+            obo.fine_tune(model, data, recipe=recipe, held_out=data)
+        best = caught.value.best
+        assert isinstance(best, obo.FineTuned)
+        assert best.ended == "diverged"
+        assert all(t.isfinite().all() for t in best.model.state_dict().values())
+
+    def test_nan_images_never_reach_the_weights(self) -> None:
+        class Bad:
+            def __len__(self) -> int:
+                return 2
+
+            def __iter__(self) -> Iterator[Tensor]:
+                yield images(16, 2, 10, 10)
+                yield images(16, 2, 10, 10) * math.nan
+
+        with pytest.raises(DataError, match="NaN"):
+            obo.fine_tune(net(), Bad(), teacher=net(), recipe=QUICK)
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"epochs": 0}, "epochs=0 does not fit"),
+            ({"epochs": math.nan}, "epochs=nan"),
+            ({"optimizer": "lion"}, "'lion' is not known: give one of sgd, adamw"),
+            ({"soft": 1.5}, "soft=1.5 does not fit: give a number from 0 to 1"),
+            ({"augment": ("flip",)}, "'flip' is not known"),
+            ({"batch_size": 0}, "batch_size=0"),
+            ({"patience": 0}, "patience=0"),
+        ],
+    )
+    def test_recipes(self, change: dict[str, Any], message: str) -> None:
+        with pytest.raises(TrainingError, match=message):
+            obo.Recipe(**change)
+
+    def test_a_recipe_survives_json(self) -> None:
+        recipe = obo.Recipe(augment=("mirror",), patience=3, learning_rate=0.1)
+        assert obo.Recipe.from_json(recipe.to_json()) == recipe
+
+    @pytest.mark.parametrize(
+        ("data", "options", "message"),
+        [
+            (images(10, 2, 10, 10), {"teacher": net()}, "9 images fill no batch of 16"),
+            (images(40, 2, 10, 10), {}, "nothing to learn from"),
+            (images(40, 3, 10, 10), {"teacher": net()}, "fails on an input"),
+            ((images(40, 2, 10, 10), torch.full((40,), 3)), {}, "a label is 3.*3 classes"),
+            (iter([images(16, 2, 10, 10)]), {"teacher": net()}, "only once"),
+            (images(40, 2, 10, 10), {"teacher": net(), "resume": True}, "nothing to resume"),
+            (
+                images(40, 2, 10, 10), {"teacher": net(), "held_out": images(5, 3, 10, 10)},
+                "3 channels",
+            ),
+        ],
+    )  # fmt: skip
+    def test_data(self, data: Any, options: dict[str, Any], message: str) -> None:
+        with pytest.raises(OneByOneError, match=message):
+            obo.fine_tune(net(), data, recipe=QUICK, **options)
+
+    def test_nothing_may_be_trained(self) -> None:
+        with pytest.raises(TrainingError, match="no weight of the network may be trained"):
+            obo.fine_tune(net().requires_grad_(False), labeled(40), recipe=QUICK)
+
+    def test_a_teacher_of_another_kind(self) -> None:
+        other = nn.Sequential(nn.Flatten(), nn.Linear(200, 7))
+        with pytest.raises(TrainingError, match=r"shape \(\d+, 3\) and its teacher's \(\d+, 7\)"):
+            obo.fine_tune(net(), labeled(40), teacher=other, recipe=QUICK)
+
+    def test_checkpoints(self, tmp_path: Path) -> None:
+        file, data = tmp_path / "c.safetensors", labeled(40)
+        arguments: dict[str, Any] = {"checkpoint": file, "resume": True}
+        with pytest.raises(TrainingError, match="there is no checkpoint"):
+            obo.fine_tune(net(), data, recipe=QUICK, **arguments)
+        obo.fine_tune(net(), data, recipe=QUICK, checkpoint=file)
+        bigger = net()
+        bigger[0], bigger[1] = nn.Conv2d(2, 12, 5, padding=2), nn.BatchNorm2d(12)
+        with pytest.raises(TrainingError, match=r"of another network: 0\.weight is .*\(1 differ\)"):
+            obo.fine_tune(bigger, data, recipe=QUICK, **arguments)
+        with pytest.raises(TrainingError, match="made with epochs 2, now 3"):
+            obo.fine_tune(net(), data, recipe=QUICK, epochs=3, **arguments)
+        file.write_bytes(b"no")
+        with pytest.raises(TrainingError, match="cannot be read"):
+            obo.fine_tune(net(), data, recipe=QUICK, **arguments)
+
+    def test_a_checkpoint_that_cannot_be_written(self, tmp_path: Path) -> None:
+        with pytest.raises(OneByOneError, match="cannot be written"):
+            obo.fine_tune(net(), labeled(40), recipe=QUICK, checkpoint=tmp_path / "no" / "c")
+
+
+class TestBatches:
+    def test_an_epoch_has_each_image_once(self) -> None:
+        from onebyone.distributed import World
+        from onebyone.recovery.supply import Shuffled
+
+        data = torch.arange(40.0).reshape(40, 1, 1, 1)
+        supply = Shuffled(open_pool(data), 8, 8, seed=3)
+        assert supply.held_out is not None
+        held = set(supply.held_out.inputs.flatten().tolist())
+        epochs = [[x.flatten().tolist() for x, _ in supply.epoch(e, 0, World())] for e in (0, 1, 0)]
+        for epoch in epochs:
+            assert sorted(x for batch in epoch for x in batch) == sorted(set(range(40)) - held)
+        assert epochs[0] == epochs[2] != epochs[1]
+        late = [x.flatten().tolist() for x, _ in supply.epoch(0, 2, World())]
+        assert late == epochs[0][2:]
+
+    def test_processes_share_each_batch(self) -> None:
+        from onebyone.distributed import World
+        from onebyone.recovery.supply import Shuffled
+
+        supply = Shuffled(open_pool(torch.arange(48.0).reshape(48, 1, 1, 1)), 8, 0, seed=3)
+        alone = [x.flatten().tolist() for x, _ in supply.epoch(0, 0, World())]
+        parts = [
+            [x.flatten().tolist() for x, _ in supply.epoch(0, 0, World(rank, 2))] for rank in (0, 1)
+        ]
+        assert [a + b for a, b in zip(*parts, strict=True)] == alone
+
+    def test_folders_are_read_as_needed(self, tmp_path: Path) -> None:
+        from PIL import Image
+
+        for label in ("a", "b"):
+            (tmp_path / label).mkdir()
+            for i in range(20):
+                shade = 40 if label == "a" else 200
+                Image.new("RGB", (10, 10), (shade, shade, i)).save(tmp_path / label / f"{i}.png")
+        (tmp_path / "a" / "broken.png").write_bytes(b"no picture")
+        model = net()
+        model[0] = nn.Conv2d(3, 12, 3, padding=1)
+        preprocess = obo.Preprocess((3, 10, 10), (0.5,), (0.5,))
+        tuned = obo.fine_tune(
+            model, tmp_path, preprocess=preprocess, recipe=replace(QUICK, batch_size=8, epochs=8)
+        )
+        assert tuned.after is not None
+        assert tuned.after.accuracy == 1.0
+
+    def test_loaders(self) -> None:
+        loader = torch.utils.data.DataLoader(
+            torch.utils.data.TensorDataset(labeled(64).inputs, labeled(64).labels), batch_size=16
+        )
+        tuned = obo.fine_tune(net(), loader, recipe=QUICK)
+        assert tuned.images == 2 * 64
+        assert tuned.before is None
+        assert any("last weights are kept" in note for note in tuned.notes)
+
+
+class TestAugmentation:
+    def test_shifts_move_whole_pixels_and_mirrors_turn(self) -> None:
+        x = torch.arange(2.0 * 3 * 28 * 28).reshape(2, 3, 28, 28)
+        generator = torch.Generator().manual_seed(0)
+        seen = set()
+        for _ in range(40):
+            y = augmented(x, ("shift",), generator)
+            for before, after in zip(x, y, strict=True):
+                found = [
+                    (dy, dx) for dy in range(-2, 3) for dx in range(-2, 3)
+                    if torch.equal(after[:, 4:-4, 4:-4], before[:, 4 + dy : 24 + dy, 4 + dx : 24 + dx])
+                ]  # fmt: skip
+                assert len(found) == 1
+                seen.add(found[0])
+        assert len(seen) > 15
+        for after, before in zip(augmented(x, ("mirror",), generator), x, strict=True):
+            assert torch.equal(after, before) or torch.equal(after, before.flip(-1))
+
+    def test_small_images_do_not_move(self) -> None:
+        x = images(2, 1, 8, 8)
+        assert torch.equal(augmented(x, ("shift",), torch.Generator()), x)
+
+
+class TestNormalization:
+    def test_statistics_are_the_mean_over_the_batches(self) -> None:
+        norm = nn.BatchNorm2d(3)
+        nn.init.constant_(norm.running_mean, 7.0)  # type: ignore[arg-type]
+        batches = [images(6, 3, 5, 5, seed=s) * (s + 1) for s in range(3)]
+        reestimate(nn.Sequential(norm).eval(), nn.Sequential(nn.BatchNorm2d(3)).train(), batches)
+        means = torch.stack([b.mean((0, 2, 3)) for b in batches]).mean(0)
+        variances = torch.stack([b.var((0, 2, 3)) for b in batches]).mean(0)
+        torch.testing.assert_close(norm.running_mean, means)
+        torch.testing.assert_close(norm.running_var, variances)
+        assert norm.momentum == 0.1
+        assert not norm.training
+
+    def test_frozen_layers_keep_theirs(self) -> None:
+        norm = nn.BatchNorm2d(3).eval()
+        reestimate(
+            nn.Sequential(norm), nn.Sequential(nn.BatchNorm2d(3)).eval(), [images(4, 3, 5, 5)]
+        )
+        assert torch.equal(norm.running_mean, torch.zeros(3))  # type: ignore[arg-type]
