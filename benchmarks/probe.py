@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 import onebyone as obo
 from onebyone.data import Images
+from onebyone.deepening.candidates import WIDTH
 from onebyone.deepening.insertions import Insertion, insert
 from onebyone.deepening.probing import RECIPE, _borrow, _in_order, probe
 from onebyone.recovery.objective import Objective
@@ -158,7 +159,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=FOLDER)
     parser.add_argument("--network", choices=("vgg", "resnet"), default="vgg")
     parser.add_argument("--macs", type=float, default=0.4, help="left by slimming")
-    parser.add_argument("--widths", type=float, nargs="+", default=[0.5], help="of the channels")
+    parser.add_argument("--widths", type=float, nargs="+", default=[WIDTH], help="of the channels")
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--held-out", type=int, default=4000)
     parser.add_argument("--kinds", nargs="+", default=["bottleneck", "pointwise"])
