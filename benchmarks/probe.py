@@ -24,6 +24,7 @@ from torch import Tensor, nn
 import onebyone as obo
 from onebyone.data import Images
 from onebyone.deepening.candidates import WIDTH
+from onebyone.deepening.candidates import candidates as all_of
 from onebyone.deepening.insertions import Insertion, insert
 from onebyone.deepening.probing import RECIPE, _borrow, _in_order, probe
 from onebyone.recovery.objective import Objective
@@ -144,8 +145,6 @@ def gradients(
 
 
 def candidates(model: nn.Module, example: Tensor, widths: list[float]) -> list[Insertion]:
-    from onebyone.deepening.candidates import candidates as all_of
-
     return [c for c in all_of(model, example, widths=tuple(widths)) if not c.refused]
 
 

@@ -150,6 +150,8 @@ def test_a_block_without_an_activation_of_its_own_is_wrapped(activated: bool) ->
     assert [n for n in ("1", "2") if n in found and found[n] is None] == ["1", "2"]
     if activated:
         assert "runs 2 times" in str(found["1.relu"])
+        kinds = [c.kind for c in usable(model, image) if c.place == "1"]
+        assert kinds == ["pointwise", "bottleneck"]
     check_same(model, inserted(model, usable(model, image)), image)
 
 
