@@ -70,7 +70,7 @@ def place(
 def no_onnx(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the slowest part of saving."""
 
-    def refuse(program: Any, path: Path) -> None:
+    def refuse(network: Any, path: Path) -> None:
         raise MissingExtraError("left out by the test")
 
     monkeypatch.setattr(saving, "export_onnx", refuse)
@@ -495,7 +495,7 @@ class TestProcesses:
     @pytest.mark.slow
     @pytest.mark.parametrize("options", ["", "--json"])
     def test_a_reader_that_has_gone(self, options: str, place: Path) -> None:
-        code = "import onebyone.saving as s; s.export_onnx = lambda program, path: None"
+        code = "import onebyone.saving as s; s.export_onnx = lambda network, path: None"
         line = f"slim demo --data demo --images 32 --macs 0.5 -o out --no-latency {options}"
         with start(code, *line.split()) as process:
             assert process.stdout is not None

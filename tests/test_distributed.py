@@ -25,7 +25,7 @@ def torchrun(job: str, out: Path, processes: int = 2) -> int:
     paths = [str(Path(obo.__file__).parents[1]), str(HERE), os.environ.get("PYTHONPATH", "")]
     command = [
         sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes),
-        "--master-port", "0", str(HERE / "distributed_job.py"), job, str(out),
+        "--standalone", str(HERE / "distributed_job.py"), job, str(out),
     ]  # fmt: skip
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, timeout=240, check=False)

@@ -35,20 +35,24 @@ loading.loaded loading.layers loading.archive loading.programs loading.weights l
 loading.factories loading.onnx_graphs loading.slimmed loading.specs loading
 windows chains blocks sources variants comparison comparing
 verification
+exporting exporting.program exporting.folding exporting.network exporting.onnx exporting.openvino
+exporting.executorch exporting.litert exporting.ncnn exporting.targets exporting.checking
+exporting.rechecking exporting.clocking exporting.export exporting.records
+benching
+pacing pacing.sites pacing.graphs pacing.timetable pacing.whole pacing.pace
 report.numbers report.words report.markup report.picture report.cards report.details
 report.insertions report.text report.json report.page report.html report
 report.coverage report.columns report.measurement_rows report.measurement report.measurement_files
 report.measurement_page report.comparison report.comparison_files report.comparison_page
 report.difference_words report.difference report.difference_files report.difference_page
-exporting exporting.program exporting.onnx
 recovery recovery.recipe recovery.augmentation recovery.features recovery.normalization
 recovery.objective recovery.scoring recovery.checkpoints recovery.supply recovery.training
-recovery.fine_tuning
+recovery.fine_tuning report.exports report.bench
 saving deepening.probing deepening.deepening searching progressive recovering slimming
 __init__
 cli.values cli.signals cli.showing cli.failures cli.writing cli.originals cli.reading cli.slim
 cli.finetune cli.verify cli.deepen
-cli.measure cli.compare cli.diff cli.demo cli.app cli
+cli.export cli.bench cli.measure cli.compare cli.diff cli.demo cli.app cli
 __main__
 """
 ORDER = [str(name) for name in LAYOUT.split()]
@@ -165,7 +169,9 @@ def test_the_import_is_instant() -> None:
     assert "torch" in heavy_modules("import onebyone; onebyone.slim")
 
 
-COMMANDS = ("slim", "verify", "measure", "compare", "deepen", "diff", "demo")
+COMMANDS = (
+    "slim", "finetune", "deepen", "verify", "export", "bench", "measure", "compare", "diff", "demo",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("command", [[], *([c] for c in COMMANDS)])

@@ -593,7 +593,7 @@ def test_the_summary_is_whole_at_80_columns(plan: Plan, verification: Verificati
     rows = {
         re.split(r"\s{2,}", line.strip())[0]: re.split(r"\s{2,}", line.strip()) for line in lines
     }
-    assert rows["weights"] == ["weights", "5.00 MiB", "2.00 MiB", "×0.40"]
+    assert rows["weights on disk"] == ["weights on disk", "5.00 MiB", "2.00 MiB", "×0.40"]
     assert rows["latency, 16 images"] == ["latency, 16 images", "51.3 ms", "33.9 ms", "×0.66"]
     assert rows["top-1 accuracy"] == ["top-1 accuracy", "93.92 %", "93.77 %", "−0.15 points"]
     said = " ".join(" ".join(lines).split())

@@ -85,7 +85,7 @@ def slimmed() -> Slimmed:
 def no_onnx(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the slowest part of saving."""
 
-    def refuse(program: Any, path: Path) -> None:
+    def refuse(network: Any, path: Path) -> None:
         raise MissingExtraError("left out by the test")
 
     monkeypatch.setattr(saving, "export_onnx", refuse)
@@ -381,7 +381,7 @@ class TestFiles:
 
     def test_no_file_but_those_that_are_known(self, slimmed: Slimmed, tmp_path: Path) -> None:
         folder = slimmed.save(tmp_path / "out")
-        assert {p.name for p in folder.iterdir()} == set(files.SLIMMED) - {files.ONNX}
+        assert {p.name for p in folder.iterdir()} == set(files.SAVED) - {files.ONNX}
 
     def test_a_missing_package_is_told(self, slimmed: Slimmed, tmp_path: Path) -> None:
         folder = slimmed.save(tmp_path / "out")
@@ -496,7 +496,7 @@ class TestFailuresInTheMiddle:
         def fail(*args: Any, **kwargs: Any) -> None:
             raise failure
 
-        monkeypatch.setattr(saving, "export_onnx", lambda program, path: None)
+        monkeypatch.setattr(saving, "export_onnx", lambda network, path: None)
         out = tmp_path / "out"
         if existing:
             slimmed.save(out)
@@ -520,7 +520,7 @@ class TestFailuresInTheMiddle:
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.setattr(saving, "export_onnx", lambda program, path: None)
+        monkeypatch.setattr(saving, "export_onnx", lambda network, path: None)
         out = slimmed.save(tmp_path / "out")
         before = contents(out)
         rename, calls = Path.rename, []
@@ -541,7 +541,7 @@ class TestFailuresInTheMiddle:
     def test_onnx_failing_is_only_noted(
         self, slimmed: Slimmed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def half(program: Any, path: Path) -> None:
+        def half(network: Any, path: Path) -> None:
             path.write_bytes(b"half of it")
             raise ModelError("ONNX export failed (ValueError: no such operator)")
 
@@ -558,7 +558,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def saved(slimmed: Slimmed, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(saving, "export_onnx", lambda program, path: None)
+        patch.setattr(saving, "export_onnx", lambda network, path: None)
         return slimmed.save(tmp_path_factory.mktemp("saved") / "out")
 
 

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from onebyone import blocks
+    from onebyone.benching import Bench, bench
     from onebyone.comparing import compare
     from onebyone.comparison import Comparison, Variant
     from onebyone.data import Images, open_images
     from onebyone.deepening.deepening import Deepened, deepen
     from onebyone.diffing import Difference, diff
     from onebyone.errors import OneByOneError
+    from onebyone.exporting.export import Export, export
     from onebyone.loading import Loaded, load
     from onebyone.measurement.measuring import Measurement, measure
     from onebyone.plan_files import read_plan, write_plan
@@ -26,12 +28,14 @@ if TYPE_CHECKING:
     from onebyone.verification import Verification, verify
 
 _HOMES = {
+    "Bench": "benching",
     "Budget": "planning",
     "Comparison": "comparison",
     "Decision": "planning",
     "Deepened": "deepening.deepening",
     "Difference": "diffing",
     "FineTuned": "recovery.fine_tuning",
+    "Export": "exporting.export",
     "Images": "data",
     "Loaded": "loading",
     "Measurement": "measurement.measuring",
@@ -43,11 +47,13 @@ _HOMES = {
     "Statistics": "statistics",
     "Variant": "comparison",
     "Verification": "verification",
+    "bench": "benching",
     "blocks": "blocks",
     "compare": "comparing",
     "deepen": "deepening.deepening",
     "diff": "diffing",
     "fine_tune": "recovery.fine_tuning",
+    "export": "exporting.export",
     "load": "loading",
     "measure": "measurement.measuring",
     "observe": "statistics",
@@ -62,11 +68,13 @@ _HOMES = {
 
 __version__ = "0.1.0"
 __all__ = [
+    "Bench",
     "Budget",
     "Comparison",
     "Decision",
     "Deepened",
     "Difference",
+    "Export",
     "FineTuned",
     "Images",
     "Loaded",
@@ -79,10 +87,12 @@ __all__ = [
     "Statistics",
     "Variant",
     "Verification",
+    "bench",
     "blocks",
     "compare",
     "deepen",
     "diff",
+    "export",
     "fine_tune",
     "load",
     "measure",

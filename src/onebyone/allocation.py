@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,17 +43,28 @@ def allocate(layers: Sequence[Choices], limits: Sequence[float]) -> list[int] | 
 
 
 def _worthwhile(choices: Choices, limits: NDArray[np.float64]) -> NDArray[np.intp]:
-    """Indices of candidates that no cheaper one beats, under nine mixtures of the budgets' costs."""
-    shares = np.linspace(0, 1, 9 if len(limits) > 1 else 1)
+    """Indices of candidates that no cheaper one beats, under mixtures of the budgets' costs."""
     kept: set[int] = set()
-    for share in shares:
-        weights = np.ones(1) if len(limits) == 1 else np.asarray([1 - share, share])
+    for weights in _mixtures(len(limits)):
         mixed = (choices.costs / np.maximum(limits, 1)) @ weights
         order = np.lexsort((choices.errors, mixed))
         lowest = np.minimum.accumulate(choices.errors[order])
         first = np.concatenate([[True], lowest[1:] < lowest[:-1]])
         kept.update(order[first].tolist())
     return np.asarray(sorted(kept), dtype=np.intp)
+
+
+def _mixtures(budgets: int) -> list[NDArray[np.float64]]:
+    """Weights of the budgets' costs that add up to 1: nine between any two, and all alike for three."""
+    if budgets == 1:
+        return [np.ones(1)]
+    found = [np.full(budgets, 1 / budgets)] if budgets > 2 else []
+    for one, other in combinations(range(budgets), 2):
+        for share in np.linspace(0, 1, 9):
+            weights = np.zeros(budgets)
+            weights[one], weights[other] = 1 - share, share
+            found.append(weights)
+    return found
 
 
 def _pick(layers: Sequence[Choices], multipliers: NDArray[np.float64]) -> list[int]:

@@ -14,7 +14,17 @@ from onebyone.errors import OutputError
 
 PLAN, WEIGHTS, PROGRAM, ONNX = "plan.json", "weights.safetensors", "model.pt2", "model.onnx"
 REPORT, REPORT_JSON = "report.html", "report.json"
-SLIMMED = (PLAN, WEIGHTS, PROGRAM, ONNX, REPORT, REPORT_JSON)
+EXPORTS = "exports.json"
+EXPORTED = tuple(
+    f"model{kind}{suffix}"
+    for kind in ("", ".float16", ".int8")
+    for suffix in (
+        ".onnx", ".xml", ".bin", ".pte", ".tflite", ".tflite.json", ".ncnn.param", ".ncnn.bin",
+        ".ncnn.param.json",
+    )
+)  # fmt: skip
+SAVED = (PLAN, WEIGHTS, PROGRAM, ONNX, REPORT, REPORT_JSON)
+SLIMMED = (*dict.fromkeys((*SAVED, EXPORTS, *EXPORTED)),)
 LINE = 160  # JSON values that fit on a line of this length are not broken up
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from math import ceil
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from torch import Tensor, nn
@@ -23,20 +23,27 @@ from onebyone.tree import modules_by_name
 
 @dataclass(frozen=True)
 class Budget:
-    """The fractions of the original network's MACs and parameters to keep; all that are set hold."""
+    """The fractions of the original network's MACs, parameters and time to keep; all that are set hold.
+
+    `latency` needs the times of layers in a runtime: see `Times`.
+    """
 
     macs: float | None = None
     params: float | None = None
+    latency: float | None = None
 
     def __post_init__(self) -> None:
-        for name, value in (("macs", self.macs), ("params", self.params)):
+        for name in ("macs", "params", "latency"):
+            value = getattr(self, name)
             if value is not None and not (isinstance(value, int | float) and 0 < value <= 1):
                 raise BudgetError(
                     f"{name}={value!r} is not a budget: give the fraction to keep, above 0 and at "
                     f"most 1 ({name}=0.5 keeps half)"
                 )
-        if self.macs is None and self.params is None:
-            raise BudgetError("no budget was given: set macs=, params= or both, such as macs=0.5")
+        if (self.macs, self.params, self.latency) == (None, None, None):
+            raise BudgetError(
+                "no budget was given: set macs=, params=, latency= or several, such as macs=0.5"
+            )
 
 
 @dataclass(frozen=True)
@@ -161,26 +168,50 @@ class _Candidate:
     ranks: tuple[int, ...]
 
 
-def plan(model: nn.Module, statistics: Statistics, budget: Budget) -> Plan:
+class Times(Protocol):
+    """The times of layers in a runtime, in nanoseconds: the third cost that a plan can keep to."""
+
+    @property
+    def other_ns(self) -> float:
+        """What the network takes beyond the layers that `of` knows."""
+        ...
+
+    def of(self, layer: str, form: str, ranks: tuple[int, ...]) -> float:
+        """The time of a form in place of a layer; infinite where that is not known."""
+        ...
+
+
+def plan(
+    model: nn.Module, statistics: Statistics, budget: Budget, *, times: Times | None = None
+) -> Plan:
     """Choose a form and ranks for every layer at once, within the budget; change nothing.
 
     A candidate's error is half its discarded energy in the metric of the loss (`factorize`), the
     second-order estimate of the rise of the loss in nats per image; the sum over the layers is
-    minimised. Raises BudgetError for a budget that no candidates meet, naming the lowest that can be.
+    minimised. `times` are needed for a budget of latency, and leave out what is not faster than the
+    layer. Raises BudgetError for a budget that no candidates meet, naming the lowest that can be.
     """
+    if budget.latency is not None and times is None:
+        raise BudgetError(
+            "a budget of latency needs measured times: give latency= to slim, which measures them"
+        )
     survey = statistics.survey
     modules = modules_by_name(model)
     tables: list[tuple[list[_Candidate], Choices]] = []
     decided = [s for s in survey.layers if s.refusal is None]
     for seen in decided:
         weight = getattr(modules[seen.layer], "weight").detach()  # noqa: B009
-        tables.append(_candidates(seen, weight, statistics.layers[seen.layer], statistics.images))
+        table = _candidates(seen, weight, statistics.layers[seen.layer], statistics.images)
+        tables.append(table if times is None else _timed(seen.layer, *table, times))
     macs_known = sum(s.conv.macs(s.positions_out) for s in survey.layers if s.conv)
     params_known = sum(s.conv.params for s in survey.layers if s.conv)
     other = (survey.macs - macs_known, survey.params - params_known)
-    picks = _allocate(
-        budget, survey.layers, [t for _, t in tables], other, (survey.macs, survey.params)
-    )
+    totals = (survey.macs, survey.params)
+    if times is not None:
+        other_ns = times.other_ns + _untimed(survey.layers, times)
+        keep_ns = sum(t.costs[0, 2] for _, t in tables)
+        other, totals = (*other, other_ns), (*totals, other_ns + keep_ns)
+    picks = _allocate(budget, survey.layers, [t for _, t in tables], other, totals)
     decisions: dict[str, Decision] = {}
     for seen, (candidates, choices), pick in zip(decided, tables, picks, strict=True):
         chosen = candidates[pick]
@@ -195,9 +226,24 @@ def plan(model: nn.Module, statistics: Statistics, budget: Budget) -> Plan:
                 reason=seen.refusal,
             )  # fmt: skip
     return Plan(
-        budget, tuple(decisions[s.layer] for s in survey.layers), survey.input_shape, *other,
+        budget, tuple(decisions[s.layer] for s in survey.layers), survey.input_shape, *other[:2],
         seed=statistics.seed,
     )  # fmt: skip
+
+
+def _timed(
+    layer: str, candidates: list[_Candidate], choices: Choices, times: Times
+) -> tuple[list[_Candidate], Choices]:
+    """With the times as a third cost; of the candidates only those that are faster than the layer."""
+    column = np.asarray([times.of(layer, c.form, c.ranks) for c in candidates])
+    kept = np.flatnonzero((column < column[0]) | (np.arange(len(column)) == 0))
+    costs = np.column_stack([choices.costs, column])[kept]
+    return [candidates[i] for i in kept], Choices(choices.errors[kept], costs)
+
+
+def _untimed(layers: tuple[Seen, ...], times: Times) -> float:
+    """Nanoseconds of the layers that stay bit for bit."""
+    return sum(times.of(s.layer, "keep", ()) for s in layers if s.refusal is not None)
 
 
 def _reason(chosen: _Candidate, candidates: int) -> str:
@@ -259,16 +305,17 @@ def _allocate(
     budget: Budget,
     layers: tuple[Seen, ...],
     tables: list[Choices],
-    other: tuple[int, int],
-    totals: tuple[int, int],
+    other: tuple[float, ...],
+    totals: tuple[float, ...],
 ) -> list[int]:
     """The candidates chosen under the budgets that are set."""
     fixed = np.asarray(other, dtype=np.float64)
     for seen in layers:
         if seen.refusal is not None and seen.conv is not None:
-            fixed += (seen.conv.macs(seen.positions_out), seen.conv.params)
-    names = [n for n in ("macs", "params") if getattr(budget, n) is not None]
-    columns = [("macs", "params").index(n) for n in names]
+            fixed[:2] += (seen.conv.macs(seen.positions_out), seen.conv.params)
+    every = ("macs", "params", "latency")
+    names = [n for n in every if getattr(budget, n) is not None]
+    columns = [every.index(n) for n in names]
     limits = [
         getattr(budget, n) * totals[c] - fixed[c] for n, c in zip(names, columns, strict=True)
     ]

@@ -18,8 +18,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from onebyone.errors import MissingExtraError, ModelError, OutputError
+from onebyone.exporting.checking import LIMITS
+from onebyone.exporting.network import about_network, dtype_of, network_of, slimmed_facts
 from onebyone.exporting.onnx import export_onnx
-from onebyone.exporting.program import export_program, quiet
+from onebyone.exporting.program import export_program, quiet, takes_any_batch
+from onebyone.exporting.rechecking import checked, drawn_images
+from onebyone.exporting.targets import TARGETS
 from onebyone.files import (
     ONNX,
     PLAN,
@@ -39,6 +43,7 @@ from onebyone.tree import deep_copy
 
 if TYPE_CHECKING:
     from onebyone.deepening.deepening import Deepened
+    from onebyone.planning import Plan
     from onebyone.slimming import Slimmed
 
 
@@ -131,7 +136,7 @@ def _write_all(slimmed: Slimmed | Deepened, folder: Path) -> None:
 
     model = _on_cpu(slimmed.model)
     notes = [*slimmed.plan.notes, *_write_weights(model, folder / WEIGHTS)]
-    notes += _write_programs(model, slimmed.example, folder)
+    notes += _write_programs(slimmed, model, slimmed.plan, folder)
     plan = replace(slimmed.plan, notes=tuple(notes))
     write_text(folder / PLAN, json_text(plan_to_json(plan) | {"model": _about(slimmed, model)}))
     write_text(folder / REPORT_JSON, json_text(to_json(slimmed.verification, plan)))
@@ -162,21 +167,36 @@ def _write_weights(model: nn.Module, path: Path) -> list[str]:
     return [f"{WEIGHTS} has only tensors, so not {', '.join(others)}"] if others else []
 
 
-def _write_programs(model: nn.Module, example: Tensor, folder: Path) -> list[str]:
+def _write_programs(
+    slimmed: Slimmed | Deepened, model: nn.Module, plan: Plan, folder: Path
+) -> list[str]:
     """The network for use without onebyone, as far as it can be exported; notes on what cannot."""
-    exported = export_program(model, example)
-    if isinstance(exported, str):
-        return [f"no {PROGRAM} and no {ONNX}: {exported}"]
+    program = export_program(model, slimmed.example)
+    if isinstance(program, str):
+        return [f"no {PROGRAM} and no {ONNX}: {program}"]
     buffer = BytesIO()  # torch's own writer tells of a full disk in many words, or not at all
     with quiet():
-        torch.export.save(exported, buffer)
+        torch.export.save(program, buffer)
     (folder / PROGRAM).write_bytes(buffer.getbuffer())
+    about = about_network(
+        (slimmed.example,), any_batch=takes_any_batch(program), dtype=dtype_of(slimmed.example),
+        preprocess=slimmed.preprocess, classes=slimmed.classes, slimmed=slimmed_facts(plan),
+    )  # fmt: skip
     try:
-        export_onnx(exported, folder / ONNX)
+        export_onnx(network_of(program, (slimmed.example,), about=about), folder / ONNX)
+        _check_onnx(model, slimmed.example, folder / ONNX, takes_any_batch(program))
     except (MissingExtraError, ModelError) as error:
         (folder / ONNX).unlink(missing_ok=True)
         return [f"no {ONNX}: {error}"]
     return []
+
+
+def _check_onnx(model: nn.Module, example: Tensor, path: Path, any_batch: bool) -> None:
+    """Raise ModelError where onnxruntime computes something else; nothing where it is missing."""
+    target = TARGETS["onnx"]
+    if target.missing is None and path.is_file() and dtype_of(example) in LIMITS:
+        drawn = drawn_images(example, fixed=not any_batch)
+        checked(target, path, model, (drawn,), dtype_of(example), any_batch, drawn=True)
 
 
 def _about(slimmed: Slimmed | Deepened, model: nn.Module) -> dict[str, Any]:

@@ -13,7 +13,10 @@ from onebyone.clock import Clock, Progress
 from onebyone.data import Images, check_images, open_images
 from onebyone.distributed import World
 from onebyone.errors import BudgetError, DataError
+from onebyone.pacing.pace import paced, runtime_named
+from onebyone.pacing.timetable import Timetable
 from onebyone.planning import Budget, Plan
+from onebyone.planning import plan as make_plan
 from onebyone.preprocessing import Preprocess
 from onebyone.progressive import schedule
 from onebyone.recovering import Recovering
@@ -69,7 +72,9 @@ def slim(
     calibration: int = CALIBRATION,
     memory: int = 2 << 30,
     seed: int = 0,
-    latency: bool = True,
+    latency: bool | float = True,
+    runtime: str = "onnxruntime",
+    threads: int = 1,
     steps: int = 1,
     finetune_epochs: float = 0.0,
     recipe: Recipe | None = None,
@@ -79,9 +84,12 @@ def slim(
 
     images: a tensor (N, C, H, W), a folder, an array file, a DataLoader or any iterable of batches,
     normalised as the network takes them; no labels are needed. macs, params: the fraction to keep;
-    all that are given hold. max_drop: find the smallest network that loses at most this much top-1
-    accuracy (0.01 is one point) on the held-out images, which need labels then. plan: apply this
-    plan, perhaps edited, instead of making one under a budget.
+    all that are given hold. latency: a fraction (0.5) is a budget of time in `runtime` ("eager",
+    "onnxruntime", "openvino", …) on so many `threads`, measured layer by layer and on the whole
+    network; True and False say whether both networks are timed in PyTorch at the end. max_drop: find
+    the smallest network that loses at most this much top-1 accuracy (0.01 is one point) on the
+    held-out images, which need labels then. plan: apply this plan, perhaps edited, instead of making
+    one under a budget.
     held_out: other images to verify on; by default those beyond `calibration` images, at least an
     eighth (half for max_drop), are held out of `images`; 0 holds none out.
     memory: bytes for the activations of the calibration pass; where `preprocess` says how large the
@@ -91,12 +99,16 @@ def slim(
     Raises BudgetError, DataError, ModelError, PlanError or TrainingError, each with one clear message.
     """
     clock = Clock(progress)
-    budget = check_budget(macs, params, max_drop, plan)
+    timed = latency if isinstance(latency, bool) else True
+    budget = check_budget(macs, params, max_drop, plan, None if latency is timed else latency)
+    clocked = None
+    if budget is not None and budget.latency is not None:
+        clocked = _Clocked(runtime_named(runtime), runtime, threads)
     if steps != 1 or finetune_epochs:
-        if budget is None or max_drop is not None:
+        if budget is None or max_drop is not None or clocked is not None:
             raise BudgetError(
-                "steps and finetune_epochs go with a budget (macs=, params=), not with max_drop or a "
-                "plan: leave one of them out"
+                "steps and finetune_epochs go with a budget of macs and params alone, not with "
+                "latency, max_drop or a plan: leave one of them out"
             )
         training = Recovering(
             model, images, held_out, preprocess, classes, recipe or Recipe(), calibration, memory,
@@ -104,7 +116,7 @@ def slim(
         )  # fmt: skip
         found, kept_back, used, notes = training.slim(schedule(budget, steps, finetune_epochs))
         return _verified(
-            model, found, notes, kept_back, used, latency, preprocess, classes, source, clock
+            model, found, notes, kept_back, used, timed, preprocess, classes, source, clock
         )
     with clock.step("read"):
         most = _most(preprocess, memory)
@@ -117,10 +129,10 @@ def slim(
     with clock.step("observe"):
         statistics = observe(model, used, seed=seed, memory=memory, progress=clock.tell)
     trial = Trial(model, used, statistics, memory, clock)
-    found, note = _found(trial, budget, max_drop, plan, kept_back)
+    found, note = _found(trial, budget, max_drop, plan, kept_back, clocked)
     notes = (*told(every), *note)
     return _verified(
-        model, found, notes, kept_back, used, latency, preprocess, classes, source, clock
+        model, found, notes, kept_back, used, timed, preprocess, classes, source, clock
     )
 
 
@@ -154,24 +166,54 @@ def _found(
     max_drop: float | None,
     plan: Plan | None,
     kept_back: Images | None,
+    clocked: _Clocked | None,
 ) -> tuple[Found, tuple[str, ...]]:
     """The lighter network, and what there is to say about the search for it."""
     if max_drop is not None:
         assert kept_back is not None
         found, note = smallest(trial, budget, max_drop, kept_back)
         return found, (note,)
-    if plan is None:
+    notes: tuple[str, ...] = ()
+    if clocked is not None:
+        assert budget is not None
+        plan, notes = clocked.planned(trial, budget)
+    elif plan is None:
         assert budget is not None
         plan = trial.planned(budget)
-    return Found(plan, trial.rewritten(plan)), ()
+    return Found(plan, trial.rewritten(plan)), notes
+
+
+@dataclass(frozen=True)
+class _Clocked:
+    """The runtime that a budget of latency is for; `given` is how it was called."""
+
+    runtime: str
+    given: str
+    threads: int
+
+    def planned(self, trial: Trial, budget: Budget) -> tuple[Plan, tuple[str, ...]]:
+        """The plan that holds it, and what there is to say about that."""
+        table = Timetable(self.runtime, self.threads)
+        with trial.clock.step("pace"):
+            found = paced(
+                trial.model, trial.images.inputs[:1], budget,
+                lambda goal, times: make_plan(trial.model, trial.statistics, goal, times=times),
+                runtime=self.runtime, threads=self.threads, table=table, progress=trial.clock.tell,
+            )  # fmt: skip
+        said = found.words(str(table.key["version"]), self.threads)
+        return found.plan, (said, *table.notes)
 
 
 def check_budget(
-    macs: float | None, params: float | None, max_drop: float | None, plan: Plan | None = None
+    macs: float | None,
+    params: float | None,
+    max_drop: float | None,
+    plan: Plan | None = None,
+    latency: float | None = None,
 ) -> Budget | None:
     """The budget, or None where max_drop or a plan alone says how light; BudgetError if none fits."""
     if plan is not None:
-        if (macs, params, max_drop) != (None, None, None):
+        if (macs, params, max_drop, latency) != (None, None, None, None):
             raise BudgetError(
                 "a plan and a budget were given: the plan says already what becomes of each layer, "
                 "so leave one of them out"
@@ -182,7 +224,14 @@ def check_budget(
             f"max_drop={max_drop!r} is no loss of accuracy: give a fraction from 0 up to 1 "
             "(0.01 is one point)"
         )
-    return None if (macs, params) == (None, None) and max_drop is not None else Budget(macs, params)
+    if max_drop is not None and latency is not None:
+        raise BudgetError(
+            "max_drop and a budget of latency cannot be searched together: give latency alone, or "
+            "max_drop with macs or params"
+        )
+    if (macs, params) == (None, None) and max_drop is not None:
+        return None
+    return Budget(macs, params, latency)
 
 
 def set_apart(

@@ -8,10 +8,12 @@ from typing import Annotated
 
 import typer
 
+from onebyone.cli.bench import bench
 from onebyone.cli.compare import compare
 from onebyone.cli.deepen import deepen
 from onebyone.cli.demo import demo
 from onebyone.cli.diff import diff
+from onebyone.cli.export import export
 from onebyone.cli.failures import INTERRUPTED
 from onebyone.cli.finetune import finetune
 from onebyone.cli.measure import measure
@@ -32,7 +34,9 @@ app.command(no_args_is_help=True)(slim)
 app.command(no_args_is_help=True)(finetune)
 app.command(no_args_is_help=True)(verify)
 app.command(no_args_is_help=True)(deepen)
+app.command(no_args_is_help=True)(export)
 app.command(no_args_is_help=True)(measure)
+app.command(no_args_is_help=True)(bench)
 app.command(no_args_is_help=True)(compare)
 app.command(no_args_is_help=True)(diff)
 

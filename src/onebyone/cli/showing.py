@@ -24,6 +24,7 @@ STEPS = {
     "observe": "observing the network",
     "plan": "planning",
     "finetune": "fine-tuning",
+    "pace": "timing layers and planning",
     "rewrite": "solving layer by layer",
     "search": "searching the smallest network",
     "probe": "probing where depth pays",
@@ -31,6 +32,8 @@ STEPS = {
     "compare": "comparing layer by layer",
     "save": "writing the results",
     "measure": "measuring",
+    "export": "exporting, checking and timing",
+    "bench": "timing in every runtime",
 }
 Progress = Callable[..., None]  # (step, fraction done), and perhaps a few words on how it goes
 
@@ -92,7 +95,18 @@ def show_slimmed(slimmed: Slimmed | Deepened, folder: Path | None, as_json: bool
     else:
         show(plan_table(slimmed.plan), summary(slimmed.verification, slimmed.plan))
     if folder is not None:
-        note(f"written to {folder}; open {folder / 'report.html'} in a browser")
+        note(f"written to {folder}; open {folder / 'report.html'} in a browser", _sizes(folder))
+
+
+def _sizes(folder: Path) -> str:
+    """What the files that a runtime reads take on disk."""
+    from onebyone.files import ONNX, PROGRAM, WEIGHTS
+    from onebyone.report.numbers import size
+
+    found = [folder / name for name in (ONNX, PROGRAM, WEIGHTS)]
+    return "on disk: " + ", ".join(
+        f"{p.name} {size(p.stat().st_size)}" for p in found if p.is_file()
+    )
 
 
 def show_json(values: dict[str, Any]) -> None:

@@ -65,6 +65,14 @@ def slim(
             help="Keep this fraction of the parameters.",
         ),
     ] = None,
+    latency: Annotated[
+        float | None,
+        typer.Option(
+            metavar="FRACTION",
+            rich_help_panel=BUDGET,
+            help="Keep this fraction of the time in --runtime, measured on this machine.",
+        ),
+    ] = None,
     max_drop: Annotated[
         float | None,
         typer.Option(
@@ -176,8 +184,20 @@ def slim(
         int,
         typer.Option(rich_help_panel=WORK, help="The same seed gives the same plan and weights."),
     ] = 0,
-    latency: Annotated[
-        bool, typer.Option(rich_help_panel=WORK, help="Time both networks on this machine.")
+    runtime: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            rich_help_panel=WORK,
+            help="The runtime that --latency is for: eager, onnxruntime, openvino, executorch, "
+            "litert or ncnn.",
+        ),
+    ] = "onnxruntime",
+    timed: Annotated[
+        bool,
+        typer.Option(
+            " /--no-latency", rich_help_panel=WORK, help="Do not time both networks in PyTorch."
+        ),
     ] = True,
 ) -> None:
     """Make a trained CNN lighter with 1×1 convolutions, without training.
@@ -200,7 +220,7 @@ def slim(
         model, weights, values.lengths(input_size, "--input", (1, 2, 3, 4)), trust, data, held_out,
         Pictures.parse(size, mean, std), images, values.memory(memory), seed, max_drop is not None,
     )  # fmt: skip
-    _check_usage(out, plan_only, plan, (macs, params), max_drop)
+    _check_usage(out, plan_only, plan, (macs, params, latency), max_drop)
     with failures("--memory less (such as 512MiB) or --images fewer") as outcome:
         if plan_only:
             use_threads(threads)
@@ -209,6 +229,7 @@ def slim(
         assert out is not None
         with progress() as tell:
             tell("load", 0)
+            from onebyone.pacing.pace import runtime_named
             from onebyone.plan_files import read_plan
             from onebyone.saving import check_folder
             from onebyone.slimming import check_budget
@@ -216,14 +237,17 @@ def slim(
 
             use_threads(threads)
             given = read_plan(plan) if plan is not None else None
-            check_budget(macs, params, max_drop, given)
+            check_budget(macs, params, max_drop, given, latency)
+            if latency is not None:
+                runtime_named(runtime)
             check_folder(out, force=force, inputs=source.paths)
             found = source.read(tell)
             slimmed = slim_network(
                 found.loaded.model, found.images, macs=macs, params=params, max_drop=max_drop,
                 plan=given, held_out=found.held_out or 0, preprocess=found.preprocess,
                 classes=found.loaded.classes, source=found.loaded.source, calibration=images,
-                memory=found.memory, seed=seed, latency=latency, progress=tell,
+                memory=found.memory, seed=seed, latency=timed if latency is None else latency,
+                runtime=runtime, threads=threads or 1, progress=tell,
             )  # fmt: skip
             tell("save", 0)
             outcome.written = slimmed.save(out, force=force)
@@ -234,19 +258,21 @@ def _check_usage(
     out: Path | None,
     plan_only: bool,
     plan: Path | None,
-    fractions: tuple[float | None, float | None],
+    fractions: tuple[float | None, ...],
     max_drop: float | None,
 ) -> None:
     if out is None and not plan_only:
         raise typer.BadParameter("say where to write the result, such as -o out/", param_hint="-o")
-    if plan is None and max_drop is None and fractions == (None, None):
+    if plan is None and max_drop is None and not any(f is not None for f in fractions):
         raise typer.BadParameter(
-            "say how light: 0.5 keeps half of the MACs (or give --params, --max-drop or --plan)",
+            "say how light: 0.5 keeps half of the MACs (or give --params, --latency, --max-drop or "
+            "--plan)",
             param_hint="--macs",
         )
-    if plan_only and (plan is not None or max_drop is not None):
+    if plan_only and (plan is not None or max_drop is not None or fractions[2] is not None):
         raise typer.BadParameter(
-            "it makes a plan for --macs and --params only, so leave --plan and --max-drop out",
+            "it makes a plan for --macs and --params only, so leave --plan, --max-drop and --latency "
+            "out",
             param_hint="--plan-only",
         )
 

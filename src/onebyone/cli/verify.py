@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from onebyone.cli import values
-from onebyone.cli.failures import failures
+from onebyone.cli.failures import failures, stop
 from onebyone.cli.originals import original_of
 from onebyone.cli.reading import read_held_out, read_model, room, use_threads
-from onebyone.cli.showing import progress, show, show_json, tell_images
+from onebyone.cli.showing import Progress, note, progress, show, show_json, tell_images
+
+if TYPE_CHECKING:
+    from onebyone.data import Images
+    from onebyone.exporting.export import Export
+    from onebyone.loading import Loaded
 
 
 def verify(
@@ -47,7 +52,10 @@ def verify(
     latency: Annotated[bool, typer.Option(help="Time both networks on this machine.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    """Compare a slimmed or deepened network with its original once more.
+    """Compare a slimmed or deepened network with its original, and check its exports again.
+
+    Exports in the folder (model.onnx, model.xml …) are run in their runtimes
+    and compared with PyTorch; the exit code is 2 where one fails.
 
     \b
     Examples:
@@ -59,6 +67,7 @@ def verify(
         with progress() as tell:
             tell("load", 0)
             from onebyone.report import summary, to_json
+            from onebyone.report.exports import export_json, exports_table
             from onebyone.verification import verify as compare
 
             use_threads(threads)
@@ -76,8 +85,42 @@ def verify(
                 before.model, slimmed.model, images, latency=latency,
                 progress=lambda done: tell("verify", done),
             )  # fmt: skip
+            exports, failed = _exports(folder, slimmed, images, latency, tell)
         plan = replace(plan, notes=())  # they tell of the images that it was slimmed with
         if as_json:
-            show_json(to_json(result, plan))
+            show_json(to_json(result, plan) | {"exports": [export_json(e) for e in exports]})
         else:
             show(summary(result, plan))
+            if exports:
+                show(exports_table(exports, None))
+        if failed:
+            stop("\n          ".join(failed))
+
+
+def _exports(
+    folder: Path, slimmed: Loaded, images: Images, latency: bool, tell: Progress
+) -> tuple[list[Export], list[str]]:
+    """The exports in the folder as they are found now, and the messages of those that fail."""
+    from onebyone.errors import MissingExtraError, ModelError
+    from onebyone.exporting.export import examine
+    from onebyone.exporting.records import exports_in
+
+    found: list[Export] = []
+    failed: list[str] = []
+    paths = exports_in(folder)
+    for index, path in enumerate(paths):
+        tell("export", index / len(paths))
+        try:
+            export = examine(slimmed.model, slimmed.example, path, images=images, latency=latency)
+        except MissingExtraError as error:
+            note(f"{path.name} was not checked: {error}")
+            continue
+        except ModelError as error:
+            failed.append(f"{path.name}: {error}")
+            continue
+        found.append(export)
+        if export.check.failure is not None:
+            failed.append(f"{path.name} failed its check: {export.check.failure}")
+    if paths:
+        tell("export", 1)
+    return found, failed

@@ -1,24 +1,32 @@
-"""A network as one ONNX file."""
+"""ONNX, run by onnxruntime."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch.export import ExportedProgram
+from torch import Tensor
 
 from onebyone.errors import MissingExtraError, ModelError
-from onebyone.exporting.program import first_line, quiet
+from onebyone.exporting.network import FLOAT16, FLOAT32, INT8, Network, refusal
+from onebyone.exporting.program import first_line, quiet, silent
+
+NUMBERS = (FLOAT32, FLOAT16, INT8)
 
 
-def export_onnx(program: ExportedProgram, path: Path) -> None:
-    """Write the program as ONNX with its weights inside.
+def export_onnx(network: Network, path: Path) -> None:
+    """Write the network as ONNX with its weights inside.
 
+    float16 keeps inputs and outputs in float32; int8 is onnxruntime's static quantization (QDQ, a
+    scale a channel; 7 bits a weight, which older processors need so that sums do not overflow).
     Raises MissingExtraError without the packages, ModelError for what ONNX cannot express, OSError
     where the file cannot be written.
     """
     try:
-        import onnx  # noqa: F401
+        import onnx
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise MissingExtraError(
@@ -26,10 +34,119 @@ def export_onnx(program: ExportedProgram, path: Path) -> None:
         ) from error
     try:
         with quiet():
-            torch.onnx.export(program, f=str(path), dynamo=True, external_data=False, verbose=False)
+            torch.onnx.export(
+                network.program, f=str(path), dynamo=True, external_data=False, verbose=False,
+                input_names=_names("input", len(network.inputs)),
+            )  # fmt: skip
+            if network.dtype == FLOAT16:
+                _to_float16(path)
+            elif network.dtype == INT8:
+                _to_int8(path, network)
     except OSError:
         raise
     except Exception as error:
-        raise ModelError(
-            f"ONNX export failed ({type(error).__name__}: {first_line(error)})"
+        raise refusal("ONNX", network, error) from error
+    made = onnx.load(str(path))
+    del made.metadata_props[:]
+    entry = made.metadata_props.add()
+    entry.key, entry.value = "onebyone", network.about_text
+    path.write_bytes(made.SerializeToString())
+
+
+def _names(stem: str, number: int) -> list[str]:
+    return [stem] if number == 1 else [f"{stem}_{i}" for i in range(number)]
+
+
+def _to_float16(path: Path) -> None:
+    import onnx
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    made = convert_float_to_float16(onnx.load(str(path)), keep_io_types=True)
+    path.write_bytes(made.SerializeToString())
+
+
+def _to_int8(path: Path, network: Network) -> None:
+    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    prepared = path.with_name("prepared.onnx")
+    try:
+        quant_pre_process(str(path), str(prepared), skip_symbolic_shape=True)
+        with silent():
+            quantize_static(
+                str(prepared), str(path), _reader(network), quant_format=QuantFormat.QDQ,
+                per_channel=True, reduce_range=True, weight_type=QuantType.QInt8,
+                activation_type=QuantType.QUInt8,
+            )  # fmt: skip
+    finally:
+        with suppress(OSError):
+            prepared.unlink()
+
+
+def _reader(network: Network) -> Any:
+    """The calibration images one by one, as onnxruntime's quantizer asks for them."""
+    from onnxruntime.quantization import CalibrationDataReader
+
+    assert network.calibration is not None
+    parts: Iterator[Tensor] = iter(network.calibration.split(1))
+    (name,) = _names("input", len(network.inputs))
+
+    class Reader(CalibrationDataReader):
+        def get_next(self) -> dict[str, Any] | None:  # type: ignore[override]
+            part = next(parts, None)
+            return None if part is None else {name: part.numpy()}
+
+    return Reader()
+
+
+def open_onnx(path: Path, threads: int) -> Any:
+    """The file in onnxruntime with so many threads: tensors → list of tensors."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    names = [i.name for i in session.get_inputs()]
+
+    def run(inputs: Sequence[Tensor]) -> list[Tensor]:
+        feed = {name: x.numpy() for name, x in zip(names, inputs, strict=True)}
+        return [torch.as_tensor(y) for y in session.run(None, feed)]
+
+    return run
+
+
+def about_onnx(path: Path) -> str | None:
+    """What onebyone embedded in the file, as JSON; None where it did not write it."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return session.get_modelmeta().custom_metadata_map.get("onebyone")
+
+
+def inputs_of_onnx(path: Path, size: tuple[int, ...] | None) -> tuple[Tensor, ...]:
+    """A drawn input (1, …) for each that an ONNX file takes; `size` (C×H×W) where it leaves that open.
+
+    Raises MissingExtraError without onnxruntime, ModelError where a size is not known or the file is
+    damaged.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingExtraError(
+            'ONNX files are run by onnxruntime: pip install "onebyone[onnx]"'
         ) from error
+    try:
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise ModelError(f"onnxruntime cannot read {path}: {first_line(error)}") from error
+    found = []
+    for given in session.get_inputs():
+        shape = size or tuple(given.shape[1:])
+        if given.type != "tensor(float)" or not all(isinstance(n, int) for n in shape):
+            raise ModelError(
+                f"the input {given.name} of {path} is {given.type} of the shape {given.shape}: networks "
+                "of float32 images are timed; give their size, such as --input 3x224x224"
+            )
+        found.append(torch.randn((1, *shape), generator=torch.Generator().manual_seed(0)))
+    return tuple(found)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import os
+import sys
 import warnings
 from collections.abc import Iterator
 
@@ -14,29 +16,39 @@ from torch.export import Dim, ExportedProgram
 
 from onebyone.tree import evaluating
 
+MOST_BATCH = 4096
 
-def export_program(model: nn.Module, example: Tensor) -> ExportedProgram | str:
+
+def export_program(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> ExportedProgram | str:
     """The program with any batch size, else with the example's; or the reason why there is none.
 
-    example: (1, C, H, W); it is brought to the model's own dtype.
+    example: (1, C, H, W), or the tuple of what a call takes, each with the batch as its first axis;
+    it is brought to the model's own dtype.
     """
+    inputs = example if isinstance(example, tuple) else (example,)
     first = next(model.parameters(), None)
     if first is not None and first.is_floating_point():
-        example = example.to(first.dtype)
-    batch = Dim("batch", min=1, max=4096)
-    pair = torch.cat([example, example])
+        inputs = tuple(x.to(first.dtype) if x.is_floating_point() else x for x in inputs)
+    batch = Dim("batch", min=1, max=MOST_BATCH)
+    pairs = tuple(torch.cat([x, x]) if x.ndim else x for x in inputs)
+    shapes = tuple({0: batch} if x.ndim else None for x in inputs)
     with evaluating(model), quiet():
         try:
-            return torch.export.export(model, (pair,), dynamic_shapes=({0: batch},))
+            return torch.export.export(model, pairs, dynamic_shapes=shapes)
         except Exception:  # the model fixes its batch size, or cannot be traced at all
             pass
         try:
-            return torch.export.export(model, (example,))
+            return torch.export.export(model, inputs)
         except Exception as error:
             return (
                 f"torch.export cannot export the network ({type(error).__name__}: "
                 f"{first_line(error)})"
             )
+
+
+def takes_any_batch(program: ExportedProgram) -> bool:
+    """Whether the batch size of the program is free."""
+    return bool(program.range_constraints)
 
 
 def first_line(error: Exception) -> str:
@@ -55,3 +67,23 @@ def quiet() -> Iterator[None]:
             yield
         finally:
             logging.disable(level)
+
+
+@contextlib.contextmanager
+def silent() -> Iterator[None]:
+    """`quiet`, and nothing of what compiled code and other programs print either."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    kept = os.dup(1), os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        for number in (1, 2):
+            os.dup2(nowhere, number)
+        with quiet():
+            yield
+    finally:
+        for number, own in zip((1, 2), kept, strict=True):
+            os.dup2(own, number)
+            os.close(own)
+        os.close(nowhere)

@@ -196,3 +196,9 @@ def _example(plan: Plan, about: dict[str, Any]) -> Tensor:
     example = example_of(plan.input_shape)
     dtype = getattr(torch, str(about.get("dtype")), None)
     return example.to(dtype) if isinstance(dtype, torch.dtype) else example
+
+
+def replanned(model: nn.Module, plan: Plan) -> nn.Module:
+    """A copy of the model with the layers that the plan puts in, their weights unset."""
+    base = deep_copy(model)
+    return replace_modules(base, _skeletons(base, plan))

@@ -37,7 +37,7 @@ class Recipe:
     learning_rate: float | None = None
     weight_decay: float | None = None
     momentum: float = 0.9
-    batch_size: int = 128
+    batch_size: int = 64
     warmup: float = 0.1
     soft: float = 0.5
     temperature: float = 2.0

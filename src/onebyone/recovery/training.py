@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -282,11 +283,15 @@ def share(student: nn.Module, world: World) -> Callable[[Tensor], object]:
     if world.size == 1:
         return student
     device = next(student.parameters()).device
+    # BatchNorm's statistics are each process's own until they are measured; the name of that option
+    # changed in PyTorch 2.13.
+    known = inspect.signature(DistributedDataParallel.__init__).parameters
+    name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    options: dict[str, Any] = {name: False}
     with losses_told():
         wrapped = DistributedDataParallel(
-            student, device_ids=[device.index] if device.type == "cuda" else None,
-            broadcast_buffers=False,
-        )  # fmt: skip
+            student, device_ids=[device.index] if device.type == "cuda" else None, **options
+        )
 
     def run(inputs: Tensor) -> object:
         with losses_told():

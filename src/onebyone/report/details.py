@@ -169,7 +169,11 @@ def method(verification: Verification, plan: Plan) -> Markup:
     """How the numbers came about."""
     budget = [
         f"at most {100 * value:g} % of the {what}"
-        for value, what in ((plan.budget.macs, "MACs"), (plan.budget.params, "parameters"))
+        for value, what in (
+            (plan.budget.macs, "MACs"),
+            (plan.budget.params, "parameters"),
+            (plan.budget.latency, "time"),
+        )
         if value is not None
     ]
     spec = str(plan.source["spec"]) if plan.source and plan.source.get("spec") else None

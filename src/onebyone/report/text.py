@@ -142,7 +142,7 @@ def _compared(verification: Verification) -> Iterator[tuple[str, str, str, str]]
     for label, spell, was, now in (
         ("MACs", count, before.macs, after.macs),
         ("parameters", count, before.params, after.params),
-        ("weights", size, before.weight_bytes, after.weight_bytes),
+        ("weights on disk", size, before.weight_bytes, after.weight_bytes),
     ):
         yield label, spell(was), spell(now), ratio(now, was)
     for was, now in zip(before.latency, after.latency, strict=True):

@@ -1,0 +1,255 @@
+"""export: a network → one file that another runtime reads, checked there against PyTorch and timed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from onebyone.errors import ModelError, OneByOneError, OutputError
+from onebyone.exporting.checking import Check
+from onebyone.exporting.clocking import Timing, time_exports
+from onebyone.exporting.network import (
+    DTYPES,
+    FLOAT32,
+    Network,
+    about_network,
+    exported,
+    network_of,
+    on_cpu_in_float32,
+    slimmed_facts,
+)
+from onebyone.exporting.program import takes_any_batch
+from onebyone.exporting.rechecking import checked, images_for, recheck
+from onebyone.exporting.targets import Target, target_of
+from onebyone.files import check_writable, share
+from onebyone.planning import Plan
+from onebyone.preprocessing import Preprocess
+
+
+@dataclass(frozen=True)
+class Export:
+    """A file for another runtime, with what its check and the clock said.
+
+    `path` is the main file, `size_bytes` the size of all its files on disk; `original_bytes` that of
+    the original network exported the same way, None where that was not given. `runtime` has the
+    version that the file was checked and timed in.
+    """
+
+    path: Path
+    target: str
+    dtype: str
+    runtime: str
+    any_batch: bool
+    size_bytes: int
+    original_bytes: int | None
+    check: Check
+    timings: tuple[Timing, ...] = ()
+    notes: tuple[str, ...] = field(default=())
+
+
+def export(
+    model: nn.Module,
+    example: Tensor | tuple[Tensor, ...],
+    path: str | Path,
+    *,
+    target: str | None = None,
+    dtype: str = FLOAT32,
+    images: object = None,
+    original: nn.Module | None = None,
+    preprocess: Preprocess | None = None,
+    classes: tuple[str, ...] | None = None,
+    plan: Plan | None = None,
+    latency: bool = True,
+    progress: Callable[[float], None] | None = None,
+) -> Export:
+    """Write a network, slimmed or not, as a file for another runtime; the network stays as it is.
+
+    The target is the one that the suffix of `path` names, or `target`: onnx (.onnx), openvino
+    (.xml), executorch (.pte), litert (.tflite) or ncnn (.ncnn.param). `example` is one input (1, C,
+    H, W), or a tuple where the network takes several. BatchNorm is folded, and the batch size left
+    free where network and target allow. dtype: "float32", "float16", or "int8", quantized after
+    training on `images` (anything that `open_images` takes) by the target's own quantizer.
+
+    The file is run in its runtime on `images`, or on drawn ones, and compared with PyTorch; limits
+    are in `onebyone.exporting.checking.LIMITS`. Then it is timed, with `latency`, on one thread and
+    all, beside `original` exported the same way where that is given. `preprocess`, `classes` and
+    `plan` go into its metadata.
+
+    Raises MissingExtraError without the target's packages, DataError for int8 without images,
+    ModelError where the target does not take the network or the check fails, OutputError where
+    nothing can be written. No file is left then, and one that stood at the path stays as it was.
+    """
+    path = Path(path)
+    chosen = target_of(path, target)
+    check_dtype(chosen, dtype)
+    chosen.require()
+    check_writable(path)
+    inputs = ready_inputs(example)
+    taken, calibration, drawn = images_for(images, inputs, dtype)
+    job = _Job(chosen, dtype, inputs, calibration, preprocess, classes)
+    tell = progress or (lambda done: None)
+    plain = on_cpu_in_float32(model)
+    with _staged(path) as staged:
+        free = job.write(plain, staged, plan)
+        tell(0.4)
+        found = checked(chosen, staged, plain, taken, dtype, free, drawn)
+        tell(0.6)
+        files = {"after": staged}
+        notes = job.write_original(original, files)
+        timings: tuple[Timing, ...] = ()
+        if latency:
+            timed = time_exports(
+                {name: partial(chosen.open, file) for name, file in files.items()},
+                tuple(x[:1] if x.ndim else x for x in taken), runtime=chosen.version, dtype=dtype,
+                any_batch=free,
+            )  # fmt: skip
+            timings = tuple(Timing(t["after"], t.get("before")) for t in timed)
+        sizes = {name: size_of(chosen, file) for name, file in files.items()}
+        _place(chosen, staged, path)
+    tell(1.0)
+    return Export(
+        path, chosen.name, dtype, chosen.version, free, sizes["after"], sizes.get("before"), found,
+        timings, notes,
+    )  # fmt: skip
+
+
+def examine(
+    model: nn.Module, example: Tensor, path: str | Path, *, images: object = None,
+    latency: bool = True,
+) -> Export:  # fmt: skip
+    """A file that onebyone wrote, checked against the network in its runtime again, and timed.
+
+    The check may fail: `check.failure` says so. Raises MissingExtraError without the runtime,
+    ModelError where the file is damaged or fails, DataError for images of another size.
+    """
+    path = Path(path)
+    target = target_of(path)
+    found, facts = recheck(model, example, path, images=images)
+    timings: tuple[Timing, ...] = ()
+    if latency:
+        timed = time_exports(
+            {"after": partial(target.open, path)}, (example[:1].cpu().to(facts.input_dtype),),
+            runtime=target.version, dtype=facts.dtype, any_batch=facts.any_batch,
+        )  # fmt: skip
+        timings = tuple(Timing(t["after"], None) for t in timed)
+    return Export(
+        path, target.name, facts.dtype, target.version, facts.any_batch, size_of(target, path), None,
+        found, timings,
+    )  # fmt: skip
+
+
+def ready_inputs(example: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The inputs of one call with a batch of 1, on the processor, floating ones in float32."""
+    given = example if isinstance(example, tuple) else (example,)
+    inputs = tuple(x[:1].detach().cpu() if x.ndim else x.detach().cpu() for x in given)
+    return tuple(x.float() if x.is_floating_point() else x for x in inputs)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What the network and the original are exported with alike."""
+
+    target: Target
+    dtype: str
+    inputs: tuple[Tensor, ...]
+    calibration: Tensor | None
+    preprocess: Preprocess | None
+    classes: tuple[str, ...] | None
+
+    def write(self, model: nn.Module, path: Path, plan: Plan | None) -> bool:
+        """Write the files; whether they take any batch."""
+        program = exported(model, self.inputs)
+        free = takes_any_batch(program) and self.target.any_batch
+        about = about_network(
+            self.inputs, any_batch=free, dtype=self.dtype, preprocess=self.preprocess,
+            classes=self.classes, slimmed=slimmed_facts(plan),
+        )  # fmt: skip
+        network = network_of(
+            program, self.inputs, dtype=self.dtype, calibration=self.calibration, about=about
+        )
+        _write(self.target, network, path)
+        return free
+
+    def write_original(self, original: nn.Module | None, files: dict[str, Path]) -> tuple[str, ...]:
+        """Write the original too, add its file as `before`; notes where that fails."""
+        if original is None:
+            return ()
+        path = files["after"].with_name(f"original-{files['after'].name}")
+        try:
+            self.write(on_cpu_in_float32(original), path, None)
+        except ModelError as error:
+            return (f"not compared with the original: {error}",)
+        files["before"] = path
+        return ()
+
+
+def check_dtype(target: Target, dtype: str) -> None:
+    """Raise ModelError where the target has no files of that type."""
+    if dtype not in DTYPES:
+        raise ModelError(f"dtype={dtype!r} is none of {', '.join(DTYPES)}")
+    if dtype not in target.dtypes:
+        raise ModelError(
+            f"{target.title} is not exported in {dtype}: no Python package brings its quantizer; "
+            f"give {' or '.join(target.dtypes)}"
+        )
+
+
+def _write(target: Target, network: Network, path: Path) -> None:
+    try:
+        target.write(network, path)
+        if target.about is None:
+            target.files(path)[-1].write_text(network.about_text, encoding="utf-8")
+    except OneByOneError:
+        raise
+    except OSError as error:
+        raise OutputError(f"{path.name} cannot be written: {error.strerror or error}") from error
+
+
+def size_of(target: Target, path: Path) -> int:
+    """Bytes on disk of all files of an export."""
+    return sum(p.stat().st_size for p in target.files(path) if p.is_file())
+
+
+@contextmanager
+def _staged(path: Path) -> Iterator[Path]:
+    """A place for the files on the same disk; what is left there goes, whatever happens.
+
+    So do the folders above that were made for it, where nothing came into them.
+    """
+    new = [p for p in path.absolute().parents if not p.exists()]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        around = tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
+    try:
+        yield Path(around, path.name)
+    finally:
+        shutil.rmtree(around, ignore_errors=True)
+        with suppress(OSError):  # they are not empty
+            for folder in new:
+                folder.rmdir()
+
+
+def _place(target: Target, staged: Path, path: Path) -> None:
+    """Put all files in place; if one cannot be, those before it go again."""
+    placed: list[Path] = []
+    try:
+        for source, goal in zip(target.files(staged), target.files(path), strict=True):
+            if source.is_file():
+                share(source)
+                os.replace(source, goal)
+                placed.append(goal)
+    except OSError as error:
+        for goal in placed:
+            with suppress(OSError):
+                goal.unlink()
+        raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error

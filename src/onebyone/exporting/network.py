@@ -1,0 +1,155 @@
+"""What a target writes: one exported program, with its example input and what is known about it."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from onebyone.errors import ModelError
+from onebyone.exporting.folding import fold
+from onebyone.exporting.program import export_program, first_line, takes_any_batch
+from onebyone.planning import Plan
+from onebyone.preprocessing import Preprocess
+from onebyone.tree import deep_copy
+
+SCHEMA = "onebyone.export/1"
+FLOAT32, FLOAT16, INT8 = DTYPES = ("float32", "float16", "int8")
+
+
+@dataclass(frozen=True)
+class Network:
+    """A float32 program on the processor, its BatchNorm folded, and what goes into a file with it.
+
+    `inputs` are an example with a batch of 1. `dtype` is what the file is to hold: "float32",
+    "float16" or "int8"; `calibration` are the images (N, C, H, W) that int8 takes its ranges from.
+    `about` is JSON-ready and embedded where the format has a place for it.
+    """
+
+    program: ExportedProgram
+    inputs: tuple[Tensor, ...]
+    dtype: str = FLOAT32
+    calibration: Tensor | None = None
+    about: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def any_batch(self) -> bool:
+        """Whether the program takes batches of any size."""
+        return takes_any_batch(self.program)
+
+    @property
+    def about_text(self) -> str:
+        """What is embedded, as JSON."""
+        return json.dumps(self.about, ensure_ascii=False)
+
+
+def network_of(
+    program: ExportedProgram,
+    inputs: tuple[Tensor, ...],
+    *,
+    dtype: str = FLOAT32,
+    calibration: Tensor | None = None,
+    about: dict[str, Any] | None = None,
+) -> Network:
+    """The program ready for any target; it is changed: its BatchNorm gets folded."""
+    folded = fold(program)
+    said = dict(about or {}) | {"batchnorm_folded": folded}
+    return Network(program, inputs, dtype, calibration, said)
+
+
+def exported(model: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram:
+    """The program of a float32 network on the processor; ModelError where there is none."""
+    program = export_program(on_cpu_in_float32(model), inputs)
+    if isinstance(program, str):
+        raise ModelError(
+            f"{program}; what runs outside PyTorch must be traced, so control flow that depends on "
+            "values has to go"
+        )
+    return program
+
+
+def on_cpu_in_float32(model: nn.Module) -> nn.Module:
+    """The model, or a copy where any of it is on another device or in another floating type."""
+    tensors = (*model.parameters(), *model.buffers())
+    plain = all(
+        t.device.type == "cpu" and (t.dtype == torch.float32 or not t.is_floating_point())
+        for t in tensors
+    )
+    return model if plain else deep_copy(model).cpu().float()
+
+
+def about_network(
+    inputs: tuple[Tensor, ...],
+    *,
+    any_batch: bool,
+    dtype: str,
+    preprocess: Preprocess | None,
+    classes: tuple[str, ...] | None,
+    slimmed: dict[str, Any] | None,
+) -> dict[str, Any]:
+    """The metadata of a file: what it takes, how pictures become that, and what onebyone did."""
+    return {
+        "schema": SCHEMA,
+        "onebyone": sys.modules["onebyone"].__version__,
+        "torch": str(torch.__version__),
+        "dtype": dtype,
+        "inputs": [
+            {
+                "shape": ["batch" if any_batch else x.shape[0], *x.shape[1:]],
+                "dtype": dtype_of(x),
+            }
+            for x in inputs
+        ],
+        "preprocess": None if preprocess is None else preprocess.to_json(),
+        "classes": None if classes is None else list(classes),
+        "slimmed": slimmed,
+    }
+
+
+def dtype_of(x: Tensor) -> str:
+    """The type's name: float32."""
+    return str(x.dtype).removeprefix("torch.")
+
+
+def slimmed_facts(plan: Plan | None) -> dict[str, Any] | None:
+    """What onebyone did to the network, for the metadata."""
+    if plan is None:
+        return None
+    changed = [d for d in plan.decisions if d.form not in ("keep", "refuse")]
+    return {
+        "from": (plan.source or {}).get("spec"),
+        "macs": [plan.macs_before, plan.macs_after],
+        "params": [plan.params_before, plan.params_after],
+        "layers": {d.layer: [d.form, *d.ranks] for d in changed},
+    }
+
+
+def refusal(title: str, network: Network, error: Exception) -> ModelError:
+    """A target's failure as one message, which names the operator and its layer where it can."""
+    found = _named(network.program, str(error))
+    if found is not None:
+        operator, layer = found
+        return ModelError(
+            f"{title} does not take the operator {operator} of the layer {layer or '(the network)'} "
+            f"({type(error).__name__}): replace that layer, or choose another target"
+        )
+    return ModelError(f"{title} export failed ({type(error).__name__}: {first_line(error)})")
+
+
+def _named(program: ExportedProgram, message: str) -> tuple[str, str] | None:
+    """The first operator of the program that a message names, with the layer that calls it."""
+    for node in program.graph.nodes:
+        if node.op != "call_function" or not hasattr(node.target, "name"):
+            continue
+        space, _, name = str(node.target.name()).partition("::")
+        base = re.escape(name.partition(".")[0])
+        if re.search(rf"\b{space}(\.|::|_){base}\b", message):
+            stack = list((node.meta.get("nn_module_stack") or {}).values())
+            return f"{space}::{name}", str(stack[-1][0]) if stack else ""
+    return None

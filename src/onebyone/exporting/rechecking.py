@@ -1,0 +1,145 @@
+"""Files of other runtimes run there and compared with PyTorch, when they are written and later."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from onebyone.data import open_images
+from onebyone.errors import DataError, ModelError, OneByOneError
+from onebyone.exporting.checking import LIMITS, Check, check
+from onebyone.exporting.network import FLOAT32, INT8, on_cpu_in_float32
+from onebyone.exporting.program import first_line
+from onebyone.exporting.targets import Target, target_of
+
+CHECKED = 64  # images at most
+CALIBRATED = 128  # images at most
+DRAWN = 16  # images that are drawn where none are given
+
+
+def recheck(
+    model: nn.Module, example: Tensor, path: Path, *, images: object = None
+) -> tuple[Check, Facts]:
+    """Run a file that onebyone wrote in its runtime and compare it with the network once more.
+
+    Also what its metadata say. The limits may be exceeded: see `Check.failure`. Raises
+    MissingExtraError without the runtime, ModelError where the file is damaged or fails.
+    """
+    target = target_of(path)
+    target.require()
+    facts = Facts.of(read_about(path), path)
+    taken, _, drawn = images_for(images, (example[:1].float().cpu(),), FLOAT32)
+    found = compared(
+        target, path, on_cpu_in_float32(model), taken, facts.dtype, facts.any_batch, drawn,
+        taken=facts.input_dtype,
+    )  # fmt: skip
+    return found, facts
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the metadata of a file say of its numbers: those inside, those of its input, its batch."""
+
+    dtype: str
+    input_dtype: torch.dtype
+    any_batch: bool
+
+    @staticmethod
+    def of(about: dict[str, Any], path: Path) -> Facts:
+        """ModelError where the file has no metadata of ours, or damaged ones."""
+        try:
+            given = about["inputs"][0]
+            return Facts(
+                next(d for d in LIMITS if d == about["dtype"]), getattr(torch, given["dtype"]),
+                given["shape"][0] == "batch",
+            )  # fmt: skip
+        except (KeyError, IndexError, TypeError, AttributeError, StopIteration) as error:
+            raise ModelError(
+                f"{path} says nothing of how onebyone wrote it: export it once more"
+            ) from error
+
+
+def read_about(path: Path) -> dict[str, Any]:
+    """The metadata of a file that `export` wrote; empty where there is none."""
+    target = target_of(path)
+    try:
+        if target.about is None:
+            text = target.files(path)[-1].read_text(encoding="utf-8")
+        else:
+            text = target.about(path)
+        found = json.loads(text) if text else {}
+    except Exception:  # runtimes raise anything on damaged files
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def checked(
+    target: Target, path: Path, model: nn.Module, inputs: tuple[Tensor, ...], dtype: str,
+    any_batch: bool, drawn: bool,
+) -> Check:  # fmt: skip
+    """The check; ModelError where it fails."""
+    found = compared(target, path, model, inputs, dtype, any_batch, drawn)
+    if found.failure is not None:
+        raise ModelError(f"the {target.title} export in {dtype} failed its check: {found.failure}")
+    return found
+
+
+def compared(
+    target: Target, path: Path, model: nn.Module, inputs: tuple[Tensor, ...], dtype: str,
+    any_batch: bool, drawn: bool, taken: torch.dtype | None = None,
+) -> Check:  # fmt: skip
+    """The check, whether it holds or not; `taken` is the type of the file's own inputs."""
+    try:
+        session = target.open(path, 1)
+
+        def run(given: Sequence[Tensor]) -> list[Tensor]:
+            return session([x if taken is None else x.to(taken) for x in given])
+
+        return check(model, run, inputs, limit=LIMITS[dtype], any_batch=any_batch, drawn=drawn)
+    except OneByOneError as error:
+        raise ModelError(f"the {target.title} export failed its check: {error}") from error
+    except Exception as error:
+        raise ModelError(
+            f"{path.name} cannot be run by {target.version} ({type(error).__name__}: "
+            f"{first_line(error)})"
+        ) from error
+
+
+def images_for(
+    images: object, inputs: tuple[Tensor, ...], dtype: str
+) -> tuple[tuple[Tensor, ...], Tensor | None, bool]:
+    """What is checked on, what int8 is calibrated with, and whether it was drawn."""
+    several = len(inputs) != 1
+    if images is None or several:
+        if dtype == INT8:
+            raise DataError(
+                "int8 takes the ranges of its numbers from images: give some (images=, --data)"
+                if not several
+                else "int8 is for networks of one input: this one takes several"
+            )
+        return tuple(drawn_images(x) for x in inputs), None, True
+    every = open_images(images, limit=CHECKED + CALIBRATED)
+    taken, example = every.inputs, inputs[0]
+    if taken.shape[1:] != example.shape[1:]:
+        given, wanted = ("×".join(map(str, s)) for s in (taken.shape[1:], example.shape[1:]))
+        raise DataError(f"the images are {given} each and the network is exported for {wanted}")
+    if dtype != INT8:
+        return (taken[:CHECKED],), None, False
+    spare = min(CHECKED, len(taken) // 2)
+    return (taken[:spare] if spare else taken,), taken[spare : spare + CALIBRATED], False
+
+
+def drawn_images(x: Tensor, *, fixed: bool = False) -> Tensor:
+    """Images like the example, drawn at random, always the same; as many as it has if `fixed`."""
+    if not x.ndim:
+        return x
+    shape = x.shape if fixed else (DRAWN, *x.shape[1:])
+    if not x.is_floating_point():
+        return x[:1].expand(shape).contiguous()
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(x.dtype)

@@ -1,0 +1,1 @@
+"""Planning by the clock of the runtime that will run the network."""

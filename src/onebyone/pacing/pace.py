@@ -1,0 +1,220 @@
+"""A plan under a budget of latency: layers timed, chosen, and the whole network measured until it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from onebyone.errors import BudgetError
+from onebyone.exporting.network import on_cpu_in_float32
+from onebyone.exporting.targets import TARGETS
+from onebyone.loading.slimmed import replanned
+from onebyone.pacing.graphs import EAGER
+from onebyone.pacing.sites import Site, sites_of
+from onebyone.pacing.timetable import Timetable
+from onebyone.pacing.whole import Ratio, Stopwatch
+from onebyone.planning import Budget, Decision, Plan
+from onebyone.tree import random_state
+
+RUNTIMES = (EAGER, *TARGETS)
+SPELLINGS = {t.runtime: name for name, t in TARGETS.items()} | {"pytorch": EAGER}
+ROUNDS = 8  # plans that are made, and their networks measured
+CHECKS = 3  # times that chosen candidates are timed themselves before that
+CLOSE = 0.03  # of the budget: nearer below it no other plan is looked for
+SLACK = 0.01  # above the budget: what the clock cannot tell
+
+
+@dataclass(frozen=True)
+class LayerTimes:
+    """The times of a network's layers in a runtime, as a plan asks for them.
+
+    `scale` brings the sum of the layers to what the network takes, where it is more than that.
+    """
+
+    table: Timetable
+    sites: dict[str, tuple[Site, ...]]
+    whole_ms: float
+    scale: float
+
+    @staticmethod
+    def of(table: Timetable, sites: dict[str, tuple[Site, ...]], whole_ms: float) -> LayerTimes:
+        """With what the layers leave of the whole network's time."""
+        layers = sum(table.milliseconds(s, "keep", ()) for every in sites.values() for s in every)
+        return LayerTimes(table, sites, whole_ms, min(1.0, whole_ms / layers) if layers else 1.0)
+
+    @property
+    def other_ns(self) -> float:
+        """What the network takes beyond its convolutions and linear layers."""
+        layers = sum(self.of_layer(name, "keep", ()) for name in self.sites)
+        return max(1e6 * self.whole_ms - layers, 0.0)
+
+    def of_layer(self, layer: str, form: str, ranks: tuple[int, ...]) -> float:
+        """Nanoseconds of a form in place of a layer, over all its calls."""
+        every = self.sites.get(layer, ())
+        return 1e6 * self.scale * sum(self.table.milliseconds(s, form, ranks) for s in every)
+
+
+class Asked:
+    """LayerTimes under the name that `plan` asks by."""
+
+    def __init__(self, times: LayerTimes) -> None:
+        self.other_ns, self.of = times.other_ns, times.of_layer
+
+
+@dataclass(frozen=True)
+class Paced:
+    """A plan whose network was measured: `ratio` is its time in parts of the original's."""
+
+    plan: Plan
+    ratio: Ratio
+
+    def words(self, runtime: str, threads: int) -> str:
+        """The sentence for people."""
+        ratio, wanted = self.ratio, self.plan.budget.latency
+        return (
+            f"latency={wanted}: in {runtime} on {threads} thread{'s' * (threads != 1)} the network takes "
+            f"{ratio.median:.3f} ± {ratio.doubt * ratio.median:.3f} of the original's time "
+            f"({ratio.before_ms:.3g} → {ratio.after_ms:.3g} ms, {ratio.rounds} interleaved rounds)"
+        )
+
+
+def runtime_named(name: str) -> str:
+    """The runtime by any of its names; BudgetError for none, MissingExtraError if not installed."""
+    found = SPELLINGS.get(name.lower(), name.lower())
+    if found not in RUNTIMES:
+        raise BudgetError(f"{name!r} is no runtime: give one of {', '.join((EAGER, *SPELLINGS))}")
+    if found != EAGER:
+        TARGETS[found].require()
+    return found
+
+
+def paced(
+    model: nn.Module,
+    example: Tensor,
+    budget: Budget,
+    planned: Callable[[Budget, Asked], Plan],
+    *,
+    runtime: str = "onnxruntime",
+    threads: int = 1,
+    table: Timetable | None = None,
+    progress: Callable[[float], None] = lambda done: None,
+) -> Paced:
+    """The plan with the least error whose whole network takes at most `budget.latency` of the time.
+
+    Layers and forms of them are timed in the runtime, at their input's size, with what is fused with
+    them; `planned(budget, times)` allocates over that table. What it chooses is timed itself, then
+    the whole network beside the original, both exported; its weights do not matter for that. Where
+    the sum of the layers and the whole differ, the next plan aims by as much lower or higher.
+
+    Raises BudgetError where no plan holds the budget, with the lowest that was reached, or where the
+    machine is too noisy to tell; ModelError where the runtime does not take the network.
+    """
+    assert budget.latency is not None
+    name = runtime_named(runtime)
+    plain = on_cpu_in_float32(model)
+    table = table or Timetable(name, threads)
+    sites = sites_of(plain, example)
+    table.prepare([s for every in sites.values() for s in every], lambda p: progress(0.6 * p))
+    watch = Stopwatch(plain, example, name, threads)
+    same = watch.ratio(plain)
+    times = LayerTimes.of(table, sites, same.before_ms)
+    _check_gain(times, runtime)
+    found, tried = _search(plain, budget, planned, times, watch, progress)
+    if found is None:
+        raise BudgetError(
+            f"latency={budget.latency} cannot be met in {runtime} on {threads} threads: the lowest that "
+            f"was measured is {min(tried):.3f} of the original's time"
+        )
+    return found
+
+
+def _search(
+    model: nn.Module, budget: Budget, planned: Callable[[Budget, Asked], Plan],
+    times: LayerTimes, watch: Stopwatch, progress: Callable[[float], None],
+) -> tuple[Paced | None, list[float]]:  # fmt: skip
+    """The slowest network within the budget, and the ratios of all that were measured."""
+    wanted = budget.latency or 1.0
+    goal, best = wanted, None
+    tried: list[float] = []
+    plans: set[tuple[Decision, ...]] = set()
+    for number in range(ROUNDS):
+        progress(0.6 + 0.4 * number / ROUNDS)
+        try:
+            chosen = timed_plan(replace(budget, latency=min(goal, 1.0)), planned, times)
+        except BudgetError as error:
+            if not tried:  # not even the sum of the layers can be so low
+                raise BudgetError(_said(error, watch)) from error
+            goal = (goal + wanted) / 2
+            continue
+        if chosen.decisions in plans:  # too small a change of the goal for another plan
+            goal *= 1 + CLOSE if best is not None else 1 - CLOSE
+            continue
+        plans.add(chosen.decisions)
+        ratio = watch.ratio(drawn(model, chosen))
+        tried.append(ratio.median)
+        if ratio.median <= wanted * (1 + SLACK) and (
+            best is None or ratio.median > best.ratio.median
+        ):
+            best = Paced(replace(chosen, budget=budget), ratio)
+        if wanted * (1 - CLOSE) <= ratio.median <= wanted * (1 + SLACK):
+            break
+        goal *= wanted * (1 - CLOSE / 2) / ratio.median
+    return best, tried
+
+
+def _said(error: BudgetError, watch: Stopwatch) -> str:
+    return f"{error} in {watch.runtime} on {watch.threads} threads, by the times of its layers"
+
+
+def timed_plan(budget: Budget, planned: Callable[[Budget, Asked], Plan], times: LayerTimes) -> Plan:
+    """A plan all of whose choices were timed themselves, or the last of a few."""
+    chosen = planned(budget, Asked(times))
+    for _ in range(CHECKS):
+        unknown: dict[str, tuple[Site, list[tuple[str, tuple[int, ...]]]]] = {}
+        for decision in chosen.decisions:
+            if decision.form in ("keep", "refuse"):
+                continue
+            for site in times.sites.get(decision.layer, ()):
+                if not times.table.known(site, decision.form, decision.ranks):
+                    pair = (decision.form, decision.ranks)
+                    rows = unknown.setdefault(site.key, (site, []))[1]
+                    if pair not in rows:
+                        rows.append(pair)
+        if not unknown:
+            break
+        for site, pairs in unknown.values():
+            times.table.measure(site, pairs)
+        chosen = planned(budget, Asked(times))
+    return chosen
+
+
+def _check_gain(times: LayerTimes, runtime: str) -> None:
+    """Raise BudgetError where no form of any layer is faster than the layer itself."""
+    for every in times.sites.values():
+        for site in every:
+            ratios = times.table.times[site.key].ratios
+            if any(ratio < 1 for found in ratios.values() for ratio in found.values()):
+                return
+    raise BudgetError(
+        f"there is nothing to gain here: in {runtime} no form of any layer is faster than the layer "
+        "itself, at the sizes of this network"
+    )
+
+
+def drawn(model: nn.Module, plan: Plan) -> nn.Module:
+    """The network of a plan with random weights: its time is that of the slimmed one."""
+    made = replanned(model, plan)
+    own = {id(t) for t in model.state_dict(keep_vars=True).values()}
+    changed = {d.layer for d in plan.decisions if d.form not in ("keep", "refuse")}
+    with random_state(0), torch.no_grad():
+        for name, parameter in made.named_parameters():
+            if id(parameter) not in own and any(_inside(name, layer) for layer in changed):
+                parameter.normal_(std=(2 / max(parameter[0].numel(), 1)) ** 0.5)
+    return made
+
+
+def _inside(name: str, layer: str) -> bool:
+    return not layer or name.startswith(f"{layer}.")

@@ -1,0 +1,485 @@
+"""Exports: what other runtimes compute, the checks on it, and files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import copy
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import onebyone as obo
+from onebyone import files
+from onebyone.errors import DataError, MissingExtraError, ModelError, OutputError
+from onebyone.exporting import export as exporting
+from onebyone.exporting import targets
+from onebyone.exporting.checking import LIMITS, Limit, check
+from onebyone.exporting.export import examine
+from onebyone.exporting.folding import fold
+from onebyone.exporting.program import export_program
+from onebyone.exporting.rechecking import read_about, recheck
+from onebyone.exporting.records import check_replaceable, read_records, write_record
+from onebyone.exporting.targets import TARGETS, target_of
+
+ONNX = pytest.mark.skipif(
+    TARGETS["onnx"].missing is not None, reason="onnx, onnxscript or onnxruntime is missing"
+)
+EVERY = [(name, dtype) for name, target in TARGETS.items() for dtype in target.dtypes]
+
+
+def trained(model: nn.Module) -> nn.Module:
+    """With statistics and scales of normalization that are not those of a new network."""
+    generator = torch.Generator().manual_seed(1)
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            for tensor in (module.running_mean, module.running_var, module.weight, module.bias):
+                if tensor is not None:
+                    tensor.data.copy_(0.5 + torch.rand(tensor.shape, generator=generator))
+    return model.eval()
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return trained(
+        nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
+            nn.Conv2d(8, 8, 3, stride=2, padding=1, groups=2), nn.BatchNorm2d(8), nn.ReLU6(),
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5),
+        )
+    )  # fmt: skip
+
+
+def pictures(*shape: int, n: int = 24) -> Tensor:
+    return torch.randn(n, *shape, generator=torch.Generator().manual_seed(3))
+
+
+X = pictures(3, 12, 12)
+
+
+class Branching(nn.Module):
+    """A convolution that two layers read, and one that two normalizations share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+        self.twice, self.one, self.two = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        z = self.norm(y) + y
+        return self.one(self.twice(z)) * self.two(self.twice(z + 1))
+
+
+class Outputs(nn.Module):
+    """Two inputs; a dict of a map and of scores."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor, y: Tensor) -> dict[str, Any]:
+        z = self.conv(x) + self.conv(y)
+        return {"map": z, "more": (z.mean((2, 3)), z.amax((2, 3)))}
+
+
+# --- folding
+
+
+def check_folding(model: nn.Module, x: Tensor, expected: int) -> None:
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    program = export_program(model, x)
+    assert not isinstance(program, str)
+    with torch.no_grad():
+        reference = model(torch.cat([x] * 3))
+        assert fold(program) == expected
+        found = program.module()(torch.cat([x] * 3))
+    torch.testing.assert_close(found, reference, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+
+
+FOLDED: dict[str, tuple[nn.Module, tuple[int, ...], int]] = {
+    "2d, with and without bias": (network(), (3, 12, 12), 2),
+    "1d": (nn.Sequential(nn.Conv1d(3, 4, 3), nn.BatchNorm1d(4)), (3, 9), 1),
+    "3d": (nn.Sequential(nn.Conv3d(2, 4, 2), nn.BatchNorm3d(4)), (2, 4, 4, 4), 1),
+    "same": (nn.Sequential(nn.Conv2d(3, 4, 3, padding="same"), nn.BatchNorm2d(4)), (3, 6, 6), 1),
+    "linear": (nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4)), (6,), 1),
+    "without scales": (
+        nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, affine=False)), (3, 5, 5), 1,
+    ),
+    "no place for a bias": (
+        nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), nn.BatchNorm2d(4, affine=False)),
+        (3, 5, 5), 0,
+    ),
+    "transposed": (nn.Sequential(nn.ConvTranspose2d(3, 4, 2), nn.BatchNorm2d(4)), (3, 5, 5), 0),
+    "read twice": (Branching(), (3, 6, 6), 0),
+    "after ReLU": (nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.BatchNorm2d(4)), (3, 5, 5), 0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FOLDED)
+def test_folding_keeps_the_outputs(name: str) -> None:
+    model, shape, expected = FOLDED[name]
+    check_folding(trained(copy.deepcopy(model)), pictures(*shape, n=1), expected)
+
+
+def test_the_folded_program_has_no_tensor_too_many() -> None:
+    program = export_program(network(), X[:1])
+    assert not isinstance(program, str)
+    fold(program)
+    assert (
+        len(program.state_dict) == 6
+    )  # weights and biases of two convolutions and the linear layer
+
+
+# --- the check
+
+
+def table(*rows: list[float]) -> nn.Module:
+    """A network that looks its outputs up."""
+
+    class Table(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rows = nn.Parameter(torch.tensor(rows))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.rows[x.long()]
+
+    return Table()
+
+
+def checked(expected: nn.Module, found: nn.Module, n: int, **options: Any) -> Any:
+    limit = options.pop("limit", LIMITS["float32"])
+
+    def session(inputs: Sequence[Tensor]) -> list[Tensor]:
+        with torch.no_grad():
+            return [found(*inputs)]
+
+    numbers = (torch.arange(n).float(),)
+    return check(
+        expected,
+        session,
+        numbers,
+        limit=limit,
+        any_batch=options.pop("any_batch", True),
+        drawn=False,
+    )
+
+
+@pytest.mark.parametrize("any_batch", [True, False])
+def test_the_check_measures_the_largest_difference_and_the_classes(any_batch: bool) -> None:
+    rows = [[10.0, 0.0], [0.0, 5.0], [1.0, 0.999], [3.0, 2.0]]
+    others = [[10.0, 0.5], [0.0, 4.0], [0.999, 1.0], [2.5, 2.6]]
+    found = checked(table(*rows), table(*others), 4, any_batch=any_batch)
+    assert found.max_abs == pytest.approx(1.0)
+    assert found.error == pytest.approx(0.1)
+    assert found.agreement == 0.75  # the third image has two classes that are equally first
+    assert "up to 0.1 of the largest output (1), and the limit is 0.001" in found.failure
+    wide = checked(table(*rows), table(*others), 4, limit=Limit(0.2, 0.9))
+    assert "for 75.0% of 4 images, and the limit is 90%" in wide.failure
+    assert checked(table(*rows), table(*others), 4, limit=Limit(0.2, 0.7)).failure is None
+
+
+def test_nan_fails_the_check() -> None:
+    rows = [[1.0, 2.0], [3.0, 4.0]]
+    found = checked(table(*rows), table(rows[0], [float("nan"), 0.0]), 2)
+    assert found.failure is not None
+
+
+def test_other_shapes_fail_the_check() -> None:
+    with pytest.raises(ModelError, match=r"shapes \[\(1, 3\)\] and PyTorch's \[\(1, 2\)\]"):
+        checked(table([1.0, 2.0]), table([1.0, 2.0, 3.0]), 1)
+
+
+# --- files
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, obo.Export, nn.Module]:
+    if TARGETS["onnx"].missing is not None:
+        pytest.skip("onnx, onnxscript or onnxruntime is missing")
+    path = tmp_path_factory.mktemp("made") / "model.onnx"
+    model = network().train()
+    preprocess = obo.Preprocess((3, 12, 12), (0.5,), (0.25,))
+    found = obo.export(
+        model, X[:1], path, images=X, original=model, preprocess=preprocess, classes=("a", "b")
+    )
+    return path, found, model
+
+
+@ONNX
+class TestOnnx:
+    def test_another_session_computes_the_same(self, made: Any) -> None:
+        import onnxruntime
+
+        path, _, model = made
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        (given,) = session.get_inputs()
+        assert given.shape[1:] == [3, 12, 12]
+        assert isinstance(given.shape[0], str)
+        for n in (1, 5):
+            (found,) = session.run(None, {given.name: X[:n].numpy()})
+            expected = copy.deepcopy(model).eval()(X[:n]).detach()
+            torch.testing.assert_close(torch.as_tensor(found), expected, rtol=1e-4, atol=1e-5)
+
+    def test_the_network_stays_as_it_was(self, made: Any) -> None:
+        model = made[2]
+        assert all(m.training for m in model.modules())
+        torch.testing.assert_close(model.state_dict(), network().state_dict(), rtol=0, atol=0)
+        assert all(p.requires_grad for p in model.parameters())
+
+    def test_what_is_told(self, made: Any) -> None:
+        path, found, _ = made
+        assert found.size_bytes == path.stat().st_size
+        assert abs(found.original_bytes - found.size_bytes) < 200  # only the metadata differ
+        assert (found.check.images, found.check.drawn, found.check.agreement) == (24, False, 1.0)
+        assert found.check.error < 1e-5
+        one = [(t.after.threads, t.after.batch) for t in found.timings]
+        assert one[:2] == [(1, 1), (1, 8)]
+        assert all(t.before is not None and t.before.median_ms > 0 for t in found.timings)
+        assert all(t.after.runtime.startswith("onnxruntime ") for t in found.timings)
+        assert list(path.parent.iterdir()) == [path]
+
+    def test_metadata_and_no_normalization(self, made: Any) -> None:
+        import onnx
+
+        graph = onnx.load(str(made[0])).graph
+        assert not [n for n in graph.node if n.op_type == "BatchNormalization"]
+        about = read_about(made[0])
+        assert about["inputs"] == [{"shape": ["batch", 3, 12, 12], "dtype": "float32"}]
+        assert about["preprocess"]["mean"] == [0.5]
+        assert about["classes"] == ["a", "b"]
+        assert about["batchnorm_folded"] == 2
+
+    def test_checked_again(self, made: Any) -> None:
+        path, _, model = made
+        assert recheck(model, X[:1], path, images=X)[0].failure is None
+        other = trained(nn.Sequential(*copy.deepcopy(network()), nn.Tanh()))
+        found = examine(other, X[:1], path, latency=False)
+        assert "its outputs differ" in (found.check.failure or "")
+        assert (found.any_batch, found.check.drawn) == (True, True)
+
+    @pytest.mark.parametrize("damage", [lambda b: b[:99], lambda b: b"", lambda b: b"\0" * 99])
+    def test_a_damaged_file_is_refused(self, damage: Any, made: Any, tmp_path: Path) -> None:
+        path = tmp_path / "model.onnx"
+        path.write_bytes(damage(made[0].read_bytes()))
+        with pytest.raises(ModelError, match=r"model.onnx says nothing of how onebyone wrote it"):
+            examine(made[2], X[:1], path)
+
+    def test_several_inputs_and_outputs(self, tmp_path: Path) -> None:
+        model = Outputs()
+        found = obo.export(model, (X[:1], X[1:2]), tmp_path / "x.onnx", latency=False)
+        assert found.check.drawn
+        assert found.any_batch
+        assert found.check.agreement is None
+        assert len(read_about(found.path)["inputs"]) == 2
+
+    def test_halves_become_float32(self, tmp_path: Path) -> None:
+        model = network().half()
+        found = obo.export(model, X[:1], tmp_path / "x.onnx", latency=False)
+        assert found.check.error < 1e-5
+        assert next(model.parameters()).dtype == torch.float16
+
+    def test_a_layer_whose_operator_is_not_taken_is_named(self, tmp_path: Path) -> None:
+        class Odd(nn.Module):
+            def forward(self, x: Tensor) -> Tensor:
+                return torch.ops.onebyone_tests.odd(x)
+
+        @torch.library.custom_op("onebyone_tests::odd", mutates_args=())
+        def odd(x: Tensor) -> Tensor:
+            return x.clone()
+
+        @odd.register_fake
+        def _(x: Tensor) -> Tensor:
+            return torch.empty_like(x)
+
+        model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Sequential(Odd()))
+        with pytest.raises(
+            ModelError, match=r"does not take the operator onebyone_tests::odd of the layer 1\.0"
+        ):
+            obo.export(model, X[:1], tmp_path / "x.onnx")
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize("stands", [True, False])
+    def test_a_failed_check_leaves_no_file(
+        self, stands: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = tmp_path / "model.onnx"
+        if stands:
+            path.write_bytes(b"what stood there")
+        row = TARGETS["onnx"]
+
+        def wrong(network: Any, path: Path) -> None:
+            state = network.program.state_dict
+            name = next(n for n in state if n.endswith("weight"))
+            state[name] = nn.Parameter(1.2 * state[name])
+            row.write(network, path)
+
+        monkeypatch.setitem(targets.TARGETS, "onnx", replace(row, write=wrong))
+        with pytest.raises(ModelError, match=r"ONNX export in float32 failed its check.*limit is"):
+            obo.export(network(), X[:1], path, images=X)
+        assert [p.name for p in tmp_path.iterdir()] == (["model.onnx"] if stands else [])
+        assert not stands or path.read_bytes() == b"what stood there"
+
+
+@pytest.mark.parametrize(("name", "dtype"), EVERY)
+def test_every_target(name: str, dtype: str, tmp_path: Path) -> None:
+    """The demo network, whose file must compute what PyTorch does, in every type that it takes."""
+    target = TARGETS[name]
+    if target.missing is not None:
+        pytest.skip(f"{target.missing} is not installed")
+    model, example = obo.load("demo")
+    before = copy.deepcopy(model.state_dict())
+    path = tmp_path / target.file_name(dtype)
+    try:
+        found = obo.export(
+            model, example, path, dtype=dtype, images="demo:test", classes=("shirt",), latency=False
+        )
+    except MissingExtraError as error:
+        pytest.skip(str(error))
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+    assert found.check.failure is None
+    assert found.check.error < {"float32": 1e-4, "float16": 1e-2, "int8": 0.4}[dtype]
+    assert {p.name for p in tmp_path.iterdir()} == {p.name for p in target.files(path)}
+    assert {p.name for p in target.files(path)} <= set(files.EXPORTED)
+    assert found.size_bytes == sum(p.stat().st_size for p in target.files(path))
+    about = read_about(path)
+    assert about["classes"] == ["shirt"]
+    assert about["inputs"][0]["shape"] == ["batch" if found.any_batch else 1, 1, 28, 28]
+    assert recheck(model, example, path, images="demo")[0].failure is None
+
+
+# --- what is refused
+
+
+def test_names_and_types() -> None:
+    assert target_of(Path("a.b.onnx")).name == "onnx"
+    assert target_of(Path("net.ncnn.param")).name == "ncnn"
+    with pytest.raises(
+        ModelError, match=r"model.bin says no target: give a file that ends in \.onnx"
+    ):
+        target_of(Path("model.bin"))
+    with pytest.raises(ModelError, match="'coreml' is no target: give one of onnx, openvino"):
+        target_of(Path("model.onnx"), "coreml")
+    with pytest.raises(ModelError, match=r"its files end in \.xml"):
+        target_of(Path("model.onnx"), "openvino")
+    for target in TARGETS.values():
+        for dtype in target.dtypes:
+            assert target_of(Path(target.file_name(dtype))) is target
+
+
+REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "int8 without images": ({"dtype": "int8"}, DataError, "int8 takes the ranges"),
+    "no such type": ({"dtype": "int4"}, ModelError, "'int4' is none of float32"),
+    "other size": ({"images": pictures(3, 8, 8)}, DataError, "3×8×8 each and .* for 3×12×12"),
+    "other file": ({"path": "model.txt"}, ModelError, "says no target"),
+}  # fmt: skip
+
+
+@ONNX
+@pytest.mark.parametrize("name", REFUSED)
+def test_refusals(name: str, tmp_path: Path) -> None:
+    options, kind, message = REFUSED[name]
+    path = tmp_path / options.get("path", "model.onnx")
+    with pytest.raises(kind, match=message):
+        obo.export(network(), X[:1], path, **{k: v for k, v in options.items() if k != "path"})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_type_that_no_quantizer_makes(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="ncnn is not exported in int8"):
+        obo.export(network(), X[:1], tmp_path / "m.ncnn.param", dtype="int8", images=X)
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_missing_package_and_its_command(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(targets.importlib.util, "find_spec", lambda module: None)
+    target = TARGETS[name]
+    with pytest.raises(MissingExtraError, match=rf'pip install "onebyone\[{target.extra}\]"'):
+        obo.export(network(), X[:1], tmp_path / target.file_name("float32"))
+
+
+def test_every_extra_is_in_the_project_file() -> None:
+    import tomllib
+
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text("utf-8"))
+    assert {t.extra for t in TARGETS.values()} <= set(project["project"]["optional-dependencies"])
+
+
+@ONNX
+def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> str:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(tempfile, "mkdtemp", refuse)
+    with pytest.raises(OutputError, match="cannot be written: Read-only file system"):
+        obo.export(network(), X[:1], tmp_path / "model.onnx")
+
+
+@ONNX
+def test_a_network_that_cannot_be_traced(tmp_path: Path) -> None:
+    class Fickle(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x if float(x.sum()) > 0 else -x
+
+    with pytest.raises(ModelError, match=r"torch.export cannot export .* must be traced"):
+        obo.export(Fickle(), X[:1], tmp_path / "model.onnx")
+
+
+def test_an_original_that_cannot_be_exported_is_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Fickle(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x if float(x.sum()) > 0 else -x
+
+    job = exporting._Job(TARGETS["onnx"], "float32", (X[:1],), None, None, None)
+    (note,) = job.write_original(Fickle(), {"after": tmp_path / "m.onnx"})
+    assert "not compared with the original: torch.export cannot export" in note
+
+
+# --- records
+
+
+def test_records_of_a_folder(tmp_path: Path) -> None:
+    assert read_records(tmp_path) == {}
+    for name in ("model.onnx", "model.xml"):
+        (tmp_path / name).write_bytes(b"x")
+        write_record(tmp_path, {"file": name, "target": "onnx"})
+    write_record(tmp_path, {"file": "model.onnx", "target": "again"})
+    found = read_records(tmp_path)
+    assert {n: e["target"] for n, e in found.items()} == {
+        "model.onnx": "again",
+        "model.xml": "onnx",
+    }
+    (tmp_path / "model.xml").unlink()
+    write_record(tmp_path, {"file": "model.onnx", "target": "third"})
+    assert list(read_records(tmp_path)) == ["model.onnx"]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"schema": "other"}', '{"schema": 1, "exports": 3}']
+)
+def test_damaged_records_are_none(text: str, tmp_path: Path) -> None:
+    (tmp_path / files.EXPORTS).write_text(text)
+    assert read_records(tmp_path) == {}
+
+
+def test_files_of_others_are_not_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "model.xml"
+    check_replaceable(path, "openvino")
+    (tmp_path / "model.bin").write_bytes(b"mine")
+    with pytest.raises(OutputError, match=r"model.bin exists and onebyone did not write it"):
+        check_replaceable(path, "openvino")
+    path.write_bytes(b"")
+    write_record(tmp_path, {"file": "model.xml"})
+    check_replaceable(path, "openvino")
+    assert json.loads((tmp_path / files.EXPORTS).read_text())["exports"] == [{"file": "model.xml"}]

@@ -1,0 +1,460 @@
+"""Budgets of latency: sites, steps, interpolation, the table on disk, the search."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import onebyone as obo
+from onebyone.conv import ConvSpec
+from onebyone.errors import BudgetError, MissingExtraError, ModelError
+from onebyone.exporting.targets import TARGETS
+from onebyone.forms import FORMS
+from onebyone.measurement.timing import Samples
+from onebyone.pacing import graphs, pace, timetable, whole
+from onebyone.pacing.graphs import EAGER, Surrounded, write_onnx
+from onebyone.pacing.pace import LayerTimes, paced, runtime_named
+from onebyone.pacing.sites import Site, sites_of
+from onebyone.pacing.timetable import Timetable, interpolated, step_of
+from onebyone.pacing.whole import Ratio, ratio_of
+from onebyone.planning import Budget, Plan
+
+ONNX = pytest.mark.skipif(
+    TARGETS["onnx"].missing is not None, reason="onnx, onnxscript or onnxruntime is missing"
+)
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.norm = (
+            nn.Conv2d(3, 16, 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(16),
+        )
+        self.two, self.three = nn.Conv2d(16, 16, 3, padding=1), nn.Conv2d(16, 16, 1)
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.norm(self.one(x)))
+        x = torch.relu(self.two(x) + x)
+        x = self.three(self.three(x))
+        return self.head(x.mean((2, 3)))
+
+
+def residual() -> nn.Module:
+    torch.manual_seed(0)
+    return Residual().eval()
+
+
+X = torch.randn(8, 3, 16, 12, generator=torch.Generator().manual_seed(0))
+
+
+class TestSites:
+    def test_sizes_and_what_is_fused(self) -> None:
+        found = sites_of(residual().train(), X)
+        one = ConvSpec(3, 16, (3, 3), (2, 2), ((1, 1), (1, 1)), (1, 1), bias=True)  # by the folding
+        assert found["one"] == (Site(one, (16, 12), activation="relu"),)
+        assert [(s.size, s.sum, s.activation) for s in found["two"]] == [((8, 6), True, "relu")]
+        assert [(s.size, s.activation) for s in found["three"]] == [((8, 6), "")] * 2
+        assert [(s.size, s.input_shape) for s in found["head"]] == [((), (1, 16))]
+
+    def test_a_network_that_cannot_be_traced(self) -> None:
+        class Fickle(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.conv = nn.Conv2d(3, 4, 3)
+
+            def forward(self, x: Tensor) -> Tensor:
+                y = self.conv(x)
+                return torch.relu(y) if float(y.sum()) > 0 else y
+
+        (site,) = sites_of(Fickle(), X)["conv"]
+        assert (site.size, site.activation) == ((16, 12), "")
+
+    def test_the_key_tells_all_that_times_depend_on(self) -> None:
+        site = sites_of(residual(), X)["two"][0]
+        others = [
+            replace(site, size=(8, 7)), replace(site, sum=False), replace(site, activation=""),
+            replace(site, conv=replace(site.conv, bias=False)),
+            replace(site, conv=replace(site.conv, padding=((0, 0), (0, 0)))),
+            replace(site, conv=replace(site.conv, c_in=17)),
+        ]  # fmt: skip
+        assert len({s.key for s in (site, *others)}) == 7
+
+
+PARTS: dict[str, tuple[Site, list[ConvSpec]]] = {}
+_conv = ConvSpec(8, 12, (3, 3), (2, 1), ((1, 1), (0, 0)), (1, 1))
+for _form, _ranks in (("keep", ()), ("squeeze", (4,)), ("tucker2", (4, 6))):
+    for _activation, _sum in (("relu6", False), ("hardswish", True), ("leaky_relu", False)):
+        PARTS[f"{_form}, {_activation}"] = (
+            Site(_conv, (9, 7), _sum, _activation),
+            [p.conv for p in FORMS[_form].parts(_conv, _ranks)],
+        )
+_linear = ConvSpec(8, 12)
+PARTS["linear"] = (Site(_linear, (5,), activation="sigmoid"), [_linear])
+PARTS["1d"] = (
+    Site(ConvSpec(4, 6, (3,), (1,), ((1, 1),), (1,), bias=False), (9,)),
+    [ConvSpec(4, 6, (3,), (1,), ((1, 1),), (1,), bias=False)],
+)
+
+
+@ONNX
+@pytest.mark.parametrize("name", PARTS)
+def test_the_graph_that_is_timed_computes_what_pytorch_does(name: str, tmp_path: Path) -> None:
+    site, parts = PARTS[name]
+    module = Surrounded(site, parts).eval()
+    x = torch.randn(site.input_shape, generator=torch.Generator().manual_seed(1))
+    inputs = (x, torch.ones_like(module.layers(x)).detach()) if site.sum else (x,)
+    write_onnx(module, parts, inputs, tmp_path / "x.onnx")
+    (found,) = TARGETS["onnx"].open(tmp_path / "x.onnx", 1)(inputs)
+    torch.testing.assert_close(found, module(*inputs).detach(), rtol=1e-4, atol=1e-5)
+
+
+@ONNX
+@pytest.mark.parametrize("runtime", [EAGER, "onnx"])
+def test_every_runtime_opens_odd_layers(runtime: str, tmp_path: Path) -> None:
+    """Circular padding and SiLU have no operator of their own in ONNX."""
+    conv = ConvSpec(3, 4, (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), padding_mode="circular")
+    site = Site(conv, (6, 6), activation="silu")
+    for _ in range(2):
+        assert graphs.opened(runtime, site, [conv], tmp_path, 1)() is not None
+
+
+class TestSteps:
+    @pytest.mark.parametrize("step", [1, 2, 4, 8, 16])
+    def test_the_step_is_found(self, step: int) -> None:
+        times = {r: 0.1 * step * -(-r // step) + 0.001 * (r % 3) for r in range(17, 33)}
+        assert step_of(times) == step
+
+    def test_between_measured_ranks(self) -> None:
+        line = {(8,): 0.3, (16,): 0.5, (32,): 0.7}
+        assert interpolated(line, (16,)) == 0.5
+        assert interpolated(line, (24,)) == pytest.approx(0.6)
+        assert interpolated(line, (4,)) == 0.3  # never faster than what was measured
+        assert interpolated(line, (48,)) == pytest.approx(0.9)
+
+    def test_two_ranks(self) -> None:
+        plane = {(a, b): 0.01 * a + 0.02 * b for a in (8, 16) for b in (8, 16, 24)}
+        assert interpolated(plane, (12, 20)) == pytest.approx(0.12 + 0.4)
+        assert interpolated(plane, (16, 24)) == pytest.approx(plane[16, 24])
+        lonely = plane | {(11, 9): 5.0}  # one that was chosen and timed: no row of its own
+        assert interpolated(lonely, (12, 20)) == pytest.approx(0.12 + 0.4)
+
+
+# --- a clock that is an arithmetic rule
+
+
+class Made:
+    """Stands in for layers and the clock: a call's time is what `cost` says of its parts."""
+
+    def __init__(self, cost: Callable[[Site, list[ConvSpec]], float]) -> None:
+        self.cost = cost
+        self.clocked: list[str] = []
+
+    def opened(self, runtime: str, site: Site, parts: Any, folder: Path, threads: int) -> Any:
+        took = self.cost(site, list(parts))
+
+        def run() -> float:
+            return took
+
+        return run
+
+    def interleave(self, calls: Mapping[str, Callable[[], Any]], **options: Any) -> Samples:
+        self.clocked += list(calls)
+        return Samples({n: (call(),) * 7 for n, call in calls.items()}, 2, options["threads"])
+
+
+def macs_cost(site: Site, parts: list[ConvSpec]) -> float:
+    """Milliseconds in proportion to MACs at the site, ranks rounded up to 8, and 0.001 a layer."""
+    pixels = max(torch.Size(site.size).numel(), 1)
+
+    def up(n: int) -> int:
+        return -(-n // 8) * 8
+
+    return sum(0.001 + 1e-6 * pixels * up(p.c_in) * up(p.c_out) * p.taps for p in parts)
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Made:
+    monkeypatch.setenv("ONEBYONE_CACHE", str(tmp_path / "cache"))
+    rule = Made(macs_cost)
+    monkeypatch.setattr(timetable, "opened", rule.opened)
+    monkeypatch.setattr(timetable, "interleave", rule.interleave)
+    return rule
+
+
+CONV = ConvSpec(64, 64, (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1))
+SITE = Site(CONV, (14, 14), activation="relu")
+
+
+class TestTimetable:
+    def test_shapes_that_recur_are_timed_once_and_kept(self, made: Made) -> None:
+        table = Timetable(EAGER, 1)
+        table.prepare([SITE, SITE])
+        assert table.step == 8
+        own = table.milliseconds(SITE, "keep", ())
+        assert own == pytest.approx(macs_cost(SITE, [CONV]))
+        count = len(made.clocked)
+        again = Timetable(EAGER, 1)
+        again.prepare([SITE])
+        assert len(made.clocked) == count
+        assert again.times == table.times
+        assert Timetable(EAGER, 2).times == {}  # another number of threads
+        again.prepare([replace(SITE, size=(7, 7))])
+        assert len(made.clocked) > count
+
+    @pytest.mark.parametrize("ranks", [(16,), (12,), (40,)])
+    def test_ranks_between_follow_the_steps(self, ranks: tuple[int], made: Made) -> None:
+        """The rule is linear in steps of 8, so the interpolation must be exact."""
+        table = Timetable(EAGER, 1)
+        table.prepare([SITE])
+        for form in ("squeeze", "channel"):
+            parts = [p.conv for p in FORMS[form].parts(CONV, ranks)]
+            assert table.milliseconds(SITE, form, ranks) == pytest.approx(macs_cost(SITE, parts))
+        pair = (ranks[0], 24)
+        parts = [p.conv for p in FORMS["tucker2"].parts(CONV, pair)]
+        assert table.milliseconds(SITE, "tucker2", pair) == pytest.approx(macs_cost(SITE, parts))
+        table.measure(SITE, [("squeeze", (12,))])
+        assert table.known(SITE, "squeeze", (12,))
+
+    @pytest.mark.parametrize(
+        "damage",
+        [
+            lambda t: t[: len(t) // 2],
+            lambda t: "",
+            lambda t: t.replace("onebyone.timings/1", "other"),
+            lambda t: t.replace('"keep_ms": ', '"keep_ms": -'),
+            lambda t: t.replace('"step": 8', '"step": 5'),
+            lambda t: "[1, 2]",
+            lambda t: json.dumps(json.loads(t) | {"times": {"x": {"keep_ms": 1}}}),
+        ],
+    )
+    def test_a_damaged_table_is_told_and_made_anew(
+        self, damage: Callable[[str], str], made: Made
+    ) -> None:
+        first = Timetable(EAGER, 1)
+        first.prepare([SITE])
+        first.path.write_text(damage(first.path.read_text()))
+        again = Timetable(EAGER, 1)
+        assert again.times == {}
+        assert "is damaged" in again.notes[0]
+        again.prepare([SITE])
+        assert Timetable(EAGER, 1).times == first.times
+
+    def test_a_table_that_cannot_be_written_is_used_all_the_same(
+        self, made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "file").write_text("")
+        monkeypatch.setenv("ONEBYONE_CACHE", str(tmp_path / "file" / "cache"))
+        table = Timetable(EAGER, 1)
+        table.prepare([SITE])
+        assert table.milliseconds(SITE, "keep", ()) > 0
+
+    def test_a_noisy_machine_is_measured_longer_and_told(
+        self, made: Made, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked: list[float] = []
+
+        def noisy(calls: Mapping[str, Callable[[], Any]], **options: Any) -> Samples:
+            asked.append(options["seconds"])
+            return Samples(dict.fromkeys(calls, (1.0, 2.0, 3.0, 4.0, 5.0)), 2, 1)
+
+        table = Timetable(EAGER, 1)
+        table.step = 8
+        monkeypatch.setattr(timetable, "interleave", noisy)
+        table.measure(SITE, [("squeeze", (8,))])
+        assert asked == sorted(asked)
+        assert asked[-1] > 4 * asked[0]
+        assert "noisy" in table.notes[0]
+
+
+# --- the whole network
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    layers: list[nn.Module] = [nn.Conv2d(3, 32, 3, padding=1), nn.ReLU()]
+    for _ in range(3):
+        layers += [nn.Conv2d(32, 32, 3, padding=1), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 4)).eval()
+
+
+class Watch:
+    """The whole network's time: that of its layers by the rule, and a part that nobody saves."""
+
+    fixed = 0.02
+
+    def __init__(self, model: nn.Module, example: Tensor, runtime: str, threads: int) -> None:
+        self.runtime, self.threads, self.example = runtime, threads, example
+        self.before = self.milliseconds(model)
+
+    def milliseconds(self, model: nn.Module) -> float:
+        every = sites_of(model, self.example).values()
+        return self.fixed + sum(macs_cost(s, [s.conv]) for sites in every for s in sites)
+
+    def ratio(self, model: nn.Module) -> Ratio:
+        after = self.milliseconds(model)
+        return Ratio(after / self.before, 0.0, self.before, after, 9)
+
+
+@pytest.fixture(scope="module")
+def observed() -> tuple[nn.Module, Any]:
+    model = network()
+    return model, obo.observe(model, X)
+
+
+def planner(model: nn.Module, statistics: Any) -> Callable[[Budget, Any], Plan]:
+    return lambda goal, times: obo.plan(model, statistics, goal, times=times)
+
+
+class TestBudget:
+    @pytest.mark.parametrize("wanted", [0.8, 0.6, 0.4])
+    def test_it_holds_for_the_whole_network(
+        self, wanted: float, made: Made, observed: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(pace, "Stopwatch", Watch)
+        model, statistics = observed
+        found = paced(model, X, Budget(latency=wanted), planner(model, statistics), runtime=EAGER)
+        assert 0.9 * wanted <= found.ratio.median <= 1.01 * wanted
+        assert found.plan.budget.latency == wanted
+        assert f"latency={wanted}" in found.words("PyTorch", 1)
+
+    def test_no_layer_becomes_slower(
+        self, made: Made, observed: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Forms with one layer more than two are slow by this rule, however few MACs they have."""
+        made.cost = lambda site, parts: macs_cost(site, parts) * (1 if len(parts) < 3 else 9)
+        monkeypatch.setattr(pace, "Stopwatch", Watch)
+        model, statistics = observed
+        plan = paced(model, X, Budget(latency=0.7), planner(model, statistics), runtime=EAGER).plan
+        assert {d.form for d in plan.decisions} <= {"keep", "squeeze", "channel", "pointwise"}
+
+    def test_macs_and_latency_hold_together(
+        self, made: Made, observed: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(pace, "Stopwatch", Watch)
+        model, statistics = observed
+        budget = Budget(macs=0.4, params=0.7, latency=0.8)
+        plan = paced(model, X, budget, planner(model, statistics), runtime=EAGER).plan
+        assert plan.macs_after <= 0.4 * plan.macs_before
+        assert plan.params_after <= 0.7 * plan.params_before
+
+    def test_what_cannot_be_met_names_the_lowest(
+        self, made: Made, observed: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(pace, "Stopwatch", Watch)
+        model, statistics = observed
+        with pytest.raises(
+            BudgetError, match=r"latency=0\.01 cannot be met: the lowest .*latency=0\."
+        ):
+            paced(model, X, Budget(latency=0.01), planner(model, statistics), runtime=EAGER)
+
+    def test_nothing_to_gain(
+        self, made: Made, observed: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        made.cost = lambda site, parts: float(len(parts))
+        monkeypatch.setattr(pace, "Stopwatch", Watch)
+        model, statistics = observed
+        with pytest.raises(
+            BudgetError, match=r"nothing to gain here: in eager no form of any layer"
+        ):
+            paced(model, X, Budget(latency=0.9), planner(model, statistics), runtime=EAGER)
+
+    def test_layers_that_take_more_than_the_whole_are_scaled(self, made: Made) -> None:
+        table = Timetable(EAGER, 1)
+        table.prepare([SITE])
+        own = table.milliseconds(SITE, "keep", ())
+        half = LayerTimes.of(table, {"a": (SITE, SITE)}, own)
+        assert half.scale == pytest.approx(0.5)
+        assert half.other_ns == pytest.approx(0.0, abs=1e-6)
+        assert half.of_layer("a", "keep", ()) == pytest.approx(1e6 * own)
+        more = LayerTimes.of(table, {"a": (SITE,)}, 3 * own)
+        assert more.scale == 1.0
+        assert more.other_ns == pytest.approx(2e6 * own)
+
+    def test_budgets_and_names_that_are_none(self, observed: Any) -> None:
+        model, statistics = observed
+        with pytest.raises(BudgetError, match="needs measured times"):
+            obo.plan(model, statistics, Budget(latency=0.5))
+        with pytest.raises(BudgetError, match=r"latency=1\.5 is not a budget"):
+            Budget(latency=1.5)
+        with pytest.raises(BudgetError, match="'tensorrt' is no runtime: give one of eager"):
+            runtime_named("tensorrt")
+        assert runtime_named("PyTorch") == EAGER
+        with pytest.raises(BudgetError, match="cannot be searched together"):
+            obo.slim(model, X, latency=0.5, max_drop=0.01)
+
+    def test_a_runtime_that_is_missing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(pace.TARGETS["onnx"].__class__, "missing", "onnxruntime")
+        with pytest.raises(MissingExtraError, match=r'pip install "onebyone\[onnx\]"'):
+            obo.slim(network(), X, latency=0.5)
+
+
+class TestWhole:
+    def test_the_ratio_and_its_doubt(self) -> None:
+        rounds = tuple(float(n) for n in range(1, 101))
+        samples = Samples({"before": rounds, "after": tuple(r / 2 for r in rounds)}, 2, 1)
+        assert ratio_of(samples).median == 0.5
+        assert ratio_of(samples).doubt == 0.0
+        noisy = Samples({"before": (1.0,) * 5, "after": (1.0, 2.0, 3.0, 4.0, 5.0)}, 2, 1)
+        assert ratio_of(noisy).doubt == pytest.approx(1.57 * 2 / 5**0.5 / 3)
+        assert not ratio_of(noisy).sure
+
+    def test_a_machine_too_noisy_to_decide(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        asked: list[float] = []
+
+        def noisy(calls: Mapping[str, Callable[[], Any]], **options: Any) -> Samples:
+            asked.append(options["seconds"])
+            return Samples({"before": (1.0,) * 5, "after": (1.0, 2.0, 3.0, 4.0, 5.0)}, 2, 1)
+
+        watch = whole.Stopwatch(network(), X, EAGER, 1)
+        monkeypatch.setattr(whole, "interleave", noisy)
+        with pytest.raises(BudgetError, match=r"too noisy to decide .* takes 3\.00 ± 1\.4"):
+            watch.ratio(network())
+        assert asked == [2.0, 4.0, 8.0, 16.0]
+
+    @ONNX
+    def test_a_network_beside_itself(self) -> None:
+        watch = whole.Stopwatch(network(), X, "onnx", 1)
+        found = whole.ratio_of(
+            whole.interleave(
+                {"before": watch.original, "after": watch.opened(network())}, seconds=0.05
+            )
+        )
+        assert found.before_ms > 0
+        assert found.rounds >= 5
+
+    def test_what_the_runtime_does_not_take(self) -> None:
+        class Fickle(nn.Module):
+            def forward(self, x: Tensor) -> Tensor:
+                return x if float(x.sum()) > 0 else -x
+
+        with pytest.raises(ModelError, match="must be traced"):
+            whole.Stopwatch(Fickle(), X, "onnx", 1)
+
+
+@ONNX
+@pytest.mark.slow
+def test_slim_under_a_budget_of_latency(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The demo network in onnxruntime, with the real clock; a machine too noisy is told, not guessed."""
+    monkeypatch.setenv("ONEBYONE_CACHE", str(tmp_path))
+    model, _ = obo.load("demo")
+    try:
+        slimmed = obo.slim(model, obo.open_images("demo", limit=128), latency=0.6)
+    except BudgetError as error:
+        if "too noisy to decide" not in str(error):
+            raise
+        pytest.skip(str(error))
+    assert slimmed.plan.budget.latency == 0.6
+    assert any("interleaved rounds" in note for note in slimmed.plan.notes)
+    again = obo.load(slimmed.save(tmp_path / "out")).model
+    assert torch.equal(again(X[:1, :1, :1, :1].expand(1, 1, 28, 28)), slimmed.model(
+        X[:1, :1, :1, :1].expand(1, 1, 28, 28)
+    ))  # fmt: skip
