@@ -70,6 +70,7 @@ def run(args: argparse.Namespace, seed: int) -> dict[str, Any]:
         batch_size=args.batch, features=args.features, augment=tuple(args.augment), seed=seed,
     )  # fmt: skip
     found: dict[str, Any] = {"seed": seed, "network": args.network, "recipe": recipe.to_json()}
+    found["test_images"] = len(test)
     networks = {"original": model}
     statistics = train.take(CALIBRATION, seed)
     networks["slimmed"] = obo.slim(
@@ -105,7 +106,9 @@ def run(args: argparse.Namespace, seed: int) -> dict[str, Any]:
 
 def table(runs: list[dict[str, Any]]) -> Table:
     """Mean, least and most of the seeds, and what each gains over the original and over the control."""
-    made = Table(title=f"{runs[0]['network']}, {len(runs)} seeds, 10,000 test images")
+    made = Table(
+        title=f"{runs[0]['network']}, {len(runs)} seeds, {runs[0]['test_images']:,} test images"
+    )
     for head in ("", "MACs", "parameters", "top-1 mean (least to most)", "gain", "over control"):
         made.add_column(head, justify="left" if not head else "right")
     for name, title in ARMS.items():
