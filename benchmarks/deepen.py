@@ -28,6 +28,7 @@ from torch import nn
 
 import onebyone as obo
 from onebyone.data import Images
+from onebyone.deepening.candidates import WIDTH
 from onebyone.deepening.probing import BATCH, BATCHES
 from onebyone.searching import accuracy
 
@@ -62,11 +63,14 @@ def run(args: argparse.Namespace, seed: int) -> dict[str, Any]:
         every = every.take(args.images, seed)
     train, held_out = every.split(len(every) // 20, seed)
     test = Images(*read_split(args.data, "t10k"))
+    if args.images is not None:
+        test = test.take(args.images, seed)
     recipe = obo.Recipe(
         epochs=args.epochs, optimizer=args.optimizer, learning_rate=args.rate, soft=args.soft,
         batch_size=args.batch, features=args.features, augment=tuple(args.augment), seed=seed,
     )  # fmt: skip
     found: dict[str, Any] = {"seed": seed, "network": args.network, "recipe": recipe.to_json()}
+    found["test_images"] = len(test)
     networks = {"original": model}
     statistics = train.take(CALIBRATION, seed)
     networks["slimmed"] = obo.slim(
@@ -75,7 +79,7 @@ def run(args: argparse.Namespace, seed: int) -> dict[str, Any]:
     began = time.perf_counter()
     deepened = obo.deepen(
         networks["slimmed"], example, obo.Budget(macs=1.0, params=1.0), reference=model, data=train,
-        held_out=0, kinds=tuple(args.kinds), seed=seed,
+        held_out=0, kinds=tuple(args.kinds), width=args.width, seed=seed,
     )  # fmt: skip
     found["deepen_seconds"] = round(time.perf_counter() - began, 1)
     found["notes"] = deepened.plan.notes
@@ -102,7 +106,9 @@ def run(args: argparse.Namespace, seed: int) -> dict[str, Any]:
 
 def table(runs: list[dict[str, Any]]) -> Table:
     """Mean, least and most of the seeds, and what each gains over the original and over the control."""
-    made = Table(title=f"{runs[0]['network']}, {len(runs)} seeds, 10,000 test images")
+    made = Table(
+        title=f"{runs[0]['network']}, {len(runs)} seeds, {runs[0]['test_images']:,} test images"
+    )
     for head in ("", "MACs", "parameters", "top-1 mean (least to most)", "gain", "over control"):
         made.add_column(head, justify="left" if not head else "right")
     for name, title in ARMS.items():
@@ -129,6 +135,7 @@ def main() -> None:
     parser.add_argument("--network", choices=("vgg", "resnet"), default="vgg")
     parser.add_argument("--macs", type=float, default=0.4, help="left by slimming")
     parser.add_argument("--kinds", nargs="+", default=["bottleneck", "pointwise", "prelu"])
+    parser.add_argument("--width", type=float, default=WIDTH, help="of the channels")
     parser.add_argument("--epochs", type=float, default=6.0)
     parser.add_argument("--optimizer", choices=("sgd", "adamw"), default="sgd")
     parser.add_argument("--rate", type=float, default=0.05)
@@ -136,7 +143,7 @@ def main() -> None:
     parser.add_argument("--features", type=float, default=0.0)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--augment", nargs="*", default=["shift", "mirror"])
-    parser.add_argument("--images", type=int, help="train on so many only, to try it out")
+    parser.add_argument("--images", type=int, help="train and test on so many only, to try it")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--no-tuned", action="store_true", help="leave slimmed and tuned out")
     parser.add_argument("-o", "--out", type=Path, help="JSON, written after every seed")

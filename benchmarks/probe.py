@@ -23,6 +23,8 @@ from torch import Tensor, nn
 
 import onebyone as obo
 from onebyone.data import Images
+from onebyone.deepening.candidates import WIDTH
+from onebyone.deepening.candidates import candidates as all_of
 from onebyone.deepening.insertions import Insertion, insert
 from onebyone.deepening.probing import RECIPE, _borrow, _in_order, probe
 from onebyone.recovery.objective import Objective
@@ -143,8 +145,6 @@ def gradients(
 
 
 def candidates(model: nn.Module, example: Tensor, widths: list[float]) -> list[Insertion]:
-    from onebyone.deepening.candidates import candidates as all_of
-
     return [c for c in all_of(model, example, widths=tuple(widths)) if not c.refused]
 
 
@@ -158,7 +158,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=FOLDER)
     parser.add_argument("--network", choices=("vgg", "resnet"), default="vgg")
     parser.add_argument("--macs", type=float, default=0.4, help="left by slimming")
-    parser.add_argument("--widths", type=float, nargs="+", default=[0.5], help="of the channels")
+    parser.add_argument("--widths", type=float, nargs="+", default=[WIDTH], help="of the channels")
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--held-out", type=int, default=4000)
     parser.add_argument("--kinds", nargs="+", default=["bottleneck", "pointwise"])

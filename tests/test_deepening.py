@@ -150,6 +150,8 @@ def test_a_block_without_an_activation_of_its_own_is_wrapped(activated: bool) ->
     assert [n for n in ("1", "2") if n in found and found[n] is None] == ["1", "2"]
     if activated:
         assert "runs 2 times" in str(found["1.relu"])
+        kinds = [c.kind for c in usable(model, image) if c.place == "1"]
+        assert kinds == ["pointwise", "bottleneck"]
     check_same(model, inserted(model, usable(model, image)), image)
 
 
@@ -256,6 +258,23 @@ def test_the_style_follows_the_network() -> None:
     for model, norm, name in ((normed, True, "ReLU"), (bare, False, "SiLU")):
         (block,) = [c for c in candidates(model, image) if c.kind == "bottleneck"][-1:]
         assert (block.norm, block.activation.name) == (norm, name)
+
+
+def test_memory_formats_follow_the_network() -> None:
+    for name, last in (("channels-last", True), ("plain", False)):
+        model, inputs = TRAPS[name].model(), TRAPS[name].images(1)
+        deeper = inserted(model, usable(model, inputs))
+        weights = {n: p for n, p in deeper.named_parameters() if n.endswith("body.conv.weight")}
+        assert weights
+        for weight in weights.values():
+            assert weight.is_contiguous(memory_format=torch.channels_last) == last
+
+
+def test_modes_are_those_of_the_model() -> None:
+    trap = TRAPS["plain"]
+    for mode in (True, False):
+        result = deepened(trap.model().train(mode), trap)
+        assert {m.training for m in result.model.modules()} == {mode}
 
 
 @pytest.mark.parametrize("name", ["1d", "3d"])

@@ -84,6 +84,18 @@ def deepen(
             help="Images to compare on; by default a twentieth of DATA is set apart.",
         ),
     ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(metavar="HxW", rich_help_panel=IMAGES, help="As for onebyone slim."),
+    ] = None,
+    mean: Annotated[
+        str | None,
+        typer.Option(metavar="NUMBERS", rich_help_panel=IMAGES, help="As for onebyone slim."),
+    ] = None,
+    std: Annotated[
+        str | None,
+        typer.Option(metavar="NUMBERS", rich_help_panel=IMAGES, help="As for onebyone slim."),
+    ] = None,
     epochs: Annotated[
         float,
         typer.Option(
@@ -150,7 +162,7 @@ def deepen(
       [bold]onebyone deepen out/ --data images/ --epochs 3 -o deeper/
       onebyone deepen out/ --data images/ --macs 0.8 --params 1 -o deeper/[/bold]
     """
-    bytes_ = values.memory(memory)
+    bytes_, pictures = values.memory(memory), Pictures.parse(size, mean, std)
     if epochs and data is None:
         raise typer.BadParameter("say on which images, with --data", param_hint="--epochs")
     if held_out is not None and data is None:
@@ -168,7 +180,7 @@ def deepen(
             lighter, before = _networks(model, reference, weights, trust)
             tell("load", 1)
             tell("read", 0)
-            preprocess = Pictures(None, None, None).preprocess(lighter)
+            preprocess = pictures.preprocess(lighter)
             fit, images, others = room(bytes_, lighter, preprocess), None, None
             if data is not None:
                 images = read_images(data, lighter, preprocess, fit, seed)

@@ -13,7 +13,7 @@ from onebyone.running import call, first_output, suited
 from onebyone.tree import deep_copy, modules_by_name, replace_modules, tensors_in
 
 KERNEL = 3
-WIDTH = 0.5  # hidden channels of a bottleneck, as a part of the channels that it reads
+WIDTH = 0.25  # hidden channels of a bottleneck, as a part of the channels that it reads
 KINDS = ("bottleneck", "pointwise", "prelu")
 
 

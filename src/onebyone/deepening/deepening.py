@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from onebyone.clock import Clock, Progress
 from onebyone.data import Images, check_images, open_images
-from onebyone.deepening.candidates import KINDS, candidates, inserted, same
+from onebyone.deepening.candidates import KINDS, WIDTH, candidates, inserted, same
 from onebyone.deepening.filling import Room, by_gain, by_rule
 from onebyone.deepening.insertions import INSERTIONS, Insertion
 from onebyone.deepening.probing import BATCH, BATCHES, RECIPE, probe
@@ -76,6 +76,7 @@ def deepen(
     epochs: float = 0,
     recipe: Recipe | None = None,
     kinds: tuple[str, ...] = KINDS,
+    width: float = WIDTH,
     batches: int = BATCHES,
     preprocess: Preprocess | None = None,
     classes: tuple[str, ...] | None = None,
@@ -90,7 +91,8 @@ def deepen(
     model: the lighter network; example: an input (1, C, …) of its; budget: fractions of the MACs and
     parameters of `reference`, the original network. data: images, with labels or without, anything that
     `open_images` takes: a probe on some tens of batches decides where depth is worth most for its MACs;
-    without data a rule that the plan states. kinds: which insertions may be used.
+    without data a rule that the plan states. kinds: which insertions may be used;
+    width: hidden channels of a bottleneck, as a part of the channels that it reads.
     epochs: fine-tune afterwards on `data`, with the reference as the teacher and by `recipe`.
     held_out: other images to compare on and to choose the best weights by; by default a twentieth of the
     data is set apart, 0 for none. source: what `load` said of the network (`Loaded.source`), or the plan
@@ -99,7 +101,7 @@ def deepen(
     DataError for images or labels that do not fit.
     """
     clock = Clock(progress)
-    kinds = _known(kinds)
+    kinds = _known(kinds, width)
     if epochs and data is None:
         raise DataError("there are no images to fine-tune on: give data=, or epochs=0")
     image = _image(example)
@@ -113,7 +115,7 @@ def deepen(
         with clock.step("plan"):
             _check_images(model, image, images)
             room, costs, limits = _room(model, reference, image, budget)
-            found = candidates(model, image, kinds=kinds)
+            found = candidates(model, image, kinds=kinds, widths=(width,))
             _check_any(found)
         notes = (RULE,)
         if images is not None:
@@ -121,7 +123,8 @@ def deepen(
                 found = _scored(model, found, images, reference, batches, seed, clock.tell)
             notes = (_probed(images, batches),)
         chosen, notes = _chosen(found, room, notes)
-        deeper = _checked(model, image, chosen, seed)
+        _check_same(model, image, chosen, seed)
+    deeper = inserted(model, chosen, seed)
     plan = Plan(
         budget, (), tuple(image.shape[1:]), *costs, seed=seed, source=as_source(source),
         notes=notes, insertions=(*chosen, *_left(found, chosen)), reference=limits,
@@ -142,10 +145,12 @@ def deepen(
     return Deepened(deeper, plan, result, own, preprocess, classes, tuned, clock.seconds)
 
 
-def _known(kinds: tuple[str, ...]) -> tuple[str, ...]:
+def _known(kinds: tuple[str, ...], width: float) -> tuple[str, ...]:
     for kind in kinds:
         if kind not in INSERTIONS:
             raise ModelError(f"there is no insertion {kind!r}: there are {', '.join(INSERTIONS)}")
+    if not 0 < width <= 1:
+        raise ModelError(f"width={width!r} does not fit: give a part of the channels, such as 0.25")
     if not kinds:
         raise ModelError(f"no kind of insertion was given: there are {', '.join(INSERTIONS)}")
     return tuple(kinds)
@@ -298,17 +303,14 @@ def _left(found: tuple[Insertion, ...], chosen: tuple[Insertion, ...]) -> tuple[
     return tuple(left.values())
 
 
-def _checked(
-    model: nn.Module, image: Tensor, chosen: tuple[Insertion, ...], seed: int
-) -> nn.Module:
-    """The deeper network, in the modes that the model has; ModelError should its outputs differ."""
-    deeper = inserted(model, chosen, seed)
+def _check_same(model: nn.Module, image: Tensor, chosen: tuple[Insertion, ...], seed: int) -> None:
+    """ModelError should the outputs of the deeper network differ."""
     inputs = suited(model, image)
     with torch.no_grad():
-        before, after = (list(tensors_in(call(m, inputs))) for m in (model, deeper))
+        networks = (model, inserted(model, chosen, seed))
+        before, after = (list(tensors_in(call(m, inputs))) for m in networks)
     if not same(before, after):
         raise ModelError(
             "the network's outputs changed when blocks were inserted that compute nothing yet: its "
             "control flow depends on more than its modules' outputs"
         )
-    return deeper

@@ -5,10 +5,10 @@ from __future__ import annotations
 import operator
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from onebyone.conv import ConvSpec
 
@@ -218,9 +218,10 @@ def insert(
     """Modules to put in place of those that something is inserted behind, by their names.
 
     Each is an `nn.Sequential` of the module itself and of what is inserted, in the order given, on the
-    device and in the dtype of the network's first parameter.
+    device and in the dtype of the network's first parameter, and in its convolutions' memory format.
     """
     first = next((p for p in model.parameters() if p.is_floating_point()), None)
+    last = any(p.ndim == 4 and _channels_last(p) for p in model.parameters())
     modules: Mapping[str, nn.Module] = dict(model.named_modules())
     made: dict[str, nn.Sequential] = {}
     for number, insertion in enumerate(i for i in insertions if not i.refused):
@@ -228,6 +229,8 @@ def insert(
         block = insertion.build(seed * 1000 + number).train(host.training)
         if first is not None:
             block = block.to(first.device, first.dtype)
+        if last and len(insertion.kernel) == 2:
+            block = block.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if insertion.place not in made:
             made[insertion.place] = nn.Sequential(OrderedDict([(HOST, host)]))
             made[insertion.place].training = host.training
@@ -237,6 +240,6 @@ def insert(
     return dict(made)
 
 
-def narrower(insertion: Insertion, width: int) -> Insertion:
-    """The same bottleneck with another hidden width."""
-    return replace(insertion, width=width)
+def _channels_last(weight: Tensor) -> bool:
+    """Whether a weight is so in memory; of a 1×1 kernel nothing can be told."""
+    return weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()

@@ -35,8 +35,8 @@ class Place:
     """A module behind which something can be inserted, with one image's output (channels, *size).
 
     `where` is `blocks` for a feature map that a block can read, `halves` for the thin middle of a
-    factorized layer; `kind` is what made the map (`flow`); `activation` is the module's own where it
-    is one that is known; `refusal` is why the place takes nothing.
+    factorized layer; `kind` is what made the map (`flow`); `activation` is the one that the map
+    comes from, where it is known; `refusal` is why the place takes nothing.
     """
 
     module: str
@@ -131,15 +131,26 @@ def _superseded(
 def _place(value: Value, flow: Flow, modules: dict[str, nn.Module]) -> Place | None:
     """The innermost module that returns the map and can be wrapped; else the first one's refusal."""
     refused: Place | None = None
-    for name in value.modules:
+    for index, name in enumerate(value.modules):
         module = modules[name]
         channels, size = value.shape[1], value.shape[2:]
         reason = _reason(name, module, flow) or _too_small(channels, size)
-        place = Place(name, BLOCKS, channels, size, Activation.of(module), value.kind, reason)
+        activation = _activation([modules[n] for n in value.modules[: index + 1]])
+        place = Place(name, BLOCKS, channels, size, activation, value.kind, reason)
         if reason is None:
             return place
         refused = refused or place
     return refused
+
+
+def _activation(through: list[nn.Module]) -> Activation | None:
+    """The activation that a map comes from, where only modules that pass it on stand behind.
+
+    Dropout passes it on in eval mode alone.
+    """
+    if any(isinstance(m, nn.modules.dropout._DropoutNd) for m in through):
+        return None
+    return next((a for m in through if (a := Activation.of(m)) is not None), None)
 
 
 def _reason(name: str, module: nn.Module, flow: Flow) -> str | None:
