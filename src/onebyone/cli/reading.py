@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from onebyone.data import Images
     from onebyone.loading import Loaded
+    from onebyone.pools import Pool
     from onebyone.preprocessing import Preprocess
 
 LEAST = 64  # images that are read whatever --memory says
@@ -77,6 +78,17 @@ class Inputs:
 
 
 @dataclass(frozen=True)
+class Opened:
+    """What a command trains on: all images, read as they are needed."""
+
+    loaded: Loaded
+    preprocess: Preprocess | None
+    images: Pool
+    held_out: Images | None
+    memory: int
+
+
+@dataclass(frozen=True)
 class Source:
     """The options that say what to work on, parsed; `images` is how many to slim with.
 
@@ -100,14 +112,32 @@ class Source:
         """What must not be overwritten, where these are files or folders."""
         return self.model, self.weights, self.data, self.held_out
 
-    def read(self, tell: Progress) -> Inputs:
-        """Load the network and the images, and check that they suit one another."""
-        from onebyone.slimming import set_apart
-
+    def _load(self, tell: Progress) -> tuple[Loaded, Preprocess | None]:
         tell("load", 0)
         loaded = read_model(self.model, self.weights, self.input_size, self.trust)
         preprocess = self.pictures.preprocess(loaded)
         tell("load", 1)
+        return loaded, preprocess
+
+    def open(self, tell: Progress) -> Opened:
+        """Load the network, and all images to train on, which are read as they are needed."""
+        from onebyone.data import check_images
+        from onebyone.pools import open_pool
+
+        loaded, preprocess = self._load(tell)
+        pool = open_pool(self.data, preprocess, loaded.classes)
+        check_images(pool.take(1), loaded.example)
+        held_out = None
+        if self.held_out is not None:
+            fit = room(self.memory, loaded, preprocess)
+            held_out = read_held_out(self.held_out, loaded, preprocess, fit, self.seed)
+        return Opened(loaded, preprocess, pool, held_out, self.memory)
+
+    def read(self, tell: Progress) -> Inputs:
+        """Load the network and the images, and check that they suit one another."""
+        from onebyone.slimming import set_apart
+
+        loaded, preprocess = self._load(tell)
         tell("read", 0)
         fit = room(self.memory, loaded, preprocess)
         if self.images > fit:

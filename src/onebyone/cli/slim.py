@@ -11,11 +11,12 @@ import typer
 from onebyone.cli import values
 from onebyone.cli.failures import Outcome, failures
 from onebyone.cli.reading import Pictures, Source, use_threads
-from onebyone.cli.showing import note, progress, show, show_json, show_slimmed, tell_images
+from onebyone.cli.showing import leads, note, progress, show, show_json, show_slimmed, tell_images
 from onebyone.cli.writing import check_spared
 
-BUDGET, MODEL, IMAGES, OUTPUT, WORK = (
-    "How light (one at least)", "The network", "The images", "The result", "The work",
+BUDGET, MODEL, IMAGES, TRAINING, OUTPUT, WORK = (
+    "How light (one at least)", "The network", "The images", "Training between steps", "The result",
+    "The work",
 )  # fmt: skip
 
 
@@ -193,6 +194,23 @@ def slim(
             "litert or ncnn.",
         ),
     ] = "onnxruntime",
+    steps: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            min=1,
+            rich_help_panel=TRAINING,
+            help="Slim in so many steps, and fine-tune after each.",
+        ),
+    ] = 1,
+    finetune_epochs: Annotated[
+        float,
+        typer.Option(
+            metavar="N",
+            rich_help_panel=TRAINING,
+            help="Passes over all of DATA after each step, towards the original and the labels.",
+        ),
+    ] = 0.0,
     timed: Annotated[
         bool,
         typer.Option(
@@ -212,6 +230,8 @@ def slim(
     Your own network and weights; images/ has one subfolder a class:
       [bold]onebyone slim my_code:make_net --weights best.pt --input 3x128x128 \\
           --mean 0.5 --std 0.25 --data images/ --max-drop 0.01 -o out/[/bold]
+    Far down, in steps with training between (or onebyone finetune afterwards):
+      [bold]onebyone slim demo --data demo:test --macs 0.1 --steps 3 --finetune-epochs 2 -o out/[/bold]
     Look at the plan first, edit it, apply it:
       [bold]onebyone slim demo --data demo --macs 0.4 --plan-only -o plan.json
       onebyone slim demo --data demo --plan plan.json -o out/[/bold]
@@ -229,6 +249,7 @@ def slim(
         assert out is not None
         with progress() as tell:
             tell("load", 0)
+            from onebyone.distributed import together
             from onebyone.pacing.pace import runtime_named
             from onebyone.plan_files import read_plan
             from onebyone.saving import check_folder
@@ -241,14 +262,19 @@ def slim(
             if latency is not None:
                 runtime_named(runtime)
             check_folder(out, force=force, inputs=source.paths)
-            found = source.read(tell)
-            slimmed = slim_network(
-                found.loaded.model, found.images, macs=macs, params=params, max_drop=max_drop,
-                plan=given, held_out=found.held_out or 0, preprocess=found.preprocess,
-                classes=found.loaded.classes, source=found.loaded.source, calibration=images,
-                memory=found.memory, seed=seed, latency=timed if latency is None else latency,
-                runtime=runtime, threads=threads or 1, progress=tell,
-            )  # fmt: skip
+            training = steps != 1 or finetune_epochs != 0
+            with together():
+                found = source.open(tell) if training else source.read(tell)
+                slimmed = slim_network(
+                    found.loaded.model, found.images, macs=macs, params=params, max_drop=max_drop,
+                    plan=given, held_out=found.held_out or (None if training else 0),
+                    preprocess=found.preprocess, classes=found.loaded.classes,
+                    source=found.loaded.source, calibration=images, memory=found.memory, seed=seed,
+                    latency=timed if latency is None else latency, runtime=runtime,
+                    threads=threads or 1, steps=steps, finetune_epochs=finetune_epochs, progress=tell,
+                )  # fmt: skip
+            if not leads():
+                return
             tell("save", 0)
             outcome.written = slimmed.save(out, force=force)
         show_slimmed(slimmed, out, as_json)

@@ -8,7 +8,7 @@ from typing import Any
 
 from onebyone.errors import TrainingError
 
-OPTIMIZERS = {"sgd": (0.05, 5e-4), "adamw": (5e-3, 0.01)}  # learning rate, weight decay
+OPTIMIZERS = {"sgd": (0.02, 5e-4), "adamw": (2e-3, 0.01)}  # learning rate, weight decay
 AUGMENTATIONS = ("shift", "mirror")
 PRECISIONS = ("auto", "float32", "bfloat16")
 
