@@ -41,7 +41,7 @@ class Recipe:
     warmup: float = 0.1
     soft: float = 0.5
     temperature: float = 2.0
-    features: float = 0.5
+    features: float = 2.0
     smoothing: float = 0.0
     clip: float = 5.0
     average: float = 0.998
