@@ -129,7 +129,7 @@ REFUSALS = {
     ),
     "too small": (
         f"slim nets:net {PICTURES} --size 4 --macs 0.5 -o out",
-        "(1, 3, 4, 4)",
+        "1×3×4×4",
     ),
     "arrays of another size": (
         "slim demo --data demo --size 32 --macs 0.5 -o out",
@@ -160,7 +160,7 @@ REFUSALS = {
     ),
     "plan only with a drop": (
         "slim demo --data demo --max-drop 0.1 --plan-only",
-        "leave --plan and --max-drop out",
+        "leave --plan, --max-drop and --latency out",
     ),
     "missing plan": ("slim demo --data demo --plan no.json -o out", "no.json cannot be read"),
     "no JSON": ("slim demo --data demo --plan w.pt -o out", "is not JSON"),

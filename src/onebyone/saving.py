@@ -98,8 +98,8 @@ def save_folder(slimmed: Slimmed | Deepened, folder: Path, *, force: bool = Fals
         with _staged(folder) as staged:
             _write_all(slimmed, staged)
             _swap(staged, folder)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
+    except (OSError, SafetensorError, OutputError) as error:
+        reason = getattr(error.__cause__ or error, "strerror", None) or error
         raise OutputError(
             f"the folder {folder} cannot be written: {reason}; nothing was left there"
         ) from error
