@@ -113,7 +113,7 @@ def page(rows: dict[str, Any]) -> str:
         "|---|" + "---|" * len(targets),
     ]
     reasons: dict[str, None] = {}
-    for name in NETWORKS:
+    for name in (n for n in NETWORKS if any(key.startswith(f"{n}/") for key in rows)):
         cells = []
         for target in targets:
             pair = []

@@ -355,6 +355,60 @@ def test_every_target(name: str, dtype: str, tmp_path: Path) -> None:
     assert recheck(model, example, path, images="demo")[0].failure is None
 
 
+@ONNX
+@pytest.mark.parametrize("failing", [1, 2, 3, 4])
+def test_files_that_cannot_be_placed_leave_the_old_ones(
+    failing: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An export of two files over another: whichever move fails, both old files are there again."""
+    staged = tmp_path / "staged"
+    staged.mkdir()
+    goal = tmp_path / "model.xml"
+    for name in ("model.xml", "model.bin"):
+        (staged / name).write_text(f"new {name}")
+        (tmp_path / name).write_text(f"old {name}")
+    replaced, calls = exporting.os.replace, []
+
+    def sometimes(source: Path, target: Path) -> None:
+        calls.append(source)
+        if len(calls) == failing:
+            raise OSError(28, "No space left on device")
+        replaced(source, target)
+
+    monkeypatch.setattr(exporting.os, "replace", sometimes)
+    with pytest.raises(OutputError, match=r"model\.xml cannot be written: No space left"):
+        exporting._place(TARGETS["openvino"], staged / "model.xml", goal)
+    assert {p.name: p.read_text() for p in tmp_path.glob("model.*")} == {
+        "model.xml": "old model.xml", "model.bin": "old model.bin",
+    }  # fmt: skip
+
+
+@ONNX
+def test_a_folder_of_pictures(tmp_path: Path) -> None:
+    from PIL import Image
+
+    for i in range(3):
+        Image.new("RGB", (20, 16), (40 * i, 90, 200)).save(tmp_path / f"{i}.png")
+    preprocess = obo.Preprocess((3, 12, 12), (0.5,), (0.25,))
+    path = tmp_path / "new" / "deep" / "MODEL.ONNX"
+    found = obo.export(
+        network(), X[:1], path, images=tmp_path, preprocess=preprocess, latency=False
+    )
+    assert (found.check.images, found.check.drawn) == (3, False)
+    assert path.is_file()
+
+
+@ONNX
+def test_folders_made_for_nothing_go_again(tmp_path: Path) -> None:
+    class Fickle(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x if float(x.sum()) > 0 else -x
+
+    with pytest.raises(ModelError):
+        obo.export(Fickle(), X[:1], tmp_path / "new" / "deep" / "model.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
 # --- what is refused
 
 

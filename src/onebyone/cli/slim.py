@@ -297,8 +297,8 @@ def _check_usage(
         )
     if plan_only and (plan is not None or max_drop is not None or fractions[2] is not None):
         raise typer.BadParameter(
-            "it makes a plan for --macs and --params only, so leave --plan, --max-drop and --latency "
-            "out",
+            "it makes a plan for --macs and --params only, without --latency: "
+            "leave --plan and --max-drop out",
             param_hint="--plan-only",
         )
 

@@ -93,7 +93,7 @@ def export(
     chosen.require()
     check_writable(path)
     inputs = ready_inputs(example)
-    taken, calibration, drawn = images_for(images, inputs, dtype)
+    taken, calibration, drawn = images_for(images, inputs, dtype, preprocess)
     job = _Job(chosen, dtype, inputs, calibration, preprocess, classes)
     tell = progress or (lambda done: None)
     plain = on_cpu_in_float32(model)
@@ -240,16 +240,25 @@ def _staged(path: Path) -> Iterator[Path]:
 
 
 def _place(target: Target, staged: Path, path: Path) -> None:
-    """Put all files in place; if one cannot be, those before it go again."""
-    placed: list[Path] = []
+    """Put all files in place; if one cannot be, what stood there comes back."""
+    placed: list[tuple[Path, Path]] = []
     try:
         for source, goal in zip(target.files(staged), target.files(path), strict=True):
+            old = source.with_name(f"old-{source.name}")
+            if goal.exists():
+                os.replace(goal, old)
+                placed.append((goal, old))
             if source.is_file():
                 share(source)
                 os.replace(source, goal)
-                placed.append(goal)
-    except OSError as error:
-        for goal in placed:
+                placed.append((goal, old))
+    except BaseException as error:
+        for goal, _ in placed:
             with suppress(OSError):
-                goal.unlink()
-        raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
+                goal.unlink(missing_ok=True)
+        for goal, old in placed:
+            with suppress(OSError):
+                os.replace(old, goal)
+        if isinstance(error, OSError):
+            raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
+        raise

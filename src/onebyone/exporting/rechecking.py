@@ -17,6 +17,7 @@ from onebyone.exporting.checking import LIMITS, Check, check
 from onebyone.exporting.network import FLOAT32, INT8, on_cpu_in_float32
 from onebyone.exporting.program import first_line
 from onebyone.exporting.targets import Target, target_of
+from onebyone.preprocessing import Preprocess
 
 CHECKED = 64  # images at most
 CALIBRATED = 128  # images at most
@@ -112,7 +113,10 @@ def compared(
 
 
 def images_for(
-    images: object, inputs: tuple[Tensor, ...], dtype: str
+    images: object,
+    inputs: tuple[Tensor, ...],
+    dtype: str,
+    preprocess: Preprocess | None = None,
 ) -> tuple[tuple[Tensor, ...], Tensor | None, bool]:
     """What is checked on, what int8 is calibrated with, and whether it was drawn."""
     several = len(inputs) != 1
@@ -124,7 +128,7 @@ def images_for(
                 else "int8 is for networks of one input: this one takes several"
             )
         return tuple(drawn_images(x) for x in inputs), None, True
-    every = open_images(images, limit=CHECKED + CALIBRATED)
+    every = open_images(images, preprocess, limit=CHECKED + CALIBRATED)
     taken, example = every.inputs, inputs[0]
     if taken.shape[1:] != example.shape[1:]:
         given, wanted = ("×".join(map(str, s)) for s in (taken.shape[1:], example.shape[1:]))
