@@ -22,12 +22,17 @@ def write_text(path: str | Path, text: str) -> None:
 
     Raises OutputError where that cannot be done; what stood at the path is untouched then.
     """
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Write bytes as `write_text` writes text."""
     path = Path(path)
     staged: str | None = None
     try:
         handle, staged = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
         share(staged)
         os.replace(staged, path)
     except OSError as error:
