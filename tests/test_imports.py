@@ -42,8 +42,8 @@ explaining explaining.packing explaining.bundle explaining.toy explaining.photos
 explaining.bench explaining.page explaining.insight explaining.versus explaining.report
 exporting exporting.program exporting.onnx
 saving searching slimming
-explaining.defaults explaining.drawing explaining.figures explaining.explaining
-explaining.notebook
+explaining.defaults explaining.explaining explaining.notebook
+explaining.drawing explaining.figures
 __init__
 cli.values cli.signals cli.failures cli.showing cli.writing cli.reading cli.slim cli.verify
 cli.measure cli.compare cli.diff cli.explain cli.demo cli.app cli

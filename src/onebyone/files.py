@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,25 +23,29 @@ def write_text(path: str | Path, text: str) -> None:
 
     Raises OutputError where that cannot be done; what stood at the path is untouched then.
     """
-    write_bytes(path, text.encode())
+    with staged(Path(path)) as file:
+        file.write_text(text, encoding="utf-8")
 
 
-def write_bytes(path: str | Path, content: bytes) -> None:
-    """Write bytes as `write_text` writes text."""
-    path = Path(path)
-    staged: str | None = None
+@contextmanager
+def staged(path: Path) -> Iterator[Path]:
+    """A file beside the path to write to, which takes its place at once if all goes well.
+
+    Raises OutputError where it cannot be written; what stood at the path is untouched then.
+    """
+    beside: str | None = None
     try:
-        handle, staged = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        share(staged)
-        os.replace(staged, path)
+        handle, beside = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+        os.close(handle)
+        yield Path(beside)
+        share(beside)
+        os.replace(beside, path)
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
     finally:
-        if staged is not None:
+        if beside is not None:
             with suppress(OSError):
-                os.unlink(staged)
+                os.unlink(beside)
 
 
 def check_writable(path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onebyone.errors import OutputError
-from onebyone.files import write_bytes, write_text
+from onebyone.files import staged, write_text
 from onebyone.report.markup import Markup, join, tag
 
 if TYPE_CHECKING:
@@ -100,7 +100,8 @@ class Drawing:
         if path.suffix.lower() == ".svg":
             write_text(path, self.svg())
         elif path.suffix.lower() == ".png":
-            write_bytes(path, self.png())
+            with staged(path) as file:
+                file.write_bytes(self.png())
         else:
             raise OutputError(f"{path}: a figure is an .svg or a .png file")
         return path
