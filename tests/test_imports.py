@@ -53,6 +53,7 @@ recovery.objective recovery.scoring recovery.checkpoints recovery.supply recover
 recovery.fine_tuning
 saving deepening.probing deepening.deepening searching progressive recovering slimming
 explaining.defaults explaining.explaining explaining.notebook
+explaining.drawing explaining.figures
 __init__
 cli.values cli.signals cli.showing cli.failures cli.writing cli.originals cli.reading cli.slim
 cli.finetune cli.verify cli.deepen

@@ -88,7 +88,7 @@ def test_frames_show_the_pages(tab: Tab, results: dict[str, Any]) -> None:
         assert len(frame.locator("body").inner_text()) > 200, name
     page = tab.page.frame_locator('iframe[title="onebyone: Explanation"]')
     page.locator("html[data-ready]").wait_for(state="attached")
-    page.locator("#tabs a").nth(3).click()
+    page.locator("#tabs button").nth(3).click()
     page.locator("#screen-4 .frame").first.wait_for()
     report = tab.page.frame_locator('iframe[title="onebyone: Slimmed"]')
     assert report.locator("#layer-table").is_visible()

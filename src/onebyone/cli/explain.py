@@ -111,6 +111,16 @@ def explain(
             help="Then divide by this, such as 0.229,0.224,0.225.",
         ),
     ] = None,
+    figure: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME.svg",
+            rich_help_panel=OUTPUT,
+            show_default=False,
+            help="Write a picture instead: one-pixel, bottleneck or before-after, as .svg or .png; "
+            "with a slimmed folder as MODEL before-after is of that.",
+        ),
+    ] = None,
     latency: Annotated[
         bool,
         typer.Option(
@@ -127,8 +137,12 @@ def explain(
     \b
     Examples:
       [bold]onebyone explain --open
-      onebyone explain torchvision:resnet50 --image cat.jpg -o cat.html[/bold]
+      onebyone explain torchvision:resnet50 --image cat.jpg -o cat.html
+      onebyone explain --figure one-pixel.svg[/bold]
     """  # fmt: skip
+    if figure is not None:
+        _write_figure(figure, model)
+        return
     pictures = Pictures.parse(size, mean, std)
     shape = values.lengths(input_size, "--input", (3,))
     if model is None and any((weights, shape, size, mean, std)):
@@ -161,6 +175,19 @@ def explain(
     note(f"written to {out}" + ("" if open_it else ": open it in a browser"))
     if open_it:
         _open(out)
+
+
+def _write_figure(path: str, model: str | None) -> None:
+    """One of the classic pictures; of a slimmed folder's own plan, where one is given."""
+    with failures() as outcome:
+        from onebyone.explaining.figures import write_figure
+        from onebyone.files import PLAN
+        from onebyone.plan_files import read_plan
+
+        Outputs.checked(path, inputs=(model,))
+        plan = None if model is None else read_plan(Path(model, PLAN))
+        outcome.written = write_figure(path, plan)
+    note(f"written to {path}")
 
 
 def _preprocess(loaded: Loaded | None, pictures: Pictures) -> Preprocess | None:

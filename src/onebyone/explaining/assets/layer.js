@@ -89,7 +89,7 @@ export class Layer {
     this.carried = el("output", { "data-v": "carried" });
     this.effect = el("p", { class: "hint", role: "status" });
     const kept = volume.K < packed.outputs ? ` The page has ${volume.K} of its ${packed.outputs} output maps, those that vary most.` : "";
-    const every = packed.stride > 1 ? ` Of its ${packed.grid.join("×")} pixels every ${packed.stride}th is here; a 1×1 convolution does not miss its neighbours.` : "";
+    const every = packed.stride > 1 ? ` Of its ${packed.grid.join("×")} pixels every ${packed.stride}th is here; a 1×1 convolution does not miss its neighbors.` : "";
     return el("div", { class: "layer" },
       el("p", { class: "hint" }, `${packed.name || "The network"}: ${volume.C} channels → ${packed.outputs}, at ${packed.grid.join("×")} pixels.${kept}${every}`),
       el("p", { class: "row-of-buttons" }, el("label", { for: "filter" }, "Look at "), which,

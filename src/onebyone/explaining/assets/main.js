@@ -109,10 +109,9 @@ function resized() {
 
 function buildTabs() {
   SCREENS.forEach((screen, i) => {
-    byId("tabs").append(el("li", {}, el("a", { href: `#${i + 1}`, onclick: (event) => {
-      event.preventDefault();
-      change({ screen: i + 1 });
-    } }, el("b", {}, String(i + 1)), ` ${screen.title}`)));
+    const go = () => change({ screen: i + 1 });
+    byId("tabs").append(el("li", {}, el("button", { type: "button", onclick: go },
+      el("b", {}, String(i + 1)), ` ${screen.title}`)));
   });
 }
 

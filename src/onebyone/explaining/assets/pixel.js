@@ -102,7 +102,7 @@ function paint(group, kind, value, most) {
   box.setAttribute("fill", shade(value / most));
   const text = group.querySelector(`text.v${kind}`);
   text.textContent = spell(value, 3);
-  text.setAttribute("fill", inkOn(value / most));
+  text.style.fill = inkOn(value / most);
 }
 
 function bar(group, from, to, scale) {

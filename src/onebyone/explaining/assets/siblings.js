@@ -41,7 +41,7 @@ const KINDS = {
     learns: (v) => [9, `9 weights, for each of ${v.C} channels`],
     value: (v) => each(v, channel(v), state.y, state.x),
     torch: (v) => v.others?.each[(channel(v) * v.H + state.y) * v.W + state.x],
-    says: "a pixel and its neighbours, one channel: channels never meet",
+    says: "a pixel and its neighbors, one channel: channels never meet",
     tell: (v) => {
       const c = channel(v);
       const terms = around(v, c, state.y, state.x, -1, 1).map(([l, x, at]) => [l, x, v.depthwise[c * 9 + at]]);
@@ -55,7 +55,7 @@ const KINDS = {
     learns: (v) => [9 * v.C, `${9 * v.C} weights, for each of ${v.K} maps`],
     value: (v) => full(v, state.k, state.y, state.x),
     torch: (v) => v.others?.full[state.k * v.H * v.W + state.y * v.W + state.x],
-    says: "a pixel and its neighbours, all channels: both at once, at nine times the cost",
+    says: "a pixel and its neighbors, all channels: both at once, at nine times the cost",
     tell: (v) => {
       const terms = range(v.C).flatMap((c) => around(v, c, state.y, state.x, -1, 1)
         .map(([l, x, at]) => [`${l}, channel ${c + 1}`, x, v.kernel[(state.k * v.C + c) * 9 + at]]));
@@ -67,7 +67,7 @@ const KINDS = {
 
 const range = (n) => [...Array(n).keys()];
 const channel = (v) => state.k % v.C;
-// An odd last row or column belongs to no window of the pooling: its neighbour's is shown.
+// An odd last row or column belongs to no window of the pooling: its neighbor's is shown.
 const py = (v) => Math.min(state.y >> 1, (v.H >> 1) - 1);
 const px = (v) => Math.min(state.x >> 1, (v.W >> 1) - 1);
 

@@ -170,6 +170,6 @@ function shuffleSaid(now) {
     "Every output pixel moved along with its input pixel. Beyond that the 1×1 convolution changed by ",
     el("output", { "data-v": "shuffle-one" }, spell(one, 6)), ", a 3×3 convolution by up to ",
     el("output", { "data-v": "shuffle-three" }, spell(three, 6)),
-    `: it reads neighbours, the 1×1 none, at any of the ${plural(H * W, "pixel")}.`,
+    `: it reads neighbors, the 1×1 none, at any of the ${plural(H * W, "pixel")}.`,
   ];
 }
