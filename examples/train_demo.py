@@ -17,6 +17,7 @@ import gzip
 import json
 import sys
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -75,12 +76,12 @@ def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
     return hits / len(y)
 
 
-def train(args: argparse.Namespace) -> None:
+def train(args: argparse.Namespace, build: Callable[[], nn.Module]) -> None:
     torch.manual_seed(args.seed)
     generator = torch.Generator().manual_seed(args.seed)
     images, labels = read_split(args.data, "train")
     x, y = normalise(images), torch.tensor(labels).long()
-    model = NETWORKS[args.network]().to(memory_format=torch.channels_last)
+    model = build().to(memory_format=torch.channels_last)
     average = torch.optim.swa_utils.AveragedModel(
         model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998), use_buffers=True
     )
@@ -129,7 +130,7 @@ def train(args: argparse.Namespace) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     save_file(state, args.out / f"{args.network}.safetensors")
     record = {
-        "command": "python examples/train_demo.py " + " ".join(sys.argv[1:]),
+        "command": " ".join(["python", *sys.argv]),
         "torch": torch.__version__.split("+")[0],
         "seed": args.seed, "epochs": args.epochs, "batch": args.batch, "lr": args.lr,
         "bfloat16": args.bfloat16, "seconds": round(time.perf_counter() - began),
@@ -150,11 +151,11 @@ def write_images(args: argparse.Namespace) -> None:
     np.savez_compressed(args.out / "test.npz", images=images[:TEST][:, None], labels=labels[:TEST])
 
 
-def main() -> None:
+def options(networks: Iterable[str]) -> argparse.ArgumentParser:
+    """The options of training, for one of these networks."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=Path("/usr/share/datasets/fashion-mnist"))
-    parser.add_argument("--network", choices=sorted(NETWORKS))
-    parser.add_argument("--images", action="store_true", help="write the built-in images only")
+    parser.add_argument("--network", choices=sorted(networks))
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--lr", type=float, default=0.2)
@@ -163,11 +164,17 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--bfloat16", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("-o", "--out", type=Path, required=True)
+    return parser
+
+
+def main() -> None:
+    parser = options(NETWORKS)
+    parser.add_argument("--images", action="store_true", help="write the built-in images only")
     args = parser.parse_args()
     if args.images:
         write_images(args)
     elif args.network:
-        train(args)
+        train(args, NETWORKS[args.network])
     else:
         parser.error("say what to make: --network vgg, --network resnet or --images")
 

@@ -25,9 +25,11 @@ measurement.memory measurement.latency measurement.spans measurement.layers_alon
 measurement.layer_latency measurement.roofline measurement.measuring
 matching sides diffing
 factorize factorize.metric factorize.least_squares factorize.reduced_rank factorize.squeeze
-factorize.alternate factorize.fit
-surveying statistics
-forms allocation planning plan_files
+factorize.alternate factorize.fit factorize.grouped factorize.selection
+surveying forms
+narrowing narrowing.spaces narrowing.files narrowing.cutting narrowing.following narrowing.finding
+narrowing.ordering narrowing.widths
+statistics allocation candidates planning plan_files
 building lockstep effort rewriting
 loading.loaded loading.layers loading.archive loading.programs loading.weights loading.zoo
 loading.factories loading.onnx_graphs loading.slimmed loading.specs loading

@@ -10,12 +10,12 @@ import numpy as np
 from torch import Tensor, nn
 
 from onebyone.allocation import Choices, allocate, cheapest
+from onebyone.candidates import COSTS, Candidate, candidates, layer_evidence, narrowed_spaces
 from onebyone.conv import ConvSpec
 from onebyone.errors import BudgetError, PlanError
-from onebyone.factorize.metric import energies, factor, tails
-from onebyone.factorize.squeeze import input_energy
 from onebyone.forms import FORMS
-from onebyone.statistics import LayerStatistics, Statistics
+from onebyone.narrowing.spaces import Narrowing, narrowed
+from onebyone.statistics import Statistics
 from onebyone.surveying import Seen
 from onebyone.tree import modules_by_name
 
@@ -45,7 +45,8 @@ class Decision:
     `positions_in` and `positions_out` count the pixels of one image that enter and leave the layer,
     summed over its calls. `conv` is None for a kind of layer that onebyone has no formulas for; its
     cost is in the plan's `other_macs` and `other_params`. `error` is the predicted rise of the loss,
-    in nats per image.
+    in nats per image. `shape` is the geometry with fewer channels where the layer was narrowed; the
+    form stands in its place.
     """
 
     layer: str
@@ -56,11 +57,17 @@ class Decision:
     ranks: tuple[int, ...] = ()
     error: float = 0.0
     reason: str = ""
+    shape: ConvSpec | None = None
 
     @property
     def refused(self) -> bool:
         """Whether the layer stays bit for bit as it is; `reason` says why."""
         return self.form == "refuse"
+
+    @property
+    def shaped(self) -> ConvSpec | None:
+        """The geometry that the form is made of: narrowed, or the original's."""
+        return self.shape or self.conv
 
     @property
     def macs_before(self) -> int:
@@ -75,16 +82,16 @@ class Decision:
     @property
     def macs_after(self) -> int:
         """MACs of what stands in its place."""
-        if self.refused or self.conv is None:
+        if self.refused or self.shaped is None:
             return self.macs_before
-        return FORMS[self.form].macs(self.conv, self.ranks, self.positions_in, self.positions_out)
+        return FORMS[self.form].macs(self.shaped, self.ranks, self.positions_in, self.positions_out)
 
     @property
     def params_after(self) -> int:
         """Parameters of what stands in its place."""
-        if self.refused or self.conv is None:
+        if self.refused or self.shaped is None:
             return self.params_before
-        return FORMS[self.form].params(self.conv, self.ranks)
+        return FORMS[self.form].params(self.shaped, self.ranks)
 
 
 @dataclass(frozen=True)
@@ -94,6 +101,7 @@ class Plan:
     `other_macs` and `other_params` belong to what is no convolution or linear layer of the plan
     (attention products, normalisation): they stay, and count in the totals. `source` is the model
     spec that `load` was given, so that a saved folder can be loaded again; `notes` are for people.
+    `narrowings` are the hidden channels that are left out, and where.
     """
 
     budget: Budget
@@ -104,6 +112,7 @@ class Plan:
     seed: int = 0
     source: dict[str, Any] | None = None
     notes: tuple[str, ...] = field(default=())
+    narrowings: tuple[Narrowing, ...] = ()
 
     @property
     def macs_before(self) -> int:
@@ -123,12 +132,13 @@ class Plan:
     @property
     def params_after(self) -> int:
         """Parameters of the lighter network."""
-        return self.other_params + sum(d.params_after for d in self.decisions)
+        others = self.other_params - sum(n.params_saved for n in self.narrowings)
+        return others + sum(d.params_after for d in self.decisions)
 
     @property
     def error(self) -> float:
-        """The predicted rise of the loss: the sum over the layers, in nats per image."""
-        return sum(d.error for d in self.decisions)
+        """The predicted rise of the loss: over layers and narrowings, in nats per image."""
+        return sum(d.error for d in self.decisions) + sum(n.error for n in self.narrowings)
 
     def of(self, layer: str) -> Decision:
         """The decision on a layer, by its qualified name."""
@@ -138,38 +148,75 @@ class Plan:
         raise PlanError(f"the plan has no layer {layer!r}")
 
 
-@dataclass(frozen=True)
-class _Candidate:
-    form: str
-    ranks: tuple[int, ...]
-
-
 def plan(model: nn.Module, statistics: Statistics, budget: Budget) -> Plan:
-    """Choose a form and ranks for every layer at once, within the budget; change nothing.
+    """Choose widths, a form and ranks for every layer at once, within the budget; change nothing.
 
     A candidate's error is half its discarded energy in the metric of the loss (`factorize`), the
     second-order estimate of the rise of the loss in nats per image; the sum over the layers is
-    minimised. Raises BudgetError for a budget that no candidates meet, naming the lowest that can be.
+    minimised. Hidden spaces are narrowed where that is better by this estimate than forms alone.
+    Raises BudgetError for a budget that no candidates meet, naming the lowest that can be.
     """
-    survey = statistics.survey
-    modules = modules_by_name(model)
-    tables: list[tuple[list[_Candidate], Choices]] = []
-    decided = [s for s in survey.layers if s.refusal is None]
-    for seen in decided:
-        weight = getattr(modules[seen.layer], "weight").detach()  # noqa: B009
-        tables.append(_candidates(seen, weight, statistics.layers[seen.layer], statistics.images))
-    macs_known = sum(s.conv.macs(s.positions_out) for s in survey.layers if s.conv)
-    params_known = sum(s.conv.params for s in survey.layers if s.conv)
-    other = (survey.macs - macs_known, survey.params - params_known)
+    weights = {
+        s.layer: getattr(modules_by_name(model)[s.layer], "weight").detach()  # noqa: B009
+        for s in statistics.survey.layers
+        if s.refusal is None
+    }
+    whole = _Tables(statistics, weights, ())
+    narrowings = narrowed_spaces(
+        statistics, [(s, c, t.errors) for s, (c, t) in zip(whole.decided, whole.tables, strict=True)],
+        {n: getattr(budget, n) for n in COSTS if getattr(budget, n) is not None},
+    )  # fmt: skip
+    found: list[Plan] = []
+    for tables in (whole, _Tables(statistics, weights, narrowings)) if narrowings else (whole,):
+        try:
+            found.append(_planned(tables, budget))
+        except BudgetError:
+            if tables.narrowings == narrowings and not found:
+                raise
+    return min(found, key=lambda p: p.error)
+
+
+class _Tables:
+    """The candidates of every layer that can change, for given widths."""
+
+    def __init__(
+        self, statistics: Statistics, weights: dict[str, Tensor], narrowings: tuple[Narrowing, ...]
+    ) -> None:
+        self.statistics, self.narrowings = statistics, narrowings
+        survey = statistics.survey
+        self.decided = [s for s in survey.layers if s.refusal is None]
+        self.shapes = {
+            s.layer: narrowed(s.layer, s.conv, narrowings) for s in self.decided if s.conv
+        }
+        self.tables = [
+            candidates(
+                layer_evidence(s, weights[s.layer], statistics.layers[s.layer], narrowings),
+                s.positions_in, s.positions_out, statistics.images,
+            )
+            for s in self.decided
+        ]  # fmt: skip
+        macs_known = sum(s.conv.macs(s.positions_out) for s in survey.layers if s.conv)
+        params_known = sum(s.conv.params for s in survey.layers if s.conv)
+        self.other = (survey.macs - macs_known, survey.params - params_known)
+
+
+def _planned(tables: _Tables, budget: Budget) -> Plan:
+    """The best forms for the widths of the tables."""
+    survey = tables.statistics.survey
+    saved = sum(n.params_saved for n in tables.narrowings)
     picks = _allocate(
-        budget, survey.layers, [t for _, t in tables], other, (survey.macs, survey.params)
-    )
+        budget, survey.layers, [t for _, t in tables.tables],
+        (tables.other[0], tables.other[1] - saved), (survey.macs, survey.params),
+    )  # fmt: skip
     decisions: dict[str, Decision] = {}
-    for seen, (candidates, choices), pick in zip(decided, tables, picks, strict=True):
-        chosen = candidates[pick]
+    for seen, (found, choices), pick in zip(tables.decided, tables.tables, picks, strict=True):
+        chosen, shape = found[pick], tables.shapes[seen.layer]
+        cut = shape != seen.conv
+        form = "narrow" if cut and chosen.form == "keep" else chosen.form
         decisions[seen.layer] = Decision(
-            seen.layer, seen.conv, seen.positions_in, seen.positions_out, chosen.form, chosen.ranks,
-            float(choices.errors[pick]), _reason(chosen, len(candidates)),
+            seen.layer, seen.conv, seen.positions_in, seen.positions_out, form, chosen.ranks,
+            float(choices.errors[pick]), "" if cut else _reason(chosen, len(found)),
+            shape if cut else None,
         )  # fmt: skip
     for seen in survey.layers:
         if seen.refusal is not None:
@@ -178,64 +225,17 @@ def plan(model: nn.Module, statistics: Statistics, budget: Budget) -> Plan:
                 reason=seen.refusal,
             )  # fmt: skip
     return Plan(
-        budget, tuple(decisions[s.layer] for s in survey.layers), survey.input_shape, *other,
-        seed=statistics.seed,
+        budget, tuple(decisions[s.layer] for s in survey.layers), survey.input_shape, *tables.other,
+        seed=tables.statistics.seed, narrowings=tables.narrowings,
     )  # fmt: skip
 
 
-def _reason(chosen: _Candidate, candidates: int) -> str:
+def _reason(chosen: Candidate, number: int) -> str:
     if chosen.form != "keep":
         return ""
-    if candidates == 1:
+    if number == 1:
         return "no form of it is cheaper than the layer itself"
     return "its cheaper forms cost more accuracy than those of other layers"
-
-
-def _candidates(
-    seen: Seen, weight: Tensor, seen_statistics: LayerStatistics, images: int
-) -> tuple[list[_Candidate], Choices]:
-    """Keep, and every form and rank that is cheaper than keep in MACs or parameters."""
-    conv = seen.conv
-    assert conv is not None
-    kernel = weight.reshape(conv.c_out, conv.c_in, conv.taps).transpose(1, 2)
-    losses_in, losses_out = _tails(kernel, seen_statistics, images)
-    found = [_Candidate("keep", ())]
-    rows = [(0.0, conv.macs(seen.positions_out), conv.params)]
-    for name, form in FORMS.items():
-        if not form.ranks or form.refuse(conv) is not None:
-            continue
-        sides = [
-            (losses_in, conv.c_in) if side == "in" else (losses_out, conv.c_out)
-            for side in form.ranks
-        ]
-        for ranks in np.ndindex(*(len(_ranks(size)) for _, size in sides)):
-            chosen = tuple(_ranks(size)[i] for i, (_, size) in zip(ranks, sides, strict=True))
-            error = sum(float(loss[r]) for r, (loss, _) in zip(chosen, sides, strict=True))
-            macs = form.macs(conv, chosen, seen.positions_in, seen.positions_out)
-            params = form.params(conv, chosen)
-            if macs <= rows[0][1] and params <= rows[0][2] and (macs, params) != rows[0][1:]:
-                found.append(_Candidate(name, chosen))
-                rows.append((error, macs, params))
-    table = np.asarray(rows, dtype=np.float64)
-    return found, Choices(table[:, 0], table[:, 1:])
-
-
-def _ranks(size: int) -> list[int]:
-    """Ranks to try for so many channels: multiples of 8 in big layers, finer in small ones."""
-    step = 8 if size >= 64 else max(1, size // 8)
-    return list(range(step, size, step)) or [1]
-
-
-def _tails(kernel: Tensor, seen: LayerStatistics, images: int) -> tuple[np.ndarray, np.ndarray]:
-    """Predicted loss for each rank of the input and of the output side, in nats per image."""
-    metric = factor(seen.gradients / images)
-    outside = energies(metric.T @ seen.outputs.covariance @ metric)
-    if kernel.shape[1] == 1:  # no form of a pointwise layer cuts its input side
-        return np.zeros(0), (tails(outside) / 2).numpy()
-    taps = seen.taps / seen.taps.diagonal().mean().clamp_min(1e-30)
-    channels = factor(seen.channels.covariance)
-    inside = energies(input_energy(kernel.cpu(), channels, taps, metric))
-    return (tails(inside) / 2).numpy(), (tails(outside) / 2).numpy()
 
 
 def _allocate(

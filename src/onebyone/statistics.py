@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from math import ceil
 
 import torch
@@ -13,7 +13,11 @@ from torch import Tensor, nn
 from onebyone.conv import ConvSpec
 from onebyone.data import open_images
 from onebyone.errors import ModelError
+from onebyone.factorize.selection import Order
 from onebyone.factorize.squeeze import tap_products
+from onebyone.narrowing.finding import find_spaces
+from onebyone.narrowing.ordering import channel_orders
+from onebyone.narrowing.spaces import Space, blocks_read
 from onebyone.running import call, first_output, release_memory, suited
 from onebyone.sampling import choose_positions, output_rows, patch_rows, positions_of
 from onebyone.surveying import Seen, Survey, survey
@@ -47,6 +51,11 @@ class Moments:
         self.total += rows.sum(0)
         self.products.addmm_(rows.T, rows)
 
+    @property
+    def size(self) -> int:
+        """How many numbers a sample has."""
+        return len(self.total)
+
     def to(self, device: torch.device | str) -> Moments:
         """The same sums on another device."""
         return Moments(self.samples, self.total.to(device), self.products.to(device))
@@ -67,11 +76,11 @@ class Moments:
 class LayerStatistics:
     """What one layer saw, summed over `images`.
 
-    `channels`: its input pixels, of no channels for a pointwise or linear layer, whose input no form
-    squeezes; `taps`: products of the taps of its input patches, summed over channels; `outputs`: its
-    outputs before any normalisation; `gradients`: Σ g gᵀ over all output positions, g the gradient of
-    the loss there; `lowest` and `highest`: the least and the greatest output of each channel that had
-    a gradient at all.
+    `channels`: its input pixels, of no channels for a pointwise or linear layer whose input neither a
+    form squeezes nor a narrowing cuts; `taps`: products of the taps of its input patches, summed over
+    channels; `outputs`: its outputs before any normalisation; `gradients`: Σ g gᵀ over all output
+    positions, g the gradient of the loss there; `lowest` and `highest`: the least and the greatest
+    output of each channel that had a gradient at all. A grouped layer has only the last two.
     """
 
     channels: Moments
@@ -82,13 +91,16 @@ class LayerStatistics:
     highest: Float[Tensor, " c_out"]
 
     @staticmethod
-    def none(conv: ConvSpec, device: torch.device | str = "cpu") -> LayerStatistics:
-        """What a layer saw that has not run yet."""
+    def none(conv: ConvSpec, block: int = 0, device: torch.device | str = "cpu") -> LayerStatistics:
+        """What a layer saw that has not run yet; `block` as in `blocks_read`."""
+        dense = conv.groups == 1
+        taps, out = conv.taps * max(block, 1), conv.c_out if dense else 0
+        inside = conv.c_in // max(block, 1) if dense and (conv.taps > 1 or block) else 0
         return LayerStatistics(
-            Moments.none(conv.c_in if conv.taps > 1 else 0, device),
-            torch.zeros(conv.taps, conv.taps, dtype=torch.float64, device=device),
-            Moments.none(conv.c_out, device),
-            torch.zeros(conv.c_out, conv.c_out, device=device),
+            Moments.none(inside, device),
+            torch.zeros(taps, taps, dtype=torch.float64, device=device),
+            Moments.none(out, device),
+            torch.zeros(out, out, device=device),
             torch.full((conv.c_out,), torch.inf, device=device),
             torch.full((conv.c_out,), -torch.inf, device=device),
         )
@@ -110,12 +122,18 @@ class LayerStatistics:
 
 @dataclass(frozen=True)
 class Statistics:
-    """What `observe` returns: the survey of the network and the moments of each layer it can change."""
+    """What `observe` returns: the survey of the network and the moments of each layer it can change.
+
+    `spaces` are the hidden channels between layers, those that cannot be left out with the reason;
+    `orders` has for each of the others, by its name, which channels are needed most.
+    """
 
     survey: Survey
     images: int
     layers: dict[str, LayerStatistics]
     seed: int
+    spaces: tuple[Space, ...] = ()
+    orders: dict[str, Order] = field(default_factory=dict)
 
 
 def observe(
@@ -139,8 +157,9 @@ def observe(
     inputs = open_images(images).inputs
     with evaluating(model), frozen(model), random_state(seed) as generator:
         found = survey(model, inputs[:1])
+        spaces = find_spaces(model, inputs, found)
         batch = max(1, min(len(inputs), 64, memory // max(OVER * found.activation_bytes, 1)))
-        recorder = _Recorder(found, len(inputs), generator)
+        recorder = _Recorder(found, len(inputs), generator, blocks_read(spaces))
         with hooked(recorder.attach(model)), torch.enable_grad():
             for index, part in enumerate(inputs.split(batch)):
                 _backward(call(model, suited(model, part)), generator)
@@ -148,7 +167,9 @@ def observe(
                     progress(min(1.0, (index + 1) * batch / len(inputs)))
     release_memory()
     layers = {name: seen.to("cpu") for name, seen in recorder.layers.items()}
-    return Statistics(_only(found, layers), len(inputs), layers, seed)
+    weights = {s.layer: modules_by_name(model)[s.layer].weight for s in found.layers if s.conv}
+    orders = channel_orders(spaces, weights, layers)
+    return Statistics(_only(found, layers), len(inputs), layers, seed, spaces, orders)
 
 
 def _only(found: Survey, seen: dict[str, LayerStatistics]) -> Survey:
@@ -189,8 +210,10 @@ def _direction(output: Tensor, generator: torch.Generator) -> Tensor:
 class _Recorder:
     """Hooks that sample what passes a layer, in both directions."""
 
-    def __init__(self, found: Survey, images: int, generator: torch.Generator) -> None:
-        self.found, self.images, self.generator = found, images, generator
+    def __init__(
+        self, found: Survey, images: int, generator: torch.Generator, blocks: dict[str, int]
+    ) -> None:
+        self.found, self.images, self.generator, self.blocks = found, images, generator, blocks
         self.layers: dict[str, LayerStatistics] = {}
 
     def attach(self, model: nn.Module) -> list[torch.utils.hooks.RemovableHandle]:
@@ -207,15 +230,19 @@ class _Recorder:
 
         def hook(_: nn.Module, args: tuple[Tensor], y: Tensor) -> Tensor:
             x = args[0].detach()
-            layer = self.layers.setdefault(seen.layer, LayerStatistics.none(conv, x.device))
-            squeezed = conv.taps > 1
-            width = conv.c_in if squeezed else conv.c_out
-            chosen = self._choose(seen, y, conv.taps * width**2, width)
-            if squeezed:
+            block = self.blocks.get(seen.layer, 0)
+            layer = self.layers.setdefault(seen.layer, LayerStatistics.none(conv, block, x.device))
+            inside, taps = layer.channels.size, len(layer.taps)
+            width = inside or conv.c_out
+            chosen = self._choose(seen, y, taps * width**2, width)
+            if inside:
                 patches = patch_rows(conv, x, chosen)
-                layer.channels.add(patches.reshape(-1, conv.c_in))
+                if block > 1:
+                    patches = patches.reshape(-1, inside, taps).transpose(1, 2)
+                layer.channels.add(patches.reshape(-1, inside))
                 layer.taps += tap_products(patches)
-            layer.outputs.add(output_rows(conv, y.detach(), chosen))
+            if conv.groups == 1:
+                layer.outputs.add(output_rows(conv, y.detach(), chosen))
             if not y.requires_grad:
                 y = y + torch.zeros(1, dtype=y.dtype, device=y.device, requires_grad=True)
             chosen = self._choose(seen, y, conv.c_out**2, conv.c_out)
@@ -241,6 +268,7 @@ def _feel(layer: LayerStatistics, values: Tensor, gradients: Tensor, scale: floa
     felt = gradients != 0
     low = torch.where(felt, values, torch.inf).amin(0)
     high = torch.where(felt, values, -torch.inf).amax(0)
-    layer.gradients.addmm_(gradients.T, gradients, alpha=scale)
+    if len(layer.gradients):
+        layer.gradients.addmm_(gradients.T, gradients, alpha=scale)
     torch.minimum(layer.lowest, low, out=layer.lowest)
     torch.maximum(layer.highest, high, out=layer.highest)

@@ -14,10 +14,12 @@ from onebyone.building import skeleton
 from onebyone.conv import ConvSpec
 from onebyone.errors import ModelError, OneByOneError, PlanError
 from onebyone.files import PLAN, PROGRAM, WEIGHTS
+from onebyone.forms import KEPT
 from onebyone.loading.archive import open_program
 from onebyone.loading.loaded import Loaded, example_of
 from onebyone.loading.programs import module_of
 from onebyone.loading.weights import fit_weights, read_weights
+from onebyone.narrowing.cutting import cut_model
 from onebyone.plan_files import SCHEMA, plan_from_json
 from onebyone.planning import Plan
 from onebyone.preprocessing import Preprocess
@@ -57,8 +59,7 @@ def load_folder(
     if not isinstance(about, dict):
         raise PlanError(f"{folder / PLAN} does not describe a saved network: it has no `model`")
     try:
-        base = _architecture(plan, architecture, build)
-        model = replace_modules(base, _skeletons(base, plan))
+        model = _planned(_architecture(plan, architecture, build), plan)
     except OneByOneError as error:
         if architecture is not None:
             raise
@@ -87,7 +88,7 @@ def _read_plan(folder: Path) -> dict[str, Any]:
 
 def _changes(values: dict[str, Any]) -> dict[str, Any]:
     """What of a plan is needed to build its network again, should its folder be gone."""
-    layers = [v for v in values["layers"] if v["form"] not in ("keep", "refuse")]
+    layers = [v for v in values["layers"] if v["form"] not in (*KEPT, "refuse")]
     dropped = ("about", "cost", "model")
     return {k: v for k, v in values.items() if k not in dropped} | {"layers": layers, "notes": []}
 
@@ -97,8 +98,7 @@ def _architecture(plan: Plan, architecture: nn.Module | None, build: Build) -> n
     source = plan.source or {}
     if source.get("plan") is not None:
         earlier = plan_from_json(source["plan"], "the plan of the network before")
-        base = _architecture(earlier, architecture, build)
-        return replace_modules(base, _skeletons(base, earlier))
+        return _planned(_architecture(earlier, architecture, build), earlier)
     if architecture is not None:
         return deep_copy(architecture)
     if not source:
@@ -106,14 +106,20 @@ def _architecture(plan: Plan, architecture: nn.Module | None, build: Build) -> n
     return build(source, plan.input_shape)
 
 
+def _planned(base: nn.Module, plan: Plan) -> nn.Module:
+    """An architecture changed as the plan says, in place, with unset weights where it is."""
+    cut_model(base, plan.narrowings)
+    return replace_modules(base, _skeletons(base, plan))
+
+
 def _skeletons(model: nn.Module, plan: Plan) -> dict[str, nn.Module]:
     modules = modules_by_name(model)
     found: dict[str, nn.Module] = {}
     for decision in plan.decisions:
-        if decision.form in ("keep", "refuse"):
+        if decision.form in (*KEPT, "refuse"):
             continue
         layer = modules.get(decision.layer)
-        if layer is None or decision.conv is None or ConvSpec.of(layer) != decision.conv:
+        if layer is None or decision.conv is None or ConvSpec.of(layer) != decision.shaped:
             raise PlanError(
                 f"the plan's layer {decision.layer!r} is not in the network it is loaded into"
             )
