@@ -1,24 +1,21 @@
-"""What each layer can become at what predicted error, and how narrow hidden spaces can be."""
+"""What each layer can become, at what predicted error and cost, at full and at narrower widths."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
-from torch import Tensor
+from numpy.typing import NDArray
 
 from onebyone.allocation import Choices
 from onebyone.conv import ConvSpec
 from onebyone.factorize.metric import energies, factor, tails
-from onebyone.factorize.squeeze import input_energy
+from onebyone.form_costs import FormCosts, cost_at
 from onebyone.forms import FORMS
 from onebyone.narrowing.spaces import Narrowing, kept_entries, narrowed
-from onebyone.narrowing.widths import Hidden, Options, choose_widths, costs_of
-from onebyone.statistics import LayerStatistics, Moments, Statistics
+from onebyone.statistics import Statistics
 from onebyone.surveying import Seen
-
-COSTS = ("macs", "params")
 
 
 @dataclass(frozen=True)
@@ -30,130 +27,107 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """A layer as it will be: its geometry, its kernel and what it saw, without channels that go."""
+class Table:
+    """All candidates of one layer, `keep` first.
 
+    `errors` (n,) in nats per image; `coefficients` (n, 4, 2) give MACs and parameters at any number
+    of channels (`FormCosts`); `choices` are those at the layer's own number.
+    """
+
+    seen: Seen
     conv: ConvSpec
-    kernel: Tensor
-    seen: LayerStatistics
+    candidates: tuple[Candidate, ...]
+    errors: NDArray[np.float64]
+    coefficients: NDArray[np.float64]
+
+    @property
+    def choices(self) -> Choices:
+        """Errors and costs (n, 2)."""
+        return Choices(self.errors, cost_at(self.coefficients, self.conv.c_in, self.conv.c_out))
+
+    def thinned(self, most: int) -> Table:
+        """The same with about `most` ranks on each side."""
+        index = [i for i, c in enumerate(self.candidates) if self._coarse(c, most)]
+        kept = tuple(self.candidates[i] for i in index)
+        return Table(self.seen, self.conv, kept, self.errors[index], self.coefficients[index])
+
+    def _coarse(self, candidate: Candidate, most: int) -> bool:
+        for rank, side in zip(candidate.ranks, FORMS[candidate.form].ranks, strict=True):
+            grid = steps(self.conv.c_in if side == "in" else self.conv.c_out)
+            if grid.index(rank) % -(-len(grid) // most):
+                return False
+        return True
 
 
-def layer_evidence(
-    seen: Seen, weight: Tensor, statistics: LayerStatistics, narrowings: Sequence[Narrowing]
-) -> Evidence:
-    """The layer after the narrowings."""
-    conv = seen.conv
-    assert conv is not None
-    if conv.groups != 1:
-        return Evidence(narrowed(seen.layer, conv, narrowings), weight, statistics)
-    kernel = weight.reshape(conv.c_out, conv.c_in, conv.taps).transpose(1, 2)
-    rows = kept_entries(seen.layer, 0, conv.c_out, narrowings)
-    columns = kept_entries(seen.layer, 1, conv.c_in, narrowings)
-    if rows is not None:
-        kernel = kernel[rows]
-        statistics = replace(
-            statistics, outputs=_part(statistics.outputs, rows),
-            gradients=statistics.gradients[rows][:, rows],
-        )  # fmt: skip
-    if columns is not None:
-        kernel = kernel[:, :, columns]
-        if conv.taps > 1:
-            statistics = replace(statistics, channels=_part(statistics.channels, columns))
-    return Evidence(narrowed(seen.layer, conv, narrowings), kernel, statistics)
+class Candidates:
+    """The tables of a network's layers, each made once for each width that is asked for."""
+
+    def __init__(self, statistics: Statistics) -> None:
+        self.statistics = statistics
+        self.free = [s for s in statistics.survey.layers if s.refusal is None and s.conv]
+        self.made: dict[tuple[object, ...], Table] = {}
+
+    def tables(self, narrowings: Sequence[Narrowing]) -> list[Table]:
+        """One table for each layer that can change."""
+        return [self._table(seen, narrowings) for seen in self.free]
+
+    def _table(self, seen: Seen, narrowings: Sequence[Narrowing]) -> Table:
+        own = [n for n in narrowings if any(c.module == seen.layer for c in n.cuts)]
+        key = (seen.layer, *((n.layer, n.width) for n in own))
+        if key not in self.made:
+            self.made[key] = _table(seen, self.statistics, own)
+        return self.made[key]
 
 
-def _part(moments: Moments, kept: list[int]) -> Moments:
-    return Moments(moments.samples, moments.total[kept], moments.products[kept][:, kept])
-
-
-def candidates(
-    layer: Evidence, inside: int, outside: int, images: int
-) -> tuple[list[Candidate], Choices]:
+def _table(seen: Seen, statistics: Statistics, narrowings: Sequence[Narrowing]) -> Table:
     """Keep, and every form and rank that is cheaper than keep in MACs or parameters."""
-    conv = layer.conv
-    losses_in, losses_out = _tails(layer, images) if conv.groups == 1 else (np.zeros(0),) * 2
-    found = [Candidate("keep", ())]
-    rows = [(0.0, conv.macs(outside), conv.params)]
+    assert seen.conv is not None
+    conv = narrowed(seen.layer, seen.conv, narrowings)
+    places = (conv, seen.positions_in, seen.positions_out)
+    none = np.zeros((1, 0), dtype=np.int64)
+    found, errors = [Candidate("keep", ())], [np.zeros(1)]
+    coefficients = [FormCosts("keep", *places).at_ranks(none)]
+    whole = cost_at(coefficients[0], conv.c_in, conv.c_out)[0]
+    losses = _tails(seen, statistics, narrowings) if conv.groups == 1 else {}
     for name, form in FORMS.items():
         if not form.ranks or form.refuse(conv) is not None:
             continue
-        sides = [
-            (losses_in, conv.c_in) if side == "in" else (losses_out, conv.c_out)
-            for side in form.ranks
-        ]
-        for ranks in np.ndindex(*(len(steps(size)) for _, size in sides)):
-            chosen = tuple(steps(size)[i] for i, (_, size) in zip(ranks, sides, strict=True))
-            error = sum(float(loss[r]) for r, (loss, _) in zip(chosen, sides, strict=True))
-            macs = form.macs(conv, chosen, inside, outside)
-            params = form.params(conv, chosen)
-            if macs <= rows[0][1] and params <= rows[0][2] and (macs, params) != rows[0][1:]:
-                found.append(Candidate(name, chosen))
-                rows.append((error, macs, params))
-    table = np.asarray(rows, dtype=np.float64)
-    return found, Choices(table[:, 0], table[:, 1:])
+        sides = [steps(conv.c_in if side == "in" else conv.c_out) for side in form.ranks]
+        ranks = np.stack([g.ravel() for g in np.meshgrid(*sides, indexing="ij")], 1)
+        made = FormCosts(name, *places).at_ranks(ranks)
+        cost = cost_at(made, conv.c_in, conv.c_out)
+        cheaper = (cost <= whole).all(1) & (cost < whole).any(1)
+        lost = sum(losses[side][ranks[:, i]] for i, side in enumerate(form.ranks))
+        found += [Candidate(name, tuple(r)) for r in ranks[cheaper].tolist()]
+        errors.append(np.asarray(lost)[cheaper])
+        coefficients.append(made[cheaper])
+    return Table(seen, conv, tuple(found), np.concatenate(errors), np.concatenate(coefficients))
 
 
 def steps(size: int) -> list[int]:
-    """Ranks or widths to try for so many channels: multiples of 8 in big layers, finer in small ones."""
+    """Ranks to try for so many channels: multiples of 8 in big layers, finer in small ones."""
     step = 8 if size >= 64 else max(1, size // 8)
     return list(range(step, size, step)) or [1]
 
 
-def _tails(layer: Evidence, images: int) -> tuple[np.ndarray, np.ndarray]:
+def _tails(
+    seen: Seen, statistics: Statistics, narrowings: Sequence[Narrowing]
+) -> dict[str, NDArray[np.float64]]:
     """Predicted loss for each rank of the input and of the output side, in nats per image."""
-    seen = layer.seen
-    metric = factor(seen.gradients / images)
-    outside = energies(metric.T @ seen.outputs.covariance @ metric)
-    if layer.conv.taps == 1:  # no form of a pointwise layer cuts its input side
-        return np.zeros(0), (tails(outside) / 2).numpy()
-    taps = seen.taps / seen.taps.diagonal().mean().clamp_min(1e-30)
-    channels = factor(seen.channels.covariance)
-    inside = energies(input_energy(layer.kernel.cpu(), channels, taps, metric))
-    return (tails(inside) / 2).numpy(), (tails(outside) / 2).numpy()
-
-
-def narrowed_spaces(
-    statistics: Statistics,
-    layers: Sequence[tuple[Seen, Sequence[Candidate], np.ndarray]],
-    budget: Mapping[str, float],
-) -> tuple[Narrowing, ...]:
-    """The hidden spaces that are to be narrower under the fractions of the budget, and how much.
-
-    layers: every layer that can change with its candidates at full width and their errors.
-    """
-    known = {seen.layer for seen, _, _ in layers}
-    spaces = [
-        s for s in statistics.spaces
-        if s.name in statistics.orders and known.issuperset((*s.writers, *s.readers, *s.through))
-    ]  # fmt: skip
-    if not spaces:
-        return ()
-    columns = [COSTS.index(name) for name in budget]
-    survey = statistics.survey
-    options, fixed = [], np.asarray((survey.macs, survey.params), dtype=np.float64)
-    for seen, found, errors in layers:
-        assert seen.conv is not None
-        forms = [(c.form, c.ranks) for c in found]
-        costs = costs_of(seen.conv, forms, seen.positions_in, seen.positions_out)
-        options.append(Options(seen.layer, seen.conv, errors, costs[:, :, columns]))
-        fixed -= (seen.conv.macs(seen.positions_out), seen.conv.params)
-    hidden = []
-    for space in spaces:
-        each = np.asarray((0, space.params_each), dtype=np.float64)
-        fixed -= space.channels * each
-        errors = statistics.orders[space.name].errors.numpy() / statistics.images
-        widths = (*steps(space.channels), space.channels) if space.channels > 1 else (1,)
-        hidden.append(Hidden(space, errors, widths, each[columns]))
-    whole = np.asarray((survey.macs, survey.params), dtype=np.float64)
-    limits = np.asarray(
-        [f * whole[c] - fixed[c] for f, c in zip(budget.values(), columns, strict=True)]
-    )
-    widths = choose_widths(options, hidden, limits)
-    return tuple(
-        Narrowing(
-            h.space.name, width, tuple(statistics.orders[h.space.name].channels.tolist()),
-            h.space.cuts, h.space.params_each, float(h.errors[width]),
-        )
-        for h, width in zip(hidden, widths, strict=True)
-        if width < h.space.channels
-    )  # fmt: skip
+    conv, layer = seen.conv, statistics.layers[seen.layer]
+    assert conv is not None
+    rows = kept_entries(seen.layer, 0, conv.c_out, narrowings)
+    columns = kept_entries(seen.layer, 1, conv.c_in, narrowings)
+    gradients, covariance = layer.gradients / statistics.images, layer.outputs.covariance
+    if rows is not None:
+        gradients, covariance = gradients[rows][:, rows], covariance[rows][:, rows]
+    metric = factor(gradients)
+    found = {"out": (tails(energies(metric.T @ covariance @ metric)) / 2).numpy()}
+    if conv.taps > 1:  # no form of a pointwise layer cuts its input side
+        needs, inside = statistics.needs[seen.layer], layer.channels.covariance
+        if columns is not None:
+            needs, inside = needs[columns][:, columns], inside[columns][:, columns]
+        channels = factor(inside)
+        energy = energies(channels.T @ needs @ channels) / statistics.images
+        found["in"] = (tails(energy) / 2).numpy()
+    return found

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from math import ceil
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
 from onebyone.allocation import Choices, allocate, cheapest
-from onebyone.candidates import COSTS, Candidate, candidates, layer_evidence, narrowed_spaces
+from onebyone.candidates import Candidate, Candidates, Table
 from onebyone.conv import ConvSpec
 from onebyone.errors import BudgetError, PlanError
 from onebyone.forms import FORMS
-from onebyone.narrowing.spaces import Narrowing, narrowed
+from onebyone.narrowing.proposing import COSTS, narrowed_ways, widened
+from onebyone.narrowing.spaces import Narrowing
 from onebyone.statistics import Statistics
 from onebyone.surveying import Seen
-from onebyone.tree import modules_by_name
+
+REPAIRS = 12  # widths that are tried once more at the end
 
 
 @dataclass(frozen=True)
@@ -156,77 +159,61 @@ def plan(model: nn.Module, statistics: Statistics, budget: Budget) -> Plan:
     minimised. Hidden spaces are narrowed where that is better by this estimate than forms alone.
     Raises BudgetError for a budget that no candidates meet, naming the lowest that can be.
     """
-    weights = {
-        s.layer: getattr(modules_by_name(model)[s.layer], "weight").detach()  # noqa: B009
-        for s in statistics.survey.layers
-        if s.refusal is None
-    }
-    whole = _Tables(statistics, weights, ())
-    narrowings = narrowed_spaces(
-        statistics, [(s, c, t.errors) for s, (c, t) in zip(whole.decided, whole.tables, strict=True)],
-        {n: getattr(budget, n) for n in COSTS if getattr(budget, n) is not None},
-    )  # fmt: skip
+    made = Candidates(statistics)
+    whole = made.tables(())
+    fractions = {n: getattr(budget, n) for n in COSTS if getattr(budget, n) is not None}
+    ways: list[tuple[Narrowing, ...]] = [(), *narrowed_ways(statistics, whole, fractions)]
     found: list[Plan] = []
-    for tables in (whole, _Tables(statistics, weights, narrowings)) if narrowings else (whole,):
+    failure: BudgetError | None = None
+    for narrowings in dict.fromkeys(ways):
         try:
-            found.append(_planned(tables, budget))
-        except BudgetError:
-            if tables.narrowings == narrowings and not found:
-                raise
-    return min(found, key=lambda p: p.error)
+            found.append(_planned(statistics, made.tables(narrowings), narrowings, budget))
+        except BudgetError as error:
+            failure = error  # that of the narrowest, which comes last, names the lowest
+    if failure is not None and not found:
+        raise failure
+    return _repaired(statistics, made, min(found, key=lambda p: p.error), budget)
 
 
-class _Tables:
-    """The candidates of every layer that can change, for given widths."""
-
-    def __init__(
-        self, statistics: Statistics, weights: dict[str, Tensor], narrowings: tuple[Narrowing, ...]
-    ) -> None:
-        self.statistics, self.narrowings = statistics, narrowings
-        survey = statistics.survey
-        self.decided = [s for s in survey.layers if s.refusal is None]
-        self.shapes = {
-            s.layer: narrowed(s.layer, s.conv, narrowings) for s in self.decided if s.conv
-        }
-        self.tables = [
-            candidates(
-                layer_evidence(s, weights[s.layer], statistics.layers[s.layer], narrowings),
-                s.positions_in, s.positions_out, statistics.images,
-            )
-            for s in self.decided
-        ]  # fmt: skip
-        macs_known = sum(s.conv.macs(s.positions_out) for s in survey.layers if s.conv)
-        params_known = sum(s.conv.params for s in survey.layers if s.conv)
-        self.other = (survey.macs - macs_known, survey.params - params_known)
+def _repaired(statistics: Statistics, made: Candidates, best: Plan, budget: Budget) -> Plan:
+    """One space after another a step wider, those that lose most first, where forms then make it up."""
+    for name in [n.layer for n in sorted(best.narrowings, key=lambda n: -n.error)][:REPAIRS]:
+        wider = widened(best.narrowings, name, statistics)
+        with suppress(BudgetError):
+            other = _planned(statistics, made.tables(wider), wider, budget)
+            best = min(best, other, key=lambda p: p.error)
+    return best
 
 
-def _planned(tables: _Tables, budget: Budget) -> Plan:
-    """The best forms for the widths of the tables."""
-    survey = tables.statistics.survey
-    saved = sum(n.params_saved for n in tables.narrowings)
-    picks = _allocate(
-        budget, survey.layers, [t for _, t in tables.tables],
-        (tables.other[0], tables.other[1] - saved), (survey.macs, survey.params),
-    )  # fmt: skip
+def _planned(
+    statistics: Statistics, tables: list[Table], narrowings: tuple[Narrowing, ...], budget: Budget
+) -> Plan:
+    """The best forms for given widths."""
+    survey = statistics.survey
+    macs = survey.macs - sum(s.conv.macs(s.positions_out) for s in survey.layers if s.conv)
+    params = survey.params - sum(s.conv.params for s in survey.layers if s.conv)
+    left = (macs, params - sum(n.params_saved for n in narrowings))
+    choices = [t.choices for t in tables]
+    picks = _allocate(budget, survey.layers, choices, left, (survey.macs, survey.params))
     decisions: dict[str, Decision] = {}
-    for seen, (found, choices), pick in zip(tables.decided, tables.tables, picks, strict=True):
-        chosen, shape = found[pick], tables.shapes[seen.layer]
-        cut = shape != seen.conv
+    for table, pick in zip(tables, picks, strict=True):
+        seen, chosen = table.seen, table.candidates[pick]
+        cut = table.conv != seen.conv
         form = "narrow" if cut and chosen.form == "keep" else chosen.form
         decisions[seen.layer] = Decision(
             seen.layer, seen.conv, seen.positions_in, seen.positions_out, form, chosen.ranks,
-            float(choices.errors[pick]), "" if cut else _reason(chosen, len(found)),
-            shape if cut else None,
+            float(table.errors[pick]), "" if cut else _reason(chosen, len(table.candidates)),
+            table.conv if cut else None,
         )  # fmt: skip
     for seen in survey.layers:
-        if seen.refusal is not None:
+        if seen.layer not in decisions:
             decisions[seen.layer] = Decision(
                 seen.layer, seen.conv, seen.positions_in, seen.positions_out, "refuse",
-                reason=seen.refusal,
+                reason=seen.refusal or "",
             )  # fmt: skip
     return Plan(
-        budget, tuple(decisions[s.layer] for s in survey.layers), survey.input_shape, *tables.other,
-        seed=tables.statistics.seed, narrowings=tables.narrowings,
+        budget, tuple(decisions[s.layer] for s in survey.layers), survey.input_shape, macs, params,
+        seed=statistics.seed, narrowings=narrowings,
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from onebyone.conv import ConvSpec
 from onebyone.data import open_images
 from onebyone.errors import ModelError
 from onebyone.factorize.selection import Order
-from onebyone.factorize.squeeze import tap_products
+from onebyone.factorize.squeeze import input_form, tap_products
 from onebyone.narrowing.finding import find_spaces
 from onebyone.narrowing.ordering import channel_orders
 from onebyone.narrowing.spaces import Space, blocks_read
@@ -125,7 +125,8 @@ class Statistics:
     """What `observe` returns: the survey of the network and the moments of each layer it can change.
 
     `spaces` are the hidden channels between layers, those that cannot be left out with the reason;
-    `orders` has for each of the others, by its name, which channels are needed most.
+    `needs` has Σ Wᵀ G W for the input channels of layers, summed over the images, and `orders` for
+    each space that can be cut, by its name, which channels are needed most.
     """
 
     survey: Survey
@@ -133,6 +134,7 @@ class Statistics:
     layers: dict[str, LayerStatistics]
     seed: int
     spaces: tuple[Space, ...] = ()
+    needs: dict[str, Tensor] = field(default_factory=dict)
     orders: dict[str, Order] = field(default_factory=dict)
 
 
@@ -167,9 +169,21 @@ def observe(
                     progress(min(1.0, (index + 1) * batch / len(inputs)))
     release_memory()
     layers = {name: seen.to("cpu") for name, seen in recorder.layers.items()}
-    weights = {s.layer: modules_by_name(model)[s.layer].weight for s in found.layers if s.conv}
-    orders = channel_orders(spaces, weights, layers)
-    return Statistics(_only(found, layers), len(inputs), layers, seed, spaces, orders)
+    needs = _needs(model, layers)
+    orders = channel_orders(spaces, layers, needs)
+    return Statistics(_only(found, layers), len(inputs), layers, seed, spaces, needs, orders)
+
+
+def _needs(model: nn.Module, layers: dict[str, LayerStatistics]) -> dict[str, Tensor]:
+    """The quadratic form of the loss in the input channels of each layer that recorded them."""
+    modules = modules_by_name(model)
+    needs: dict[str, Tensor] = {}
+    for name, seen in layers.items():
+        if seen.channels.size:
+            weight: Tensor = modules[name].weight.detach()  # type: ignore[assignment]
+            kernel = weight.reshape(len(weight), seen.channels.size, -1).transpose(1, 2).cpu()
+            needs[name] = input_form(kernel, seen.taps, seen.gradients)
+    return needs
 
 
 def _only(found: Survey, seen: dict[str, LayerStatistics]) -> Survey:

@@ -18,7 +18,7 @@ def narrowings_to_json(narrowings: Sequence[Narrowing]) -> list[dict[str, Any]]:
             "predicted_error_nats": n.error,
             "params_each": n.params_each,
             "cuts": [asdict(cut) for cut in n.cuts],
-            "order": list(n.order),
+            "order": " ".join(map(str, n.order)),
         }
         for n in narrowings
     ]  # fmt: skip
@@ -38,7 +38,7 @@ def _one(values: Any, where: str) -> Narrowing:
     if not isinstance(values, dict):
         raise PlanError(f"{where} is damaged: {values!r} is no narrowing")
     try:
-        order = tuple(map(_whole, values["order"]))
+        order = tuple(map(int, str(values["order"]).split()))
         if sorted(order) != list(range(len(order))):
             raise ValueError("its order does not have every channel once")
         width = values["width"]

@@ -16,85 +16,34 @@ from onebyone.narrowing.spaces import Cut, tensor_name
 from onebyone.tree import modules_by_name, tensors_in
 
 # Operators that compute every element from the one at its place; more carry PyTorch's own tag.
-ELEMENTWISE = [
-    "hardtanh",
-    "hardtanh_",
-    "hardswish",
-    "hardswish_",
-    "relu6",
-    "relu6_",
-    "leaky_relu",
-    "leaky_relu_",
-    "hardsigmoid_",
-    "_prelu_kernel",
-    "native_dropout",
-    "dropout",
-    "clone",
-    "contiguous",
-    "detach",
-    "alias",
-    "_to_copy",
-    "lift_fresh",
-    "copy_",
-    "fill_",
-    "zero_",
-    "empty_like",
-    "zeros_like",
-    "ones_like",
-    "silu_",
-    "mish_",
-    "elu_",
-    "selu",
-    "selu_",
-    "celu",
-    "celu_",
-    "relu",
-    "relu_",
-    "threshold",
-    "threshold_",
-]
-NORMS = [
-    "native_batch_norm",
-    "_native_batch_norm_legit",
-    "_native_batch_norm_legit_no_training",
-    "batch_norm",
-    "cudnn_batch_norm",
-    "miopen_batch_norm",
-    "_batch_norm_no_update",
-]
+ELEMENTWISE = {
+    "hardtanh", "hardtanh_", "hardswish", "hardswish_", "relu6", "relu6_", "leaky_relu",
+    "leaky_relu_", "hardsigmoid_", "_prelu_kernel", "native_dropout", "dropout", "clone",
+    "contiguous", "detach", "alias", "_to_copy", "lift_fresh", "copy_", "fill_", "zero_",
+    "empty_like", "zeros_like", "ones_like", "silu_", "mish_", "elu_", "selu", "selu_", "celu",
+    "celu_", "relu", "relu_", "threshold", "threshold_",
+}  # fmt: skip
+NORMS = {
+    "native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training",
+    "batch_norm", "cudnn_batch_norm", "miopen_batch_norm", "_batch_norm_no_update",
+}  # fmt: skip
 # Operators on the pixels of each channel by itself; channels are axis 1.
-PIXELWISE = [
-    "max_pool1d",
-    "max_pool2d",
-    "max_pool3d",
-    "max_pool2d_with_indices",
-    "max_pool3d_with_indices",
-    "avg_pool1d",
-    "avg_pool2d",
-    "avg_pool3d",
-    "_adaptive_avg_pool2d",
-    "_adaptive_avg_pool3d",
-    "adaptive_avg_pool1d",
-    "adaptive_max_pool2d",
-    "adaptive_max_pool3d",
-    "upsample_nearest1d",
-    "upsample_nearest2d",
-    "upsample_nearest3d",
-    "_upsample_nearest_exact2d",
-    "upsample_bilinear2d",
-    "upsample_bicubic2d",
-    "upsample_trilinear3d",
-    "upsample_linear1d",
-    "reflection_pad1d",
-    "reflection_pad2d",
-    "reflection_pad3d",
-    "replication_pad1d",
-    "replication_pad2d",
-    "replication_pad3d",
+PIXELWISE = {
+    "max_pool1d", "max_pool2d", "max_pool3d", "max_pool2d_with_indices",
+    "max_pool3d_with_indices", "avg_pool1d", "avg_pool2d", "avg_pool3d", "_adaptive_avg_pool2d",
+    "_adaptive_avg_pool3d", "adaptive_avg_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d",
+    "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d",
+    "_upsample_nearest_exact2d", "upsample_bilinear2d", "upsample_bicubic2d",
+    "upsample_trilinear3d", "upsample_linear1d", "reflection_pad1d", "reflection_pad2d",
+    "reflection_pad3d", "replication_pad1d", "replication_pad2d", "replication_pad3d",
     "constant_pad_nd",
-]
-REDUCTIONS = ("mean", "sum", "amax", "amin", "var", "std", "logsumexp", "linalg_vector_norm")
-VIEWS = ("view", "_unsafe_view", "reshape", "_reshape_alias", "flatten", "squeeze", "unsqueeze")
+}  # fmt: skip
+REDUCTIONS = {
+    "mean", "sum", "amax", "amin", "var", "std", "logsumexp", "linalg_vector_norm",
+}  # fmt: skip
+VIEWS = {
+    "view", "_unsafe_view", "reshape", "_reshape_alias", "flatten", "squeeze", "unsqueeze",
+}  # fmt: skip
 PRODUCTS = ("mul", "mul_", "div", "div_")
 
 

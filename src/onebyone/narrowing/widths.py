@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onebyone.conv import ConvSpec
-from onebyone.forms import FORMS
 from onebyone.narrowing.spaces import Space, tensor_name
 
 Floats = NDArray[np.float64]
 SWEEPS = 4
-BISECTIONS = 36
+BISECTIONS = 24
 MIXTURES = 5  # of two budgets
 
 
@@ -23,7 +22,7 @@ class Options:
     """What one layer can become, at any number of channels in and out.
 
     `errors` (n,) of its candidates; `costs` (n, 4, budgets) are the coefficients of
-    1, c_in, c_out and c_in · c_out.
+    1, c_out, c_in and c_in · c_out, as `FormCosts` gives them.
     """
 
     layer: str
@@ -45,32 +44,6 @@ class Hidden:
     each: Floats
 
 
-def costs_of(
-    conv: ConvSpec, forms: Sequence[tuple[str, tuple[int, ...]]], inside: int, outside: int
-) -> Floats:
-    """Coefficients (n, 4, 2) of the MACs and parameters of these forms.
-
-    A form's cost is affine in the channels in and in the channels out, so four points give it; a
-    grouped layer's is proportional to its channels.
-    """
-    rows = []
-    for form, ranks in forms:
-        row = FORMS[form]
-
-        def cost(c_in: int, c_out: int, row=row, ranks=ranks) -> Floats:
-            there = replace(conv, c_in=c_in, c_out=c_out)
-            found = (row.macs(there, ranks, inside, outside), row.params(there, ranks))
-            return np.asarray(found, dtype=np.float64)
-
-        if conv.groups != 1:
-            whole = np.asarray((conv.macs(outside), conv.params), dtype=np.float64)
-            rows.append([0 * whole, 0 * whole, whole / conv.c_out, 0 * whole])
-            continue
-        none, first, last, both = cost(0, 0), cost(1, 0), cost(0, 1), cost(1, 1)
-        rows.append([none, first - none, last - none, both - first - last + none])
-    return np.asarray(rows)
-
-
 def choose_widths(
     options: Sequence[Options], hidden: Sequence[Hidden], limits: Floats
 ) -> list[int]:
@@ -82,26 +55,31 @@ def choose_widths(
     """
     search = _Search(options, hidden, len(limits))
     shares = np.linspace(0, 1, MIXTURES) if len(limits) == 2 else np.zeros(1)
-    best: tuple[float, list[int]] | None = None
+    best: tuple[float, list[int], Floats] | None = None
     for share in shares:
         mixture = np.asarray([1 - share, share])[: len(limits)] / np.maximum(limits, 1)
         found = _bisect(search, mixture, limits)
         if found is not None and (best is None or found[0] < best[0]):
             best = found
-    return best[1] if best is not None else [h.widths[0] for h in hidden]
+    if best is None:
+        return [h.widths[0] for h in hidden]
+    return search.spend(best[1], best[2], limits)
 
 
-def _bisect(search: _Search, mixture: Floats, limits: Floats) -> tuple[float, list[int]] | None:
-    """The smallest multiplier of a mixture of costs that meets all limits."""
+def _bisect(
+    search: _Search, mixture: Floats, limits: Floats
+) -> tuple[float, list[int], Floats] | None:
+    """Error, widths and multipliers for the smallest multiple of a mixture that meets all limits."""
     low, high, best = -12.0, 9.0, None
     for step in range(BISECTIONS):
         middle = high if step == 0 else (low + high) / 2
-        widths = search.widths(10**middle * mixture)
-        error, costs = search.total(widths, 10**middle * mixture)
+        multipliers = 10**middle * mixture
+        widths = search.widths(multipliers)
+        error, costs = search.total(widths, multipliers)
         if (costs <= limits).all():
             high = middle
             if best is None or error < best[0]:
-                best = (error, widths)
+                best = (error, widths, multipliers)
         elif step == 0:
             return None
         else:
@@ -144,6 +122,30 @@ class _Search:
                 break
         return widths
 
+    def spend(self, widths: list[int], multipliers: Floats, limits: Floats) -> list[int]:
+        """Widen what lowers the error most within what the limits leave, one space after another."""
+        widths = list(widths)
+        for _ in range(4 * len(widths)):
+            _, costs = self.total(widths, multipliers)
+            best: tuple[float, int, int] | None = None
+            for number, one in enumerate(self.hidden):
+                each = np.asarray(one.widths, dtype=np.float64)
+                now = one.widths.index(widths[number])
+                lost = one.errors[list(one.widths)].copy()
+                used = each[:, None] * one.each
+                for layer in self.touched[number]:
+                    _, error, cost = self._values(layer, widths, multipliers, number, each)
+                    lost, used = lost + error, used + cost
+                fits = (used - used[now] <= limits - costs).all(1)
+                gain = np.where(fits, lost[now] - lost, 0.0)
+                pick = int(gain.argmax())
+                if gain[pick] > 0 and (best is None or gain[pick] > best[0]):
+                    best = (float(gain[pick]), number, one.widths[pick])
+            if best is None:
+                break
+            widths[best[1]] = best[2]
+        return widths
+
     def total(self, widths: list[int], multipliers: Floats) -> tuple[float, Floats]:
         """The error and the costs at these widths, with the forms that are best for the multipliers."""
         error = sum(float(h.errors[w]) for h, w in zip(self.hidden, widths, strict=True))
@@ -169,7 +171,7 @@ class _Search:
             width = each if space == number and each is not None else widths[space]
             sides[axis] = sides[axis] - (one.space.channels - width) * entries
         c_out, c_in = sides
-        basis = np.stack([np.ones_like(c_in), c_in, c_out, c_in * c_out])
+        basis = np.stack([np.ones_like(c_in), c_out, c_in, c_in * c_out])
         costs = np.einsum("nfb,fw->wnb", option.costs, basis)
         values = option.errors + costs @ multipliers
         picked = values.argmin(1)
