@@ -88,9 +88,9 @@ def _table(seen: Seen, statistics: Statistics, narrowings: Sequence[Narrowing]) 
     found, errors = [Candidate("keep", ())], [np.zeros(1)]
     coefficients = [FormCosts("keep", *places).at_ranks(none)]
     whole = cost_at(coefficients[0], conv.c_in, conv.c_out)[0]
-    losses = _tails(seen, statistics, narrowings) if conv.groups == 1 else {}
+    losses = _tails(seen, statistics, narrowings) if seen.conv.groups == 1 else {}
     for name, form in FORMS.items():
-        if not form.ranks or form.refuse(conv) is not None:
+        if not form.ranks or form.refuse(seen.conv) is not None:
             continue
         sides = [steps(conv.c_in if side == "in" else conv.c_out) for side in form.ranks]
         ranks = np.stack([g.ravel() for g in np.meshgrid(*sides, indexing="ij")], 1)

@@ -248,7 +248,7 @@ def _solve(job: _Job, own: nn.Module) -> None:
     if kept and _unchanged(own, conv, patches, targets):
         job.solution = own
         return
-    if conv.groups != 1:
+    if decision.conv and decision.conv.groups != 1:  # one channel of a depthwise layer looks dense
         job.solution = _regrouped(job, own, patches, targets)
         return
     weight: Tensor = own.weight.detach()  # type: ignore[assignment]

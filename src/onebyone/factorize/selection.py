@@ -51,7 +51,7 @@ def needed_order(readings: Sequence[Reading]) -> Order:
         few = min(1.0, (len(reading.form) / max(reading.samples, 1)) ** 2)
         covariance = shrink(reading.covariance.double(), max(LEAST_SHRINKAGE, few))
         inverses.append(torch.linalg.inv(covariance))
-        forms.append(reading.form.double())
+        forms.append(reading.form.double().clone())
     left = torch.arange(len(forms[0]), device=forms[0].device)
     gone: list[Tensor] = []
     errors = [0.0]

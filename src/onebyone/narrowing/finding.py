@@ -17,6 +17,7 @@ from onebyone.running import call, suited
 from onebyone.surveying import Survey
 from onebyone.tree import hooked, modules_by_name, random_state, shallow_copy, tensors_in
 
+READ = {"_local_scalar_dense", "is_nonzero", "nonzero", "equal"}  # values that Python sees
 TOLERANCE = 1e-3  # of the largest output; times 64 in half precision
 
 
@@ -30,14 +31,14 @@ def find_spaces(model: nn.Module, images: Tensor, survey: Survey) -> tuple[Space
     widths.
     """
     one = suited(model, images[:1])
-    two = suited(model, torch.cat([images[-1:], -images[:1]]))
+    two = suited(model, torch.cat([-images[:1], images[-1:]]))
     try:
         found, operators = _followed(model, survey, one)
         again = _followed(model, survey, two)[1]
     except Exception:  # whatever a model does to a watched pass: it keeps its widths
         return ()
-    spaces = [_space(model, survey, f) for f in found if f.writers and f.readers]
-    if operators != again:
+    spaces = [_space(model, survey, f) for f in found if f.writers and (f.readers or f.refusal)]
+    if operators != again or READ.intersection(operators):
         spaces = [_refused(s, "the model's control flow depends on its data") for s in spaces]
     spaces = _unshared(spaces)
     free = [s for s in spaces if s.refusal is None]
