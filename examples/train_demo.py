@@ -76,6 +76,19 @@ def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
     return hits / len(y)
 
 
+@torch.no_grad()
+def renormalize(model: nn.Module, x: Tensor, images: int = 4000) -> None:
+    """Statistics of BatchNorm for averaged weights: their own average starts far away."""
+    generator = torch.Generator().manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.reset_running_stats()
+            module.momentum = None
+    model.train()
+    for part in x[:images].split(256):
+        model(augment(part, generator, 0.0))
+
+
 def train(args: argparse.Namespace, build: Callable[[], nn.Module]) -> None:
     torch.manual_seed(args.seed)
     generator = torch.Generator().manual_seed(args.seed)
@@ -118,6 +131,8 @@ def train(args: argparse.Namespace, build: Callable[[], nn.Module]) -> None:
             f"epoch {epoch:3d}  loss {mean:.4f}  {time.perf_counter() - began:6.0f} s", flush=True
         )
 
+    if args.renormalize:
+        renormalize(average.module, x)
     state = {k: v.detach().contiguous() for k, v in average.module.state_dict().items()}
     state = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
     model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
@@ -163,6 +178,7 @@ def options(networks: Iterable[str]) -> argparse.ArgumentParser:
     parser.add_argument("--smoothing", type=float, default=0.0, help="of the labels")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--bfloat16", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--renormalize", action="store_true", help="after averaging few steps")
     parser.add_argument("-o", "--out", type=Path, required=True)
     return parser
 

@@ -1,8 +1,8 @@
 """Train the networks of `benchmarks/edge_networks.py` on Fashion-MNIST, as the built-in ones were:
 
     apt-get install dataset-fashion-mnist
-    python examples/train_edge.py --network mobilenet --epochs 5 -o edge
-    python examples/train_edge.py --network efficientnet --epochs 5 -o edge
+    python examples/train_edge.py --network mobilenet --epochs 4 --renormalize -o edge
+    python examples/train_edge.py --network efficientnet --epochs 4 --renormalize -o edge
 
 Half an hour each on one core with bfloat16 (depthwise layers are slow to train on a CPU).
 """

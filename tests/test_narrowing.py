@@ -215,6 +215,7 @@ def check_refused(name: str) -> None:
     """Law: channels that something else needs are not left out, and the reason says what."""
     build, words = REFUSED[name]
     spaces = found_in(settled(build()), images(4, 4, 8, 8))
+    assert "first" in spaces
     assert words in str(spaces["first"].refusal), spaces["first"].refusal
 
 
@@ -391,7 +392,7 @@ def check_needless_channels() -> None:
     assert not set(kept) & set(range(16, 24))
     assert len({k % 24 for k in kept}) >= 15
     errors = statistics.orders["up"].errors
-    assert float(errors[16]) < 1e-3 * float(errors[0]) < float(errors[13])
+    assert float(errors[16]) < 1e-3 * float(errors[0]) < float(errors[4])
     assert lost(model, inputs, statistics, {"up": 17}) < 1e-4
 
 
@@ -474,10 +475,15 @@ def test_budgets_are_met_and_costs_are_those_of_pytorch(budget: Budget) -> None:
     check_survives_json(plan)
 
 
-def test_branches_are_narrowed() -> None:
+def check_branches() -> None:
+    """Law: branches that are read side by side are narrowed, each at its own place."""
     plan = check_cost(settled(Branches()), images(48, 4, 8, 8), Budget(macs=0.3))
-    assert plan.narrowings
+    assert {"a", "b"} & {n.layer for n in plan.narrowings}
     check_survives_json(plan)
+
+
+def test_branches_are_narrowed() -> None:
+    check_branches()
 
 
 def test_narrowing_beats_forms_alone_by_its_own_estimate(

@@ -13,7 +13,8 @@ ROUNDS = (3, 1, 0)
 ROWS_PER_FEATURE = 8
 LEAST_ROWS, MOST_ROWS = 8192, 32768  # where they can be had and paid
 FEWEST_ROWS = 1024
-GROUPED_VALUES = 1 << 24  # of the patches of a grouped layer, which has few unknowns a channel
+GROUPED_ROWS = 2048  # of a grouped layer, which has few unknowns a channel
+GROUPED_VALUES = 1 << 24  # in its patches
 LEAST_MACS = 1e9  # nobody waits for that
 
 
@@ -83,7 +84,8 @@ def efforts(layers: Sequence[Work], macs: float) -> list[Effort]:
 def _wanted(work: Work) -> Effort:
     rows = max(LEAST_ROWS, min(MOST_ROWS, ROWS_PER_FEATURE * work.width))
     if work.conv.groups != 1:
-        rows = max(FEWEST_ROWS, min(rows, GROUPED_VALUES // (work.conv.c_in * work.conv.taps)))
+        most = min(GROUPED_ROWS, GROUPED_VALUES // (work.conv.c_in * work.conv.taps))
+        return Effort(min(max(most, FEWEST_ROWS, 8 * work.width), work.samples), ROUNDS[1])
     return Effort(min(rows, work.samples), ROUNDS[0])
 
 
