@@ -26,8 +26,8 @@ measurement.layer_latency measurement.roofline measurement.measuring
 matching sides diffing
 factorize factorize.metric factorize.least_squares factorize.reduced_rank factorize.squeeze
 factorize.alternate factorize.fit factorize.grouped factorize.selection
-surveying narrowing narrowing.spaces narrowing.files narrowing.cutting narrowing.following
-narrowing.finding narrowing.ordering statistics
+surveying narrowing narrowing.spaces narrowing.files narrowing.cutting narrowing.marks
+narrowing.following narrowing.finding narrowing.ordering statistics
 forms form_costs allocation narrowing.widths candidates narrowing.proposing planning plan_files
 building lockstep effort rewriting
 loading.loaded loading.layers loading.archive loading.programs loading.weights loading.zoo

@@ -15,7 +15,7 @@ from onebyone.candidates import Candidate, Candidates, Table
 from onebyone.conv import ConvSpec
 from onebyone.errors import BudgetError, PlanError
 from onebyone.forms import FORMS
-from onebyone.narrowing.proposing import COSTS, narrowed_ways, widened
+from onebyone.narrowing.proposing import COSTS, narrowed_ways, widened, widths_kept
 from onebyone.narrowing.spaces import Narrowing
 from onebyone.statistics import Statistics
 from onebyone.surveying import Seen
@@ -213,7 +213,7 @@ def _planned(
             )  # fmt: skip
     return Plan(
         budget, tuple(decisions[s.layer] for s in survey.layers), survey.input_shape, macs, params,
-        seed=statistics.seed, narrowings=narrowings,
+        seed=statistics.seed, notes=widths_kept(statistics), narrowings=narrowings,
     )  # fmt: skip
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
-from math import prod
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,81 +11,25 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from onebyone.conv import ConvSpec
-from onebyone.narrowing.spaces import Cut, tensor_name
+from onebyone.narrowing.marks import (
+    ELEMENTWISE,
+    NORMS,
+    PIXELWISE,
+    PRODUCTS,
+    REDUCTIONS,
+    VIEWS,
+    Found,
+    Segment,
+    Tag,
+    Vector,
+    length_of,
+    permuted,
+    reduced,
+    starts,
+    viewed,
+)  # fmt: skip
+from onebyone.narrowing.spaces import OUTPUT, Cut, tensor_name
 from onebyone.tree import modules_by_name, tensors_in
-
-# Operators that compute every element from the one at its place; more carry PyTorch's own tag.
-ELEMENTWISE = {
-    "hardtanh", "hardtanh_", "hardswish", "hardswish_", "relu6", "relu6_", "leaky_relu",
-    "leaky_relu_", "hardsigmoid_", "_prelu_kernel", "native_dropout", "dropout", "clone",
-    "contiguous", "detach", "alias", "_to_copy", "lift_fresh", "copy_", "fill_", "zero_",
-    "empty_like", "zeros_like", "ones_like", "silu_", "mish_", "elu_", "selu", "selu_", "celu",
-    "celu_", "relu", "relu_", "threshold", "threshold_",
-}  # fmt: skip
-NORMS = {
-    "native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training",
-    "batch_norm", "cudnn_batch_norm", "miopen_batch_norm", "_batch_norm_no_update",
-}  # fmt: skip
-# Operators on the pixels of each channel by itself; channels are axis 1.
-PIXELWISE = {
-    "max_pool1d", "max_pool2d", "max_pool3d", "max_pool2d_with_indices",
-    "max_pool3d_with_indices", "avg_pool1d", "avg_pool2d", "avg_pool3d", "_adaptive_avg_pool2d",
-    "_adaptive_avg_pool3d", "adaptive_avg_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d",
-    "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d",
-    "_upsample_nearest_exact2d", "upsample_bilinear2d", "upsample_bicubic2d",
-    "upsample_trilinear3d", "upsample_linear1d", "reflection_pad1d", "reflection_pad2d",
-    "reflection_pad3d", "replication_pad1d", "replication_pad2d", "replication_pad3d",
-    "constant_pad_nd",
-}  # fmt: skip
-REDUCTIONS = {
-    "mean", "sum", "amax", "amin", "var", "std", "logsumexp", "linalg_vector_norm",
-}  # fmt: skip
-VIEWS = {
-    "view", "_unsafe_view", "reshape", "_reshape_alias", "flatten", "squeeze", "unsqueeze",
-}  # fmt: skip
-PRODUCTS = ("mul", "mul_", "div", "div_")
-
-
-@dataclass(frozen=True)
-class Segment:
-    """So many channels of a space, side by side, each of `block` entries."""
-
-    space: int
-    channels: int
-    block: int = 1
-
-    @property
-    def size(self) -> int:
-        """Entries of the axis."""
-        return self.channels * self.block
-
-
-@dataclass(frozen=True)
-class Tag:
-    """Along which axis a tensor has channels that are followed."""
-
-    axis: int
-    segments: tuple[Segment, ...]
-
-
-@dataclass(frozen=True)
-class Vector:
-    """A tensor made of parameters and buffers with one entry for each channel along one axis."""
-
-    axis: int
-    cuts: tuple[Cut, ...]
-
-
-@dataclass
-class Found:
-    """What is known of one space so far."""
-
-    channels: int
-    writers: list[str] = field(default_factory=list)
-    readers: list[str] = field(default_factory=list)
-    through: list[str] = field(default_factory=list)
-    cuts: list[Cut] = field(default_factory=list)
-    refusal: str | None = None
 
 
 class Follower(TorchDispatchMode):
@@ -129,7 +72,7 @@ class Follower(TorchDispatchMode):
     def result(self, output: object) -> list[Found]:
         """The spaces, once the pass has ended with this output."""
         for tensor in tensors_in(output):
-            self._refuse(tensor, "the network gives it out")
+            self._refuse(tensor, OUTPUT)
         return [f for i, f in enumerate(self.spaces) if self._root(i) == i]
 
     # --- spaces
@@ -215,14 +158,14 @@ class Follower(TorchDispatchMode):
         elif name in PIXELWISE and mark.axis == 1:
             moved = mark
         elif name in REDUCTIONS:
-            moved = _reduced(mark, source, output, args)
+            moved = reduced(mark, source, output, args)
         elif name in VIEWS:
-            moved = _viewed(mark, source, output)
+            moved = viewed(mark, source, output)
         elif name in ("permute", "transpose", "t"):
-            moved = _permuted(mark, source, name, args)
+            moved = permuted(mark, source, name, args)
         elif name == "expand":
             moved = replace(mark, axis=mark.axis + output.ndim - source.ndim)
-        if moved is None or output.shape[moved.axis] != _size(moved, source, mark):
+        if moved is None or output.shape[moved.axis] != length_of(moved, source, mark):
             return self._lost(name, tensors, outputs)
         for tensor in outputs:
             if tensor.ndim > moved.axis and tensor.shape[moved.axis] == output.shape[moved.axis]:
@@ -281,7 +224,7 @@ class Follower(TorchDispatchMode):
 
     def _attach(self, segments: tuple[Segment, ...], vector: Vector) -> None:
         """Parameters with an entry for each of these channels belong to their spaces."""
-        for start, segment in _starts(segments):
+        for start, segment in starts(segments):
             found = self._found(segment)
             for cut in vector.cuts:
                 found.cuts.append(replace(cut, start=start, block=segment.block))
@@ -346,7 +289,7 @@ class Follower(TorchDispatchMode):
         blocks = {s.block for s in mark.segments}
         if blocks != {1} and (conv.kernel or len(mark.segments) > 1):
             return self._refuse(x, f"the layer {name} reads it in pieces")
-        for start, segment in _starts(mark.segments):
+        for start, segment in starts(mark.segments):
             found = self._found(segment)
             found.readers.append(name)
             found.cuts.append(Cut(tensor_name(name, "weight"), 1, start, segment.block))
@@ -354,68 +297,9 @@ class Follower(TorchDispatchMode):
 
     def _depthwise(self, name: str, conv: ConvSpec, mark: Tag, y: Tensor) -> None:
         many = conv.c_out // conv.c_in
-        for start, segment in _starts(mark.segments):
+        for start, segment in starts(mark.segments):
             found = self._found(segment)
             found.through.append(name)
             found.cuts += self._rows(name, start * many, segment.block * many)
         wider = tuple(replace(s, block=s.block * many) for s in mark.segments)
         self._set(y, Tag(1, wider))
-
-
-def _starts(segments: tuple[Segment, ...]) -> Iterator[tuple[int, Segment]]:
-    start = 0
-    for segment in segments:
-        yield start, segment
-        start += segment.size
-
-
-def _size(moved: Tag | Vector, source: Tensor, mark: Tag | Vector | None) -> int:
-    """How long the axis of channels must be."""
-    if isinstance(moved, Tag):
-        return sum(s.size for s in moved.segments)
-    assert mark is not None
-    return source.shape[mark.axis]
-
-
-def _reduced(mark: Tag | Vector, source: Tensor, output: Tensor, args: Any) -> Tag | Vector | None:
-    """Where the axis is after a mean over others."""
-    given = args[1] if len(args) > 1 else None
-    axes = [given] if isinstance(given, int) else given
-    if not axes:
-        return None
-    gone = {a % source.ndim for a in axes}
-    if mark.axis in gone:
-        return None
-    if output.ndim == source.ndim:
-        return mark
-    return replace(mark, axis=mark.axis - sum(a < mark.axis for a in gone))
-
-
-def _permuted(mark: Tag | Vector, source: Tensor, name: str, args: Any) -> Tag | Vector:
-    order = list(range(source.ndim))
-    if name == "permute":
-        order = [a % source.ndim for a in args[1]]
-    else:
-        one, other = (args[1], args[2]) if name == "transpose" else (0, source.ndim - 1)
-        order[one], order[other] = order[other], order[one]
-    return replace(mark, axis=order.index(mark.axis))
-
-
-def _viewed(mark: Tag | Vector, source: Tensor, output: Tensor) -> Tag | Vector | None:
-    """Where the axis is after a reshaping, perhaps drawn together with those behind it or apart."""
-    before, length = prod(source.shape[: mark.axis]), source.shape[mark.axis]
-    for axis, size in enumerate(output.shape):
-        if prod(output.shape[:axis]) != before or (size == 1 and length != 1):
-            continue
-        if size == length:
-            return replace(mark, axis=axis)
-        if isinstance(mark, Vector):
-            return None
-        if size % length == 0:  # (N, C, H, W) → (N, C·H·W)
-            ratio = size // length
-            wider = tuple(replace(s, block=s.block * ratio) for s in mark.segments)
-            return Tag(axis, wider)
-        ratio = length // size
-        if length % size == 0 and all(s.block % ratio == 0 for s in mark.segments):
-            return Tag(axis, tuple(replace(s, block=s.block // ratio) for s in mark.segments))
-    return None

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from onebyone.candidates import Table
-from onebyone.narrowing.spaces import Narrowing
+from onebyone.narrowing.spaces import OUTPUT, Narrowing
 from onebyone.narrowing.widths import Hidden, Options, choose_widths
 from onebyone.statistics import Statistics
 
@@ -59,6 +59,20 @@ def narrowed_ways(
             for h, width in zip(hidden, widths, strict=True)
             if width < h.space.channels
         )  # fmt: skip
+
+
+def widths_kept(statistics: Statistics) -> tuple[str, ...]:
+    """Why channels between layers stay as many as they are, each reason once with its layers."""
+    found: dict[str, list[str]] = {}
+    for space in statistics.spaces:
+        if space.refusal is not None and space.refusal != OUTPUT:
+            found.setdefault(space.refusal, []).append(space.name)
+    return tuple(
+        f"the width stays behind {', '.join(names[:4])}"
+        + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+        + f": {reason}"
+        for reason, names in found.items()
+    )
 
 
 def widened(

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 
 from onebyone.conv import ConvSpec
 
+OUTPUT = "the network gives it out"
+
 
 @dataclass(frozen=True)
 class Cut:
