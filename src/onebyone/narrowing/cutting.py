@@ -69,9 +69,9 @@ def _cut(module: nn.Module, cut: Cut, dropped: set[int]) -> None:
     if last and tensor.is_contiguous(memory_format=last) and tensor.stride(tensor.ndim - 1) > 1:
         values = values.contiguous(memory_format=last)
     if isinstance(tensor, nn.Parameter):
-        own[cut.name] = nn.Parameter(values, requires_grad=tensor.requires_grad)
+        module._parameters[cut.name] = nn.Parameter(values, requires_grad=tensor.requires_grad)
     else:
-        own[cut.name] = values
+        module._buffers[cut.name] = values
 
 
 def _settle(module: nn.Module) -> None:

@@ -79,10 +79,10 @@ def _space(model: nn.Module, survey: Survey, found: Found) -> Space:
         tensor = tensor_of(modules, cut)
         if isinstance(tensor, nn.Parameter) and cut.module not in known:
             each += tensor.numel() // tensor.shape[cut.axis] * cut.block
-    unique = [
+    writers, readers, through = (
         tuple(dict.fromkeys(names)) for names in (found.writers, found.readers, found.through)
-    ]
-    return Space(found.channels, *unique, cuts, each, refusal)
+    )
+    return Space(found.channels, writers, readers, through, cuts, each, refusal)
 
 
 def _unshared(spaces: list[Space]) -> list[Space]:
