@@ -2,6 +2,7 @@
 
     python benchmarks/quality.py                     # the demo network, three calibration draws
     python benchmarks/quality.py --network resnet -o quality-resnet.png
+    python benchmarks/quality.py --network edge_networks:mobilenet --weights edge/mobilenet.safetensors
 
 Every method sees the same unlabeled calibration images and is measured on all 5,000 test images.
 Needs the extra `bench`.
@@ -97,7 +98,8 @@ def plot(found: dict[str, dict[float, list[Point]]], title: str, path: Path) -> 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--network", choices=("vgg", "resnet"), default="vgg")
+    parser.add_argument("--network", default="vgg", help="vgg, resnet, or any that obo.load takes")
+    parser.add_argument("--weights", help="of a network that is not built in")
     parser.add_argument("--images", type=int, default=512)
     parser.add_argument("--draws", type=int, default=3)
     parser.add_argument("--levels", type=float, nargs="+", default=LEVELS)
@@ -105,10 +107,11 @@ def main() -> None:
     parser.add_argument("-o", "--out", type=Path, default=Path("quality.png"))
     args = parser.parse_args()
     torch.manual_seed(0)
-    model = obo.load(f"demo:{args.network}").model
+    spec = f"demo:{args.network}" if args.network in ("vgg", "resnet") else args.network
+    model = obo.load(spec, weights=args.weights).model
     before = accuracy(model, obo.open_images("demo:test"))
     title = (
-        f"demo:{args.network}, top-1 {before:.2%}; {args.images} unlabeled images, no fine-tuning, "
+        f"{spec}, top-1 {before:.2%}; {args.images} unlabeled images, no fine-tuning, "
         f"{args.draws} draws, 5,000 test images"
     )
     found = curve(model, list(args.levels), args.draws, args.images, args.methods)

@@ -17,6 +17,7 @@ import gzip
 import json
 import sys
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -75,12 +76,25 @@ def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
     return hits / len(y)
 
 
-def train(args: argparse.Namespace) -> None:
+@torch.no_grad()
+def renormalize(model: nn.Module, x: Tensor, images: int = 4000) -> None:
+    """Statistics of BatchNorm for averaged weights: their own average starts far away."""
+    generator = torch.Generator().manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.reset_running_stats()
+            module.momentum = None
+    model.train()
+    for part in x[:images].split(256):
+        model(augment(part, generator, 0.0))
+
+
+def train(args: argparse.Namespace, build: Callable[[], nn.Module]) -> None:
     torch.manual_seed(args.seed)
     generator = torch.Generator().manual_seed(args.seed)
     images, labels = read_split(args.data, "train")
     x, y = normalise(images), torch.tensor(labels).long()
-    model = NETWORKS[args.network]().to(memory_format=torch.channels_last)
+    model = build().to(memory_format=torch.channels_last)
     average = torch.optim.swa_utils.AveragedModel(
         model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998), use_buffers=True
     )
@@ -117,6 +131,8 @@ def train(args: argparse.Namespace) -> None:
             f"epoch {epoch:3d}  loss {mean:.4f}  {time.perf_counter() - began:6.0f} s", flush=True
         )
 
+    if args.renormalize:
+        renormalize(average.module, x)
     state = {k: v.detach().contiguous() for k, v in average.module.state_dict().items()}
     state = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
     model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
@@ -129,7 +145,7 @@ def train(args: argparse.Namespace) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     save_file(state, args.out / f"{args.network}.safetensors")
     record = {
-        "command": "python examples/train_demo.py " + " ".join(sys.argv[1:]),
+        "command": " ".join(["python", *sys.argv]),
         "torch": torch.__version__.split("+")[0],
         "seed": args.seed, "epochs": args.epochs, "batch": args.batch, "lr": args.lr,
         "bfloat16": args.bfloat16, "seconds": round(time.perf_counter() - began),
@@ -150,11 +166,11 @@ def write_images(args: argparse.Namespace) -> None:
     np.savez_compressed(args.out / "test.npz", images=images[:TEST][:, None], labels=labels[:TEST])
 
 
-def main() -> None:
+def options(networks: Iterable[str]) -> argparse.ArgumentParser:
+    """The options of training, for one of these networks."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=Path("/usr/share/datasets/fashion-mnist"))
-    parser.add_argument("--network", choices=sorted(NETWORKS))
-    parser.add_argument("--images", action="store_true", help="write the built-in images only")
+    parser.add_argument("--network", choices=sorted(networks))
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--lr", type=float, default=0.2)
@@ -162,12 +178,19 @@ def main() -> None:
     parser.add_argument("--smoothing", type=float, default=0.0, help="of the labels")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--bfloat16", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--renormalize", action="store_true", help="after averaging few steps")
     parser.add_argument("-o", "--out", type=Path, required=True)
+    return parser
+
+
+def main() -> None:
+    parser = options(NETWORKS)
+    parser.add_argument("--images", action="store_true", help="write the built-in images only")
     args = parser.parse_args()
     if args.images:
         write_images(args)
     elif args.network:
-        train(args)
+        train(args, NETWORKS[args.network])
     else:
         parser.error("say what to make: --network vgg, --network resnet or --images")
 

@@ -374,12 +374,8 @@ TRAPS: dict[str, Trap] = {
     "1×1 with stride 2": Trap(_layer(lambda: nn.Conv2d(16, 16, 1, stride=2))),
     "1×1 with padding": Trap(_layer(lambda: nn.Conv2d(16, 16, 1, padding=1))),
     "3×3 with stride 2": Trap(_layer(lambda: nn.Conv2d(16, 16, 3, stride=2, padding=1))),
-    "grouped": Trap(
-        _layer(lambda: nn.Conv2d(16, 16, 3, groups=4)), refused={"first.1": "grouped (4 groups)"}
-    ),
-    "depthwise": Trap(
-        _layer(lambda: nn.Conv2d(16, 32, 3, groups=16), 32), refused={"first.1": "grouped"}
-    ),
+    "grouped": Trap(_layer(lambda: nn.Conv2d(16, 16, 3, groups=4))),
+    "depthwise": Trap(_layer(lambda: nn.Conv2d(16, 32, 3, groups=16), 32)),
     "dilated": Trap(_layer(lambda: nn.Conv2d(16, 16, 3, dilation=(2, 3), padding=2))),
     "same padding": Trap(_layer(lambda: nn.Conv2d(16, 16, 5, padding="same"))),
     "same padding, even kernel": Trap(_layer(lambda: nn.Conv2d(16, 16, (4, 2), padding="same"))),

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from onebyone.building import fill, skeleton
 from onebyone.conv import ConvSpec
 from onebyone.factorize.factors import Factors
-from onebyone.forms import FORMS
+from onebyone.forms import FORMS, KEPT
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same'")
 BOTH = [("squeeze", (4,)), ("channel", (3,)), ("tucker2", (4, 3)), ("keep", ())]
@@ -61,7 +61,7 @@ def check_reconstruction(
         if direct.bias is not None:
             direct.bias.copy_(factors.bias)  # type: ignore[operator]
         expected = direct(x.double())
-        if direct.bias is None and form != "keep":
+        if direct.bias is None and form not in KEPT:
             axes = (1,) * len(conv.kernel)
             expected = expected + factors.bias.reshape(-1, *axes)
         result = built(x).double()
@@ -103,7 +103,7 @@ def test_the_skeleton_carries_the_layers_state(
         assert parameter.device == layer.weight.device  # type: ignore[union-attr]
     plain = {type(layer), nn.Sequential}
     assert {type(m) for m in block.modules()} <= plain
-    if form == "keep":
+    if form in KEPT:
         mode = ConvSpec.of(layer).padding_mode  # has no effect where nothing is padded
         assert replace(ConvSpec.of(block), padding_mode=mode) == ConvSpec.of(layer)
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from onebyone.building import skeleton
 from onebyone.conv import ConvSpec
-from onebyone.forms import FORMS
+from onebyone.forms import FORMS, KEPT
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same'")
 THIN = [name for name, form in FORMS.items() if form.ranks]
@@ -45,7 +45,7 @@ def check_chain(form: str, conv: ConvSpec, ranks: tuple[int, ...]) -> None:
     assert widths == ranks
     assert all(a.c_out == b.c_in for a, b in pairwise(parts))
     assert [part.bias for part in parts[:-1]] == [False] * (len(parts) - 1)
-    assert parts[-1].bias or form == "keep"
+    assert parts[-1].bias or form in KEPT
     assert sum(not part.pointwise for part in parts) == (not conv.pointwise)
     size = tuple(sum(map(abs, p)) + d * k + 5 for p, d, k in
                  zip(conv.padding, conv.dilation, conv.kernel, strict=True))  # fmt: skip

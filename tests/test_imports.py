@@ -25,11 +25,13 @@ measurement.memory measurement.latency measurement.spans measurement.layers_alon
 measurement.layer_latency measurement.roofline measurement.measuring
 matching sides diffing
 factorize factorize.metric factorize.least_squares factorize.reduced_rank factorize.squeeze
-factorize.alternate factorize.factors factorize.balance factorize.fit
-surveying statistics
+factorize.alternate factorize.factors factorize.balance factorize.fit factorize.grouped
+factorize.selection
+surveying narrowing narrowing.spaces narrowing.files narrowing.cutting narrowing.marks
+narrowing.following narrowing.finding narrowing.ordering statistics
 deepening deepening.insertions deepening.files deepening.flow deepening.places deepening.candidates
 deepening.filling
-forms allocation planning plan_files
+forms form_costs allocation narrowing.widths candidates narrowing.proposing planning plan_files
 building lockstep effort rewriting merging
 loading.loaded loading.layers loading.archive loading.programs loading.weights loading.zoo
 loading.factories loading.onnx_graphs loading.slimmed loading.specs loading

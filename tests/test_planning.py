@@ -37,7 +37,7 @@ def observed() -> tuple[nn.Module, Tensor, obo.Statistics]:
     return model, inputs, obo.observe(model, inputs)
 
 
-def check_budget_met(plan: Plan, lighter: nn.Module, image: Tensor, slack: float = 0.02) -> None:
+def check_budget_met(plan: Plan, lighter: nn.Module, image: Tensor, slack: float = 0.05) -> None:
     """Law: by PyTorch's own count never above a budget, and not far below all of them."""
     kept = {
         "macs": counted_macs(lighter, image) / plan.macs_before,
@@ -99,7 +99,8 @@ def test_decisions_say_everything(observed: tuple[nn.Module, Tensor, obo.Statist
         assert plan.of(decision.layer) is decision
         assert decision.conv is not None
         assert decision.macs_after <= decision.macs_before
-    assert plan.error == pytest.approx(sum(d.error for d in plan.decisions))
+    narrowing = sum(n.error for n in plan.narrowings)
+    assert plan.error == pytest.approx(narrowing + sum(d.error for d in plan.decisions))
     assert any(d.form != "keep" for d in plan.decisions)
     with pytest.raises(PlanError, match="'nothing'"):
         plan.of("nothing")
@@ -120,7 +121,7 @@ def test_a_budget_too_small_names_the_lowest(
 ) -> None:
     model, _, statistics = observed
     with pytest.raises(BudgetError, match=f"lowest that this network reaches is {name}=") as told:
-        obo.plan(model, statistics, Budget(**{name: 0.01}))
+        obo.plan(model, statistics, Budget(**{name: 0.001}))
     lowest = float(re.findall(rf"reaches is {name}=([\d.]+)", str(told.value))[0])
     reached = obo.plan(model, statistics, Budget(**{name: lowest + 0.001}))
     assert getattr(reached, f"{name}_after") <= (lowest + 0.001) * getattr(
@@ -143,7 +144,7 @@ def test_no_budget_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["tied weights", "attention", "never run", "depthwise", "subclass"]
+    "name", ["tied weights", "attention", "never run", "transposed", "subclass"]
 )
 def test_totals_count_what_cannot_be_changed(name: str) -> None:
     trap = TRAPS[name]
@@ -164,7 +165,7 @@ def test_all_is_kept_where_nothing_can_change() -> None:
     model = nn.Sequential(nn.Conv2d(4, 4, 3, groups=2), nn.ReLU()).eval()
     statistics = obo.observe(model, images(4, 4, 8, 8))
     plan = obo.plan(model, statistics, Budget(macs=1.0))
-    assert [d.form for d in plan.decisions] == ["refuse"]
+    assert [d.form for d in plan.decisions] == ["keep"]
     with pytest.raises(BudgetError, match=r"macs=1\.000"):
         obo.plan(model, statistics, Budget(macs=0.9))
 
@@ -172,7 +173,7 @@ def test_all_is_kept_where_nothing_can_change() -> None:
 def check_predicted_error(budget: float = 0.7) -> None:
     """Law: the predicted rise of the loss is that of the network, within a factor of three."""
     model, inputs = plain().eval(), images(256, 4, 12, 12)
-    statistics = obo.observe(model, inputs)
+    statistics = replace(obo.observe(model, inputs), spaces=())
     plan = obo.plan(model, statistics, Budget(macs=budget))
     one = max(plan.decisions, key=lambda d: d.error)
     alone = replace(

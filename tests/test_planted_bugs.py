@@ -446,7 +446,7 @@ def _rewrite_law() -> None:
 
 
 def _refused_law() -> None:
-    model, inputs = TRAPS["grouped"].model(), TRAPS["grouped"].images(8)
+    model, inputs = TRAPS["transposed"].model(), TRAPS["transposed"].images(8)
     plan = obo.plan(model, obo.observe(model, inputs), planning.Budget(macs=0.8))
     test_rewriting.check_refused_layers(plan, model, rewriting.rewrite(model, plan, inputs))
 

@@ -387,9 +387,12 @@ def test_strips_hold_the_whole_network(plan: Plan, verification: Verification) -
 def test_forms_are_told_once_each_and_only_those_used(
     plan: Plan, verification: Verification
 ) -> None:
-    page = Page(report_html(verification, plan))
+    narrow = Decision("cut", square(), 9, 9, "narrow", shape=replace(square(), c_out=5))
+    page = Page(report_html(verification, replace(plan, decisions=(*plan.decisions, narrow))))
     told = page.inside(page.one("ul", class_="forms"), "li")
     assert len(told) == len(FORMS) + 1
+    assert f"{square().c_in} " in told[1]["text"]
+    assert " 5" in told[1]["text"]
     for entry, form in zip(told, FORMS.values(), strict=False):
         assert form.title in entry["text"]
         assert form.says[1:] in entry["text"]

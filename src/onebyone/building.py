@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from onebyone.conv import ConvSpec
 from onebyone.factorize.factors import Factors
-from onebyone.forms import FORMS
+from onebyone.forms import FORMS, KEPT
 
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
@@ -15,13 +15,13 @@ CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 def skeleton(layer: nn.Module, form: str, ranks: tuple[int, ...]) -> nn.Module:
     """The layers of a form around a given layer's geometry, with unset weights.
 
-    Device, dtype, training mode, `requires_grad` and memory format are those of `layer`; `keep`
-    gives a layer of the same class and shape.
+    Device, dtype, training mode, `requires_grad` and memory format are those of `layer`; `keep` and
+    `narrow` give a layer of the same class and shape.
     """
     conv = ConvSpec.of(layer)
     parts = FORMS[form].parts(conv, ranks)
     made = [(part.name, _plain(layer, part.conv, at_input=part.at_input)) for part in parts]
-    if form == "keep":
+    if form in KEPT:
         return made[0][1]
     block = nn.Sequential()
     for name, module in made:
@@ -59,7 +59,7 @@ def _channels_last(weight: Tensor) -> bool:
 
 def fill(block: nn.Module, form: str, factors: Factors) -> nn.Module:
     """Put factors into a skeleton, in place; values too small for the dtype's normal range become 0."""
-    parts = [block] if form == "keep" else list(block.children())
+    parts = [block] if form in KEPT else list(block.children())
     weights: list[Tensor] = [factors.core.transpose(1, 2)]
     if factors.reduce is not None:
         weights.insert(0, factors.reduce)

@@ -13,6 +13,8 @@ ROUNDS = (3, 1, 0)
 ROWS_PER_FEATURE = 8
 LEAST_ROWS, MOST_ROWS = 8192, 32768  # where they can be had and paid
 FEWEST_ROWS = 1024
+GROUPED_ROWS = 2048  # of a grouped layer, which has few unknowns a channel
+GROUPED_VALUES = 1 << 24  # in its patches
 LEAST_MACS = 1e9  # nobody waits for that
 
 
@@ -32,7 +34,7 @@ class Work:
     @property
     def width(self) -> int:
         """Unknowns per output of the least-squares problem."""
-        return (self.rank_in or self.conv.c_in) * self.conv.taps
+        return (self.rank_in or self.conv.c_in // self.conv.groups) * self.conv.taps
 
     @property
     def cut(self) -> int:
@@ -43,6 +45,9 @@ class Work:
     def cost(self, effort: Effort) -> float:
         """Multiply–accumulates of a solution."""
         rows, width, conv = effort.rows, self.width, self.conv
+        if conv.groups != 1:
+            own = conv.c_out // conv.groups * (1 + effort.rounds)
+            return conv.groups * (rows * width * (width + 2 * own) + width**3)
         once = rows * width * min(rows, width) + min(rows, width) ** 3
         targets = 2 * rows * width * conv.c_out + self.cut
         if self.rank_in is None:
@@ -78,6 +83,9 @@ def efforts(layers: Sequence[Work], macs: float) -> list[Effort]:
 
 def _wanted(work: Work) -> Effort:
     rows = max(LEAST_ROWS, min(MOST_ROWS, ROWS_PER_FEATURE * work.width))
+    if work.conv.groups != 1:
+        most = min(GROUPED_ROWS, GROUPED_VALUES // (work.conv.c_in * work.conv.taps))
+        return Effort(min(max(most, FEWEST_ROWS, 8 * work.width), work.samples), ROUNDS[1])
     return Effort(min(rows, work.samples), ROUNDS[0])
 
 

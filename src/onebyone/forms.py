@@ -101,6 +101,15 @@ FORMS: dict[str, Form] = {
         refuse=_never,
         parts=_keep_parts,
     ),
+    "narrow": Form(
+        title="narrowed",
+        says="fewer channels between two layers whose middle no one else reads; what reads them is "
+        "refitted to those that are left",
+        paper="He et al., Channel Pruning for Accelerating Very Deep Neural Networks, 2017",
+        ranks=(),
+        refuse=_never,
+        parts=_keep_parts,
+    ),
     "squeeze": Form(
         title="1×1 before",
         says="a 1×1 convolution mixes the input channels down, then the k×k convolution reads fewer",
@@ -137,3 +146,5 @@ FORMS: dict[str, Form] = {
         ),
     ),
 }
+
+KEPT = ("keep", "narrow")  # forms that are one layer of the same class

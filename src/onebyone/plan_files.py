@@ -12,12 +12,15 @@ from onebyone.conv import ConvSpec
 from onebyone.deepening.files import insertion_from_json, insertion_to_json
 from onebyone.errors import BudgetError, PlanError
 from onebyone.files import json_text, write_text
-from onebyone.forms import FORMS
+from onebyone.forms import FORMS, KEPT
+from onebyone.narrowing.files import narrowings_from_json, narrowings_to_json
+from onebyone.narrowing.spaces import Narrowing, narrowed
 from onebyone.planning import Budget, Decision, Plan, Step
 
 SCHEMA = "onebyone.plan/1"
 EDITABLE = (
-    "form and ranks of a layer can be edited; costs are worked out anew when the plan is read"
+    "form and ranks of a layer and the width of a narrowing can be edited; costs are worked out anew "
+    "when the plan is read"
 )
 
 
@@ -44,6 +47,7 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
         "notes": list(plan.notes),
         **({"schedule": [_step_to_json(step) for step in plan.schedule]} if plan.schedule else {}),
         "layers": [_decision_to_json(decision) for decision in plan.decisions],
+        "narrowings": narrowings_to_json(plan.narrowings),
     } | deeper  # fmt: skip
 
 
@@ -60,6 +64,8 @@ def _decision_to_json(decision: Decision) -> dict[str, Any]:
     values: dict[str, Any] = {"layer": decision.layer, "form": decision.form}
     if decision.form in FORMS and FORMS[decision.form].ranks:
         values["ranks"] = dict(zip(FORMS[decision.form].ranks, decision.ranks, strict=True))
+    if decision.shape is not None:
+        values["channels"] = {"in": decision.shape.c_in, "out": decision.shape.c_out}
     return values | {
         "macs_before": decision.macs_before, "macs_after": decision.macs_after,
         "params_before": decision.params_before, "params_after": decision.params_after,
@@ -78,8 +84,9 @@ def plan_from_json(values: Any, where: str = "the plan") -> Plan:
             f"{where} is no plan of this version: schema {schema!r}, expected {SCHEMA!r}"
         )
     try:
+        narrowings = narrowings_from_json(values.get("narrowings", []), where)
         decisions = tuple(
-            _decision_from_json(layer, f"{where}, layer {number}")
+            _decision_from_json(layer, f"{where}, layer {number}", narrowings)
             for number, layer in enumerate(values["layers"], start=1)
         )
         twice = [n for n, count in Counter(d.layer for d in decisions).items() if count > 1]
@@ -94,7 +101,7 @@ def plan_from_json(values: Any, where: str = "the plan") -> Plan:
                 insertion_from_json(insertion, f"{where}, insertion {number}")
                 for number, insertion in enumerate(values.get("insertions", ()), start=1)
             ),
-            _reference(values.get("reference")),
+            _reference(values.get("reference")), narrowings,
         )  # fmt: skip
     except (KeyError, TypeError, ValueError, BudgetError) as error:
         raise PlanError(f"{where} is damaged: {_described(error)}") from error
@@ -130,26 +137,31 @@ def _whole(value: Any) -> int:
     return value
 
 
-def _decision_from_json(values: Any, where: str) -> Decision:
+def _decision_from_json(
+    values: Any, where: str, narrowings: tuple[Narrowing, ...] = ()
+) -> Decision:
     if not isinstance(values, dict):
         raise PlanError(f"{where} is damaged: {values!r} is no layer")
     if isinstance(values.get("layer"), str):
         where += f" ({values['layer'] or 'the network itself'})"
     try:
-        conv = _conv_from_json(values["conv"])
+        layer, conv = str(values["layer"]), _conv_from_json(values["conv"])
+        shape = None if conv is None else narrowed(layer, conv, narrowings)
         form = values["form"]
+        if form in KEPT:
+            form = "keep" if shape == conv else "narrow"
         if form != "refuse" and form not in FORMS:
             raise PlanError(
                 f"{where}: there is no form {form!r}; the forms are {', '.join(FORMS)} and refuse "
                 "(left as it is)"
             )
         ranks: tuple[int, ...] = ()
-        if form not in ("keep", "refuse"):
-            ranks = _checked_ranks(form, values.get("ranks", {}), conv, where)
+        if form not in (*KEPT, "refuse"):
+            ranks = _checked_ranks(form, values.get("ranks", {}), shape, where)
         return Decision(
-            str(values["layer"]), conv, _whole(values["positions_in"]),
-            _whole(values["positions_out"]), form, ranks, float(values["predicted_error_nats"]),
-            str(values["reason"]),
+            layer, conv, _whole(values["positions_in"]), _whole(values["positions_out"]), form,
+            ranks, float(values["predicted_error_nats"]), str(values["reason"]),
+            None if shape == conv else shape,
         )  # fmt: skip
     except (KeyError, TypeError, ValueError) as error:
         raise PlanError(f"{where} is damaged: {_described(error)}") from error

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from math import ceil
 from typing import Any, Protocol
 
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
 from onebyone.allocation import Choices, allocate, cheapest
+from onebyone.candidates import Candidate, Candidates, Table
 from onebyone.conv import ConvSpec
 from onebyone.deepening.insertions import Insertion
 from onebyone.displaying import Displayed
 from onebyone.errors import BudgetError, PlanError
-from onebyone.factorize.metric import energies, factor, tails
-from onebyone.factorize.squeeze import input_energy
 from onebyone.forms import FORMS
-from onebyone.statistics import LayerStatistics, Statistics
+from onebyone.narrowing.proposing import COSTS, narrowed_ways, widened, widths_kept
+from onebyone.narrowing.spaces import Narrowing
+from onebyone.statistics import Statistics
 from onebyone.surveying import Seen
-from onebyone.tree import modules_by_name
+
+REPAIRS = 12  # widths that are tried once more at the end
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,8 @@ class Decision:
     `positions_in` and `positions_out` count the pixels of one image that enter and leave the layer,
     summed over its calls. `conv` is None for a kind of layer that onebyone has no formulas for; its
     cost is in the plan's `other_macs` and `other_params`. `error` is the predicted rise of the loss,
-    in nats per image.
+    in nats per image. `shape` is the geometry with fewer channels where the layer was narrowed; the
+    form stands in its place.
     """
 
     layer: str
@@ -65,11 +69,17 @@ class Decision:
     ranks: tuple[int, ...] = ()
     error: float = 0.0
     reason: str = ""
+    shape: ConvSpec | None = None
 
     @property
     def refused(self) -> bool:
         """Whether the layer stays bit for bit as it is; `reason` says why."""
         return self.form == "refuse"
+
+    @property
+    def shaped(self) -> ConvSpec | None:
+        """The geometry that the form is made of: narrowed, or the original's."""
+        return self.shape or self.conv
 
     @property
     def macs_before(self) -> int:
@@ -84,16 +94,16 @@ class Decision:
     @property
     def macs_after(self) -> int:
         """MACs of what stands in its place."""
-        if self.refused or self.conv is None:
+        if self.refused or self.shaped is None:
             return self.macs_before
-        return FORMS[self.form].macs(self.conv, self.ranks, self.positions_in, self.positions_out)
+        return FORMS[self.form].macs(self.shaped, self.ranks, self.positions_in, self.positions_out)
 
     @property
     def params_after(self) -> int:
         """Parameters of what stands in its place."""
-        if self.refused or self.conv is None:
+        if self.refused or self.shaped is None:
             return self.params_before
-        return FORMS[self.form].params(self.conv, self.ranks)
+        return FORMS[self.form].params(self.shaped, self.ranks)
 
 
 @dataclass(frozen=True)
@@ -114,6 +124,7 @@ class Plan(Displayed):
     `schedule`: the steps that led here, each fine-tuned; the last one is this plan's.
     `insertions` are what a deepened network has more than the one it was made from, the refused ones
     with their reasons; its budget is a part of the costs of `reference`, (MACs, parameters).
+    `narrowings` are the hidden channels that are left out, and where.
     """
 
     budget: Budget
@@ -127,6 +138,7 @@ class Plan(Displayed):
     schedule: tuple[Step, ...] = ()
     insertions: tuple[Insertion, ...] = ()
     reference: tuple[int, int] | None = None
+    narrowings: tuple[Narrowing, ...] = ()
 
     @property
     def macs_before(self) -> int:
@@ -148,12 +160,13 @@ class Plan(Displayed):
     def params_after(self) -> int:
         """Parameters of the lighter or deeper network."""
         added = sum(i.params for i in self.insertions)
-        return self.other_params + added + sum(d.params_after for d in self.decisions)
+        others = self.other_params + added - sum(n.params_saved for n in self.narrowings)
+        return others + sum(d.params_after for d in self.decisions)
 
     @property
     def error(self) -> float:
-        """The predicted rise of the loss: the sum over the layers, in nats per image."""
-        return sum(d.error for d in self.decisions)
+        """The predicted rise of the loss: over layers and narrowings, in nats per image."""
+        return sum(d.error for d in self.decisions) + sum(n.error for n in self.narrowings)
 
     def of(self, layer: str) -> Decision:
         """The decision on a layer, by its qualified name."""
@@ -161,12 +174,6 @@ class Plan(Displayed):
             if decision.layer == layer:
                 return decision
         raise PlanError(f"the plan has no layer {layer!r}")
-
-
-@dataclass(frozen=True)
-class _Candidate:
-    form: str
-    ranks: tuple[int, ...]
 
 
 class Times(Protocol):
@@ -183,63 +190,105 @@ class Times(Protocol):
 
 
 def plan(
-    model: nn.Module, statistics: Statistics, budget: Budget, *, times: Times | None = None
+    model: nn.Module,
+    statistics: Statistics,
+    budget: Budget,
+    *,
+    times: Times | None = None,
+    narrow: bool = True,
 ) -> Plan:
-    """Choose a form and ranks for every layer at once, within the budget; change nothing.
+    """Choose widths, a form and ranks for every layer at once, within the budget; change nothing.
 
     A candidate's error is half its discarded energy in the metric of the loss (`factorize`), the
     second-order estimate of the rise of the loss in nats per image; the sum over the layers is
-    minimised. `times` are needed for a budget of latency, and leave out what is not faster than the
-    layer. Raises BudgetError for a budget that no candidates meet, naming the lowest that can be.
+    minimised. Hidden spaces are narrowed where that is better by this estimate than forms alone, if
+    `narrow` allows it. `times` are needed for a budget of latency: they leave out what is not faster
+    than the layer, and widths stay, since narrower layers are not timed.
+    Raises BudgetError for a budget that no candidates meet, naming the lowest that can be.
     """
     if budget.latency is not None and times is None:
         raise BudgetError(
             "a budget of latency needs measured times: give latency= to slim, which measures them"
         )
+    made = Candidates(statistics)
+    whole = made.tables(())
+    if times is not None or not narrow:
+        return _planned(statistics, whole, (), budget, times)
+    fractions = {n: getattr(budget, n) for n in COSTS if getattr(budget, n) is not None}
+    ways: list[tuple[Narrowing, ...]] = [(), *narrowed_ways(statistics, whole, fractions)]
+    found: list[Plan] = []
+    failure: BudgetError | None = None
+    for narrowings in dict.fromkeys(ways):
+        try:
+            found.append(_planned(statistics, made.tables(narrowings), narrowings, budget))
+        except BudgetError as error:
+            failure = error  # that of the narrowest, which comes last, names the lowest
+    if failure is not None and not found:
+        raise failure
+    return _repaired(statistics, made, min(found, key=lambda p: p.error), budget)
+
+
+def _repaired(statistics: Statistics, made: Candidates, best: Plan, budget: Budget) -> Plan:
+    """One space after another a step wider, those that lose most first, where forms then make it up."""
+    for name in [n.layer for n in sorted(best.narrowings, key=lambda n: -n.error)][:REPAIRS]:
+        wider = widened(best.narrowings, name, statistics)
+        with suppress(BudgetError):
+            other = _planned(statistics, made.tables(wider), wider, budget)
+            best = min(best, other, key=lambda p: p.error)
+    return best
+
+
+def _planned(
+    statistics: Statistics,
+    tables: list[Table],
+    narrowings: tuple[Narrowing, ...],
+    budget: Budget,
+    times: Times | None = None,
+) -> Plan:
+    """The best forms for given widths."""
     survey = statistics.survey
-    modules = modules_by_name(model)
-    tables: list[tuple[list[_Candidate], Choices]] = []
-    decided = [s for s in survey.layers if s.refusal is None]
-    for seen in decided:
-        weight = getattr(modules[seen.layer], "weight").detach()  # noqa: B009
-        table = _candidates(seen, weight, statistics.layers[seen.layer], statistics.images)
-        tables.append(table if times is None else _timed(seen.layer, *table, times))
-    macs_known = sum(s.conv.macs(s.positions_out) for s in survey.layers if s.conv)
-    params_known = sum(s.conv.params for s in survey.layers if s.conv)
-    other = (survey.macs - macs_known, survey.params - params_known)
-    totals = (survey.macs, survey.params)
+    macs = survey.macs - sum(s.conv.macs(s.positions_out) for s in survey.layers if s.conv)
+    params = survey.params - sum(s.conv.params for s in survey.layers if s.conv)
+    left: tuple[float, ...] = (macs, params - sum(n.params_saved for n in narrowings))
+    totals: tuple[float, ...] = (survey.macs, survey.params)
+    choices = [t.choices for t in tables]
+    places = [np.arange(len(t.candidates)) for t in tables]
     if times is not None:
+        timed = [_timed(t, times) for t in tables]
+        places, choices = [p for p, _ in timed], [c for _, c in timed]
         other_ns = times.other_ns + _untimed(survey.layers, times)
-        keep_ns = sum(t.costs[0, 2] for _, t in tables)
-        other, totals = (*other, other_ns), (*totals, other_ns + keep_ns)
-    picks = _allocate(budget, survey.layers, [t for _, t in tables], other, totals)
+        left, totals = (*left, other_ns), (*totals, other_ns + sum(c.costs[0, 2] for c in choices))
+    picks = _allocate(budget, survey.layers, choices, left, totals)
     decisions: dict[str, Decision] = {}
-    for seen, (candidates, choices), pick in zip(decided, tables, picks, strict=True):
-        chosen = candidates[pick]
+    for table, place, index in zip(tables, places, picks, strict=True):
+        pick = int(place[index])
+        seen, chosen = table.seen, table.candidates[pick]
+        cut = table.conv != seen.conv
+        form = "narrow" if cut and chosen.form == "keep" else chosen.form
         decisions[seen.layer] = Decision(
-            seen.layer, seen.conv, seen.positions_in, seen.positions_out, chosen.form, chosen.ranks,
-            float(choices.errors[pick]), _reason(chosen, len(candidates)),
+            seen.layer, seen.conv, seen.positions_in, seen.positions_out, form, chosen.ranks,
+            float(table.errors[pick]), "" if cut else _reason(chosen, len(table.candidates)),
+            table.conv if cut else None,
         )  # fmt: skip
     for seen in survey.layers:
-        if seen.refusal is not None:
+        if seen.layer not in decisions:
             decisions[seen.layer] = Decision(
                 seen.layer, seen.conv, seen.positions_in, seen.positions_out, "refuse",
-                reason=seen.refusal,
+                reason=seen.refusal or "",
             )  # fmt: skip
     return Plan(
-        budget, tuple(decisions[s.layer] for s in survey.layers), survey.input_shape, *other[:2],
-        seed=statistics.seed,
+        budget, tuple(decisions[s.layer] for s in survey.layers), survey.input_shape, macs, params,
+        seed=statistics.seed, notes=widths_kept(statistics), narrowings=narrowings,
     )  # fmt: skip
 
 
-def _timed(
-    layer: str, candidates: list[_Candidate], choices: Choices, times: Times
-) -> tuple[list[_Candidate], Choices]:
-    """With the times as a third cost; of the candidates only those that are faster than the layer."""
-    column = np.asarray([times.of(layer, c.form, c.ranks) for c in candidates])
+def _timed(table: Table, times: Times) -> tuple[np.ndarray, Choices]:
+    """The places of those candidates that are faster than the layer, and they with a third cost."""
+    layer, choices = table.seen.layer, table.choices
+    column = np.asarray([times.of(layer, c.form, c.ranks) for c in table.candidates])
     kept = np.flatnonzero((column < column[0]) | (np.arange(len(column)) == 0))
     costs = np.column_stack([choices.costs, column])[kept]
-    return [candidates[i] for i in kept], Choices(choices.errors[kept], costs)
+    return kept, Choices(choices.errors[kept], costs)
 
 
 def _untimed(layers: tuple[Seen, ...], times: Times) -> float:
@@ -247,59 +296,12 @@ def _untimed(layers: tuple[Seen, ...], times: Times) -> float:
     return sum(times.of(s.layer, "keep", ()) for s in layers if s.refusal is not None)
 
 
-def _reason(chosen: _Candidate, candidates: int) -> str:
+def _reason(chosen: Candidate, number: int) -> str:
     if chosen.form != "keep":
         return ""
-    if candidates == 1:
+    if number == 1:
         return "no form of it is cheaper than the layer itself"
     return "its cheaper forms cost more accuracy than those of other layers"
-
-
-def _candidates(
-    seen: Seen, weight: Tensor, seen_statistics: LayerStatistics, images: int
-) -> tuple[list[_Candidate], Choices]:
-    """Keep, and every form and rank that is cheaper than keep in MACs or parameters."""
-    conv = seen.conv
-    assert conv is not None
-    kernel = weight.reshape(conv.c_out, conv.c_in, conv.taps).transpose(1, 2)
-    losses_in, losses_out = _tails(kernel, seen_statistics, images)
-    found = [_Candidate("keep", ())]
-    rows = [(0.0, conv.macs(seen.positions_out), conv.params)]
-    for name, form in FORMS.items():
-        if not form.ranks or form.refuse(conv) is not None:
-            continue
-        sides = [
-            (losses_in, conv.c_in) if side == "in" else (losses_out, conv.c_out)
-            for side in form.ranks
-        ]
-        for ranks in np.ndindex(*(len(_ranks(size)) for _, size in sides)):
-            chosen = tuple(_ranks(size)[i] for i, (_, size) in zip(ranks, sides, strict=True))
-            error = sum(float(loss[r]) for r, (loss, _) in zip(chosen, sides, strict=True))
-            macs = form.macs(conv, chosen, seen.positions_in, seen.positions_out)
-            params = form.params(conv, chosen)
-            if macs <= rows[0][1] and params <= rows[0][2] and (macs, params) != rows[0][1:]:
-                found.append(_Candidate(name, chosen))
-                rows.append((error, macs, params))
-    table = np.asarray(rows, dtype=np.float64)
-    return found, Choices(table[:, 0], table[:, 1:])
-
-
-def _ranks(size: int) -> list[int]:
-    """Ranks to try for so many channels: multiples of 8 in big layers, finer in small ones."""
-    step = 8 if size >= 64 else max(1, size // 8)
-    return list(range(step, size, step)) or [1]
-
-
-def _tails(kernel: Tensor, seen: LayerStatistics, images: int) -> tuple[np.ndarray, np.ndarray]:
-    """Predicted loss for each rank of the input and of the output side, in nats per image."""
-    metric = factor(seen.gradients / images)
-    outside = energies(metric.T @ seen.outputs.covariance @ metric)
-    if kernel.shape[1] == 1:  # no form of a pointwise layer cuts its input side
-        return np.zeros(0), (tails(outside) / 2).numpy()
-    taps = seen.taps / seen.taps.diagonal().mean().clamp_min(1e-30)
-    channels = factor(seen.channels.covariance)
-    inside = energies(input_energy(kernel.cpu(), channels, taps, metric))
-    return (tails(inside) / 2).numpy(), (tails(outside) / 2).numpy()
 
 
 def _allocate(

@@ -91,7 +91,7 @@ def _made(
     params = budget.params
     if params is not None:  # the merged layers have biases that the original's had not
         params = min(1.0, params * _count(model) / seen.survey.params)
-    made = make_plan(current, seen, Budget(budget.macs, params))
+    made = make_plan(current, seen, Budget(budget.macs, params), narrow=False)
     earlier = {} if before is None else {d.layer: d for d in before.decisions}
     return replace(
         made, budget=budget,

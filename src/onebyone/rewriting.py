@@ -17,8 +17,12 @@ from onebyone.data import open_images
 from onebyone.effort import Effort, Work, efforts
 from onebyone.errors import ModelError, PlanError
 from onebyone.factorize.fit import Band, fit
+from onebyone.factorize.grouped import fit_groups, group_features
 from onebyone.factorize.metric import factor
+from onebyone.forms import KEPT
 from onebyone.lockstep import Lockstep
+from onebyone.narrowing.cutting import cut_model
+from onebyone.narrowing.spaces import kept_entries, narrowed
 from onebyone.planning import Decision, Plan
 from onebyone.running import release_memory, suited
 from onebyone.sampling import choose_positions, output_rows, patch_rows, positions_of
@@ -34,11 +38,15 @@ UNCHANGED = 1e-5  # relative residual under which a kept layer keeps its bits
 
 @dataclass
 class _Job:
-    """One planned layer on its way to its solution; rows are kept by (chunk, call)."""
+    """One planned layer on its way to its solution; rows are kept by (chunk, call).
+
+    `conv` is its geometry after the narrowings; `rows` are the outputs that stay, None for all.
+    """
 
     index: int
     decision: Decision
     conv: ConvSpec
+    rows: list[int] | None
     layer: nn.Module
     training: bool
     seen: LayerStatistics
@@ -75,7 +83,7 @@ def rewrite(
     chunks = [suited(model, part) for part in inputs.split(size)]
     with evaluating(model):
         _collect(model, jobs, chunks, plan.seed)
-    lighter = deep_copy(model)
+    lighter = cut_model(deep_copy(model), plan.narrowings)
     with evaluating(lighter):
         solvers = _pass_through(lighter, jobs, chunks, progress or (lambda done: None))
     return replace_modules(lighter, solvers)
@@ -104,12 +112,15 @@ def _jobs(model: nn.Module, plan: Plan, statistics: Statistics) -> list[_Job]:
                 f"layer {name!r} is {conv.text()} in the model and "
                 f"{decision.conv.text() if decision.conv else 'unknown'} in the plan"
             )
-        planned.append((decision, conv))
+        shape = narrowed(name, conv, plan.narrowings)
+        if shape != decision.shaped:
+            raise PlanError(f"layer {name!r} is narrowed to {shape.text()}, but planned otherwise")
+        planned.append((decision, shape))
     samples = [statistics.images * seen[d.layer].positions_out for d, _ in planned]
     work = [Work(c, d, n) for (d, c), n in zip(planned, samples, strict=True)]
     budget = SOLVING * statistics.survey.macs * statistics.images
     return [
-        _job(index, decision, conv, modules[decision.layer], statistics, effort)
+        _job(index, decision, conv, modules[decision.layer], statistics, effort, plan)
         for index, ((decision, conv), effort) in enumerate(
             zip(planned, efforts(work, budget), strict=True)
         )
@@ -118,22 +129,33 @@ def _jobs(model: nn.Module, plan: Plan, statistics: Statistics) -> list[_Job]:
 
 def _job(
     index: int, decision: Decision, conv: ConvSpec, layer: nn.Module, statistics: Statistics,
-    effort: Effort,
+    effort: Effort, plan: Plan,
 ) -> _Job:  # fmt: skip
     found = statistics.layers[decision.layer]
     calls = next(s.calls for s in statistics.survey.layers if s.layer == decision.layer)
+    assert decision.conv is not None
+    rows = kept_entries(decision.layer, 0, decision.conv.c_out, plan.narrowings)
     return _Job(
-        index, decision, conv, layer, layer.training, found, statistics.images, calls, effort
+        index, decision, conv, rows, layer, layer.training, found, statistics.images, calls, effort
     )
 
 
-def _band(seen: LayerStatistics) -> Band:
+def _band(job: _Job) -> Band:
     """The outputs that the rest of the network can feel; all, for a channel that never felt any."""
-    never = seen.lowest > seen.highest
-    infinite = torch.full_like(seen.lowest, torch.inf)
-    return Band(
-        torch.where(never, -infinite, seen.lowest), torch.where(never, infinite, seen.highest)
-    )
+    lowest, highest = job.seen.lowest, job.seen.highest
+    if job.rows is not None:
+        lowest, highest = lowest[job.rows], highest[job.rows]
+    never = lowest > highest
+    infinite = torch.full_like(lowest, torch.inf)
+    return Band(torch.where(never, -infinite, lowest), torch.where(never, infinite, highest))
+
+
+def _metric(job: _Job) -> Tensor:
+    """A factor of the metric of the loss at the outputs that stay, for one image."""
+    gradients = job.seen.gradients / job.images
+    if job.rows is not None:
+        gradients = gradients[job.rows][:, job.rows]
+    return factor(gradients, METRIC_SHRINKAGE)
 
 
 def _collect(model: nn.Module, jobs: list[_Job], chunks: list[Tensor], seed: int) -> None:
@@ -155,7 +177,8 @@ def _collect(model: nn.Module, jobs: list[_Job], chunks: list[Tensor], seed: int
             every = choose_positions(drawn, positions_of(job.conv, y), wanted, generator)
             chosen = every[first:][: len(y)]
             job.positions[key] = chosen
-            job.targets[key] = output_rows(job.conv, y, chosen)
+            rows = output_rows(job.conv, y, chosen)
+            job.targets[key] = rows if job.rows is None else rows[:, job.rows]
             if job.calls > 1:
                 job.patches[key] = patch_rows(job.conv, args[0], chosen)
 
@@ -220,30 +243,47 @@ def _solve(job: _Job, own: nn.Module) -> None:
     job.patches.clear()
     job.targets.clear()
     job.positions.clear()
-    weight: Tensor = job.layer.weight.detach()  # type: ignore[assignment]
-    kernel = weight.reshape(job.conv.c_out, job.conv.c_in, job.conv.taps).transpose(1, 2)
-    decision = job.decision
-    if decision.form == "keep" and _unchanged(
-        kernel, job.layer._parameters["bias"], patches, targets
-    ):
+    decision, conv = job.decision, job.conv
+    kept = decision.form in KEPT
+    if kept and _unchanged(own, conv, patches, targets):
         job.solution = own
         return
+    if decision.conv and decision.conv.groups != 1:  # one channel of a depthwise layer looks dense
+        job.solution = _regrouped(job, own, patches, targets)
+        return
+    weight: Tensor = own.weight.detach()  # type: ignore[assignment]
+    kernel = weight.reshape(conv.c_out, conv.c_in, conv.taps).transpose(1, 2)
     rank_in = decision.ranks[0] if decision.form in ("squeeze", "tucker2") else None
     rank_out = decision.ranks[-1] if decision.form in ("channel", "tucker2", "pointwise") else None
-    metric = factor(job.seen.gradients / job.images, METRIC_SHRINKAGE)
-    width = (rank_in or job.conv.c_in) * job.conv.taps
+    width = (rank_in or conv.c_in) * conv.taps
     factors = fit(
-        kernel, patches, targets, metric, rank_in, rank_out, RIDGE * width / len(patches),
-        _band(job.seen), job.effort.rounds, bias=decision.form != "keep" or job.conv.bias,
+        kernel, patches, targets, _metric(job), rank_in, rank_out, RIDGE * width / len(patches),
+        _band(job), job.effort.rounds, bias=not kept or conv.bias,
     )  # fmt: skip
-    job.solution = fill(skeleton(job.layer, decision.form, decision.ranks), decision.form, factors)
+    job.solution = fill(skeleton(own, decision.form, decision.ranks), decision.form, factors)
     job.solution.train(job.training)
 
 
-def _unchanged(kernel: Tensor, bias: Tensor | None, patches: Tensor, targets: Tensor) -> bool:
+def _regrouped(job: _Job, own: nn.Module, patches: Tensor, targets: Tensor) -> nn.Module:
+    """The best grouped layer for the samples."""
+    conv = job.conv
+    weight: Tensor = own.weight.detach()  # type: ignore[assignment]
+    kernel = weight.reshape(conv.c_out, -1, conv.taps).transpose(1, 2)
+    ridge = RIDGE * kernel[0].numel() / len(patches)
+    factors = fit_groups(
+        kernel, patches, targets, conv.groups, ridge, _band(job), job.effort.rounds, conv.bias
+    )
+    own = fill(skeleton(own, job.decision.form, ()), job.decision.form, factors)
+    return own.train(job.training)
+
+
+def _unchanged(own: nn.Module, conv: ConvSpec, patches: Tensor, targets: Tensor) -> bool:
     """Whether the layer's own weights give the targets already, within rounding."""
-    flat = patches.reshape(len(patches), -1)
-    rest = targets - flat @ kernel.reshape(len(kernel), -1).float().T
+    kernel: Tensor = own.weight.detach()  # type: ignore[assignment]
+    rows = kernel.reshape(conv.groups, len(kernel) // conv.groups, -1, conv.taps).transpose(2, 3)
+    given = group_features(patches, conv.groups) @ rows.flatten(2).float().transpose(1, 2)
+    rest = targets - given.transpose(0, 1).reshape(targets.shape)
+    bias = own._parameters["bias"]
     if bias is not None:
         rest = rest - bias.detach().float()
     tolerance = max(UNCHANGED, 16 * torch.finfo(kernel.dtype).eps)

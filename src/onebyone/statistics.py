@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from math import ceil
 
 import torch
@@ -14,7 +14,11 @@ from onebyone.conv import ConvSpec
 from onebyone.data import open_images
 from onebyone.distributed import World
 from onebyone.errors import ModelError
-from onebyone.factorize.squeeze import tap_products
+from onebyone.factorize.selection import Order
+from onebyone.factorize.squeeze import input_form, tap_products
+from onebyone.narrowing.finding import find_spaces
+from onebyone.narrowing.ordering import channel_orders
+from onebyone.narrowing.spaces import Space, blocks_read
 from onebyone.running import call, first_output, release_memory, suited
 from onebyone.sampling import choose_positions, output_rows, patch_rows, positions_of
 from onebyone.surveying import Seen, Survey, survey
@@ -48,6 +52,11 @@ class Moments:
         self.total += rows.sum(0)
         self.products.addmm_(rows.T, rows)
 
+    @property
+    def size(self) -> int:
+        """How many numbers a sample has."""
+        return len(self.total)
+
     def to(self, device: torch.device | str) -> Moments:
         """The same sums on another device."""
         return Moments(self.samples, self.total.to(device), self.products.to(device))
@@ -68,11 +77,11 @@ class Moments:
 class LayerStatistics:
     """What one layer saw, summed over `images`.
 
-    `channels`: its input pixels, of no channels for a pointwise or linear layer, whose input no form
-    squeezes; `taps`: products of the taps of its input patches, summed over channels; `outputs`: its
-    outputs before any normalisation; `gradients`: Σ g gᵀ over all output positions, g the gradient of
-    the loss there; `lowest` and `highest`: the least and the greatest output of each channel that had
-    a gradient at all.
+    `channels`: its input pixels, of no channels for a pointwise or linear layer whose input neither a
+    form squeezes nor a narrowing cuts; `taps`: products of the taps of its input patches, summed over
+    channels; `outputs`: its outputs before any normalisation; `gradients`: Σ g gᵀ over all output
+    positions, g the gradient of the loss there; `lowest` and `highest`: the least and the greatest
+    output of each channel that had a gradient at all. A grouped layer has only the last two.
     """
 
     channels: Moments
@@ -83,13 +92,16 @@ class LayerStatistics:
     highest: Float[Tensor, " c_out"]
 
     @staticmethod
-    def none(conv: ConvSpec, device: torch.device | str = "cpu") -> LayerStatistics:
-        """What a layer saw that has not run yet."""
+    def none(conv: ConvSpec, block: int = 0, device: torch.device | str = "cpu") -> LayerStatistics:
+        """What a layer saw that has not run yet; `block` as in `blocks_read`."""
+        dense = conv.groups == 1
+        taps, out = conv.taps * max(block, 1), conv.c_out if dense else 0
+        inside = conv.c_in // max(block, 1) if dense and (conv.taps > 1 or block) else 0
         return LayerStatistics(
-            Moments.none(conv.c_in if conv.taps > 1 else 0, device),
-            torch.zeros(conv.taps, conv.taps, dtype=torch.float64, device=device),
-            Moments.none(conv.c_out, device),
-            torch.zeros(conv.c_out, conv.c_out, device=device),
+            Moments.none(inside, device),
+            torch.zeros(taps, taps, dtype=torch.float64, device=device),
+            Moments.none(out, device),
+            torch.zeros(out, out, device=device),
             torch.full((conv.c_out,), torch.inf, device=device),
             torch.full((conv.c_out,), -torch.inf, device=device),
         )
@@ -111,12 +123,20 @@ class LayerStatistics:
 
 @dataclass(frozen=True)
 class Statistics:
-    """What `observe` returns: the survey of the network and the moments of each layer it can change."""
+    """What `observe` returns: the survey of the network and the moments of each layer it can change.
+
+    `spaces` are the hidden channels between layers, those that cannot be left out with the reason;
+    `needs` has Σ Wᵀ G W for the input channels of layers, summed over the images, and `orders` for
+    each space that can be cut, by its name, which channels are needed most.
+    """
 
     survey: Survey
     images: int
     layers: dict[str, LayerStatistics]
     seed: int
+    spaces: tuple[Space, ...] = ()
+    needs: dict[str, Tensor] = field(default_factory=dict)
+    orders: dict[str, Order] = field(default_factory=dict)
 
 
 def observe(
@@ -141,8 +161,10 @@ def observe(
     inputs, world = open_images(images).inputs, World.current()
     with evaluating(model), frozen(model), random_state(seed) as generator:
         found = survey(model, inputs[:1])
+        spaces = find_spaces(model, inputs, found)
         batch = max(1, min(len(inputs), 64, memory // max(OVER * found.activation_bytes, 1)))
-        recorder = _Recorder(found, len(inputs), generator)
+        blocks = blocks_read(spaces)
+        recorder = _Recorder(found, len(inputs), generator, blocks)
         with hooked(recorder.attach(model)), torch.enable_grad():
             for index, part in world.share(inputs.split(batch)):
                 # A batch draws the same whichever process it falls to.
@@ -151,12 +173,27 @@ def observe(
                 if progress is not None:
                     progress(min(1.0, (index + 1) * batch / len(inputs)))
     release_memory()
-    layers = _summed({n: seen.to("cpu") for n, seen in recorder.layers.items()}, found, world)
-    return Statistics(_only(found, layers), len(inputs), layers, seed)
+    kept = {name: seen.to("cpu") for name, seen in recorder.layers.items()}
+    layers = _summed(kept, found, blocks, world)
+    needs = _needs(model, layers)
+    orders = channel_orders(spaces, layers, needs)
+    return Statistics(_only(found, layers), len(inputs), layers, seed, spaces, needs, orders)
+
+
+def _needs(model: nn.Module, layers: dict[str, LayerStatistics]) -> dict[str, Tensor]:
+    """The quadratic form of the loss in the input channels of each layer that recorded them."""
+    modules = modules_by_name(model)
+    needs: dict[str, Tensor] = {}
+    for name, seen in layers.items():
+        if seen.channels.size:
+            weight: Tensor = modules[name].weight.detach()  # type: ignore[assignment]
+            kernel = weight.reshape(len(weight), seen.channels.size, -1).transpose(1, 2).cpu()
+            needs[name] = input_form(kernel, seen.taps, seen.gradients)
+    return needs
 
 
 def _summed(
-    layers: dict[str, LayerStatistics], found: Survey, world: World
+    layers: dict[str, LayerStatistics], found: Survey, blocks: dict[str, int], world: World
 ) -> dict[str, LayerStatistics]:
     """The sums over all processes; of layers that ran in none there are none."""
     if world.size == 1:
@@ -165,7 +202,10 @@ def _summed(
     for seen in found.layers:
         if seen.refusal is not None or seen.conv is None:
             continue
-        own = layers.get(seen.layer) or LayerStatistics.none(seen.conv)
+        ran = torch.tensor(int(seen.layer in layers))
+        world.add(ran)
+        own = layers.get(seen.layer)
+        own = own or LayerStatistics.none(seen.conv, blocks.get(seen.layer, 0))
         for moments in (own.channels, own.outputs):
             samples = torch.tensor(moments.samples)
             world.add(samples, moments.total, moments.products)
@@ -173,7 +213,7 @@ def _summed(
         world.add(own.taps, own.gradients)
         world.least(own.lowest)
         world.greatest(own.highest)
-        if own.outputs.samples:
+        if int(ran):
             summed[seen.layer] = own
     return summed
 
@@ -216,8 +256,10 @@ def _direction(output: Tensor, generator: torch.Generator) -> Tensor:
 class _Recorder:
     """Hooks that sample what passes a layer, in both directions."""
 
-    def __init__(self, found: Survey, images: int, generator: torch.Generator) -> None:
-        self.found, self.images, self.generator = found, images, generator
+    def __init__(
+        self, found: Survey, images: int, generator: torch.Generator, blocks: dict[str, int]
+    ) -> None:
+        self.found, self.images, self.generator, self.blocks = found, images, generator, blocks
         self.layers: dict[str, LayerStatistics] = {}
 
     def attach(self, model: nn.Module) -> list[torch.utils.hooks.RemovableHandle]:
@@ -234,15 +276,19 @@ class _Recorder:
 
         def hook(_: nn.Module, args: tuple[Tensor], y: Tensor) -> Tensor:
             x = args[0].detach()
-            layer = self.layers.setdefault(seen.layer, LayerStatistics.none(conv, x.device))
-            squeezed = conv.taps > 1
-            width = conv.c_in if squeezed else conv.c_out
-            chosen = self._choose(seen, y, conv.taps * width**2, width)
-            if squeezed:
+            block = self.blocks.get(seen.layer, 0)
+            layer = self.layers.setdefault(seen.layer, LayerStatistics.none(conv, block, x.device))
+            inside, taps = layer.channels.size, len(layer.taps)
+            width = inside or conv.c_out
+            chosen = self._choose(seen, y, taps * width**2, width)
+            if inside:
                 patches = patch_rows(conv, x, chosen)
-                layer.channels.add(patches.reshape(-1, conv.c_in))
+                if block > 1:
+                    patches = patches.reshape(-1, inside, taps).transpose(1, 2)
+                layer.channels.add(patches.reshape(-1, inside))
                 layer.taps += tap_products(patches)
-            layer.outputs.add(output_rows(conv, y.detach(), chosen))
+            if conv.groups == 1:
+                layer.outputs.add(output_rows(conv, y.detach(), chosen))
             if not y.requires_grad:
                 y = y + torch.zeros(1, dtype=y.dtype, device=y.device, requires_grad=True)
             chosen = self._choose(seen, y, conv.c_out**2, conv.c_out)
@@ -268,6 +314,7 @@ def _feel(layer: LayerStatistics, values: Tensor, gradients: Tensor, scale: floa
     felt = gradients != 0
     low = torch.where(felt, values, torch.inf).amin(0)
     high = torch.where(felt, values, -torch.inf).amax(0)
-    layer.gradients.addmm_(gradients.T, gradients, alpha=scale)
+    if len(layer.gradients):
+        layer.gradients.addmm_(gradients.T, gradients, alpha=scale)
     torch.minimum(layer.lowest, low, out=layer.lowest)
     torch.maximum(layer.highest, high, out=layer.highest)

@@ -163,8 +163,6 @@ def _refuse(layer: nn.Module) -> str | None:
         return f"its weight is {weight.dtype}, not floating point"
     if not torch.isfinite(weight).all():
         return "its weight has NaN or infinite values"
-    if isinstance(layer, nn.modules.conv._ConvNd) and layer.groups != 1:
-        return f"it is grouped ({layer.groups} groups): no form for grouped convolutions yet"
     return None
 
 

@@ -222,6 +222,8 @@ def _layer_errors(model: nn.Module, lighter: nn.Module, inputs: Tensor) -> tuple
             chosen, rows = kept.pop(key)
             if y.shape[0] != len(chosen) or positions_of(conv, y) <= int(chosen.max()):
                 return
+            if y.shape[1 if conv.kernel else -1] != rows.shape[1]:  # a narrowed layer
+                return
             gap = (rows - output_rows(conv, y, chosen)).square().sum()
             part = [torch.tensor(float(len(rows))), gap, rows.square().sum(), rows.sum(0)]
             before = sums.get(name)

@@ -29,6 +29,24 @@ def input_energy(
     return white.T @ white
 
 
+def input_form(
+    weight: Float[Tensor, "c_out taps c_in"],
+    taps: Float[Tensor, "taps taps"],
+    gradients: Float[Tensor, "c_out c_out"],
+) -> Float[Tensor, "c_in c_in"]:
+    """Σ_kl T_kl W_kᵀ G W_l: what the loss feels of errors in the input channels, as a quadratic form.
+
+    It is `input_energy` before the channels are whitened, with T scaled to a mean diagonal of 1.
+    """
+    c_out, k, c_in = weight.shape
+    own = weight.to(gradients.dtype)
+    felt = gradients @ own.reshape(c_out, -1)
+    scaled = (taps / taps.diagonal().mean().clamp_min(1e-30)).to(own.dtype)
+    mixed = torch.einsum("kl,olc->okc", scaled, own) if k > 1 else own
+    found = felt.reshape(-1, c_in).T @ mixed.reshape(-1, c_in)
+    return ((found + found.T) / 2).double()
+
+
 def tap_products(
     patches: Float[Tensor, "samples taps c_in"], most: int = 1 << 16
 ) -> Float[Tensor, "taps taps"]:

@@ -15,10 +15,12 @@ from onebyone.conv import ConvSpec
 from onebyone.deepening.insertions import insert
 from onebyone.errors import ModelError, OneByOneError, PlanError
 from onebyone.files import PLAN, PROGRAM, WEIGHTS
+from onebyone.forms import KEPT
 from onebyone.loading.archive import open_program
 from onebyone.loading.loaded import Loaded, example_of
 from onebyone.loading.programs import module_of
 from onebyone.loading.weights import fit_weights, read_weights
+from onebyone.narrowing.cutting import cut_model
 from onebyone.plan_files import SCHEMA, plan_from_json, plan_to_json
 from onebyone.planning import Plan
 from onebyone.preprocessing import Preprocess
@@ -105,7 +107,7 @@ def as_source(made: Mapping[str, Any] | Plan | None) -> dict[str, Any] | None:
 
 def _changes(values: dict[str, Any]) -> dict[str, Any]:
     """What of a plan is needed to build its network again, should its folder be gone."""
-    layers = [v for v in values["layers"] if v["form"] not in ("keep", "refuse")]
+    layers = [v for v in values["layers"] if v["form"] not in (*KEPT, "refuse")]
     dropped = ("about", "cost", "model")
     changed = {k: v for k, v in values.items() if k not in dropped} | {
         "layers": layers,
@@ -131,7 +133,8 @@ def _architecture(plan: Plan, architecture: nn.Module | None, build: Build) -> n
 
 
 def _applied(base: nn.Module, plan: Plan) -> nn.Module:
-    """The network with its layers replaced and the insertions in it, in place, weights not filled in."""
+    """The network cut, with its layers replaced and the insertions in it, in place, weights not filled in."""
+    cut_model(base, plan.narrowings)
     model = replace_modules(base, _skeletons(base, plan))
     modules = modules_by_name(model)
     for insertion in plan.insertions:
@@ -146,10 +149,10 @@ def _skeletons(model: nn.Module, plan: Plan) -> dict[str, nn.Module]:
     modules = modules_by_name(model)
     found: dict[str, nn.Module] = {}
     for decision in plan.decisions:
-        if decision.form in ("keep", "refuse"):
+        if decision.form in (*KEPT, "refuse"):
             continue
         layer = modules.get(decision.layer)
-        if layer is None or decision.conv is None or ConvSpec.of(layer) != decision.conv:
+        if layer is None or decision.conv is None or ConvSpec.of(layer) != decision.shaped:
             raise PlanError(
                 f"the plan's layer {decision.layer!r} is not in the network it is loaded into"
             )
@@ -200,5 +203,4 @@ def _example(plan: Plan, about: dict[str, Any]) -> Tensor:
 
 def replanned(model: nn.Module, plan: Plan) -> nn.Module:
     """A copy of the model with the layers that the plan puts in, their weights unset."""
-    base = deep_copy(model)
-    return replace_modules(base, _skeletons(base, plan))
+    return _applied(deep_copy(model), plan)

@@ -146,16 +146,16 @@ def _form(name: str, layers: int, plan: Plan) -> Markup:
     form = FORMS[name]
     said = tag("p", f"{form.says[0].upper()}{form.says[1:]}.")
     paper = tag("p", tag("cite", form.paper), class_="paper") if form.paper else ""
-    saved = [d for d in plan.decisions if d.form == name and d.ranks]
+    saved = [d for d in plan.decisions if d.form == name and (d.ranks or d.shape)]
     example = max(saved, key=lambda d: d.macs_before - d.macs_after, default=None)
     return tag("li", title, said, _example(example) if example else "", paper)
 
 
 def _example(decision: Decision) -> Markup:
     """The layer's channels, and the convolutions between them."""
-    assert decision.conv is not None
-    parts = FORMS[decision.form].parts(decision.conv, decision.ranks)
-    steps: list[Content] = [tag("span", decision.conv.c_in)]
+    assert decision.shaped is not None
+    parts = FORMS[decision.form].parts(decision.shaped, decision.ranks)
+    steps: list[Content] = [tag("span", decision.shaped.c_in)]
     for part in parts:
         kernel = "×".join(map(str, part.conv.kernel)) or "linear"
         kind = "step one" if part.conv.pointwise else "step"

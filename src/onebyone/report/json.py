@@ -37,6 +37,15 @@ def to_json(verification: Verification, plan: Plan) -> dict[str, Any]:
         "after": _side(after),
         "layers": [_layer(d, errors.get(d.layer)) for d in plan.decisions],
         "insertions": [insertion_to_json(i) for i in plan.insertions],
+        "narrowings": [
+            {
+                "layer": n.layer,
+                "channels_before": n.channels,
+                "channels_after": n.width,
+                "predicted_error_nats": _finite(n.error),
+            }
+            for n in plan.narrowings
+        ],
         "notes": [*plan.notes, *verification.notes],
     }
 
@@ -46,6 +55,9 @@ def _layer(decision: Decision, measured: float | None) -> dict[str, Any]:
         "layer": decision.layer,
         "form": decision.form,
         "ranks": list(decision.ranks),
+        "channels": None
+        if decision.shaped is None
+        else [decision.shaped.c_in, decision.shaped.c_out],
         "macs_before": decision.macs_before,
         "macs_after": decision.macs_after,
         "params_before": decision.params_before,

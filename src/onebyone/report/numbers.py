@@ -90,7 +90,8 @@ def small(value: float) -> str:
 
 def becomes(decision: Decision) -> str:
     """What stands in a layer's place, channels all the way through: 64→24→32→64."""
-    if not decision.ranks or decision.conv is None:
+    shape = decision.shaped
+    if shape is None or not (decision.ranks or decision.shape):
         return ""
-    chain = (decision.conv.c_in, *decision.ranks, decision.conv.c_out)
+    chain = (shape.c_in, *decision.ranks, shape.c_out)
     return "→".join(map(str, chain))

@@ -7,7 +7,7 @@ from math import ceil
 from onebyone.forms import FORMS
 from onebyone.planning import Decision, Plan
 from onebyone.report.markup import Markup, join, tag
-from onebyone.report.numbers import count, ratio, share, small
+from onebyone.report.numbers import becomes, count, ratio, share, small
 from onebyone.report.words import UNCHANGED, chain, form_title, geometry, layer_name
 
 MANY, VERY_MANY = 24, 120  # layers from which rows get smaller and stand in columns
@@ -44,7 +44,7 @@ def used_forms(plan: Plan) -> list[str]:
 def _legend(plan: Plan) -> Markup:
     entries = [("before", "before")]
     entries += [(f"after {form}", form_title(form)) for form in used_forms(plan)]
-    if any(d.form not in UNCHANGED and d.conv and not d.conv.pointwise for d in plan.decisions):
+    if any(d.ranks and d.conv and not d.conv.pointwise for d in plan.decisions):
         entries.append(("after one", "paler: 1×1 parts that were added"))
     if plan.other_macs or plan.other_params:
         entries.append(("after other", "everything else"))
@@ -141,7 +141,8 @@ def _parts(decision: Decision, scale: tuple[int, int]) -> list[Markup]:
         return []
     if decision.form in UNCHANGED:
         return [_piece(costs(decision)[1], scale, f"after {decision.form}")]
-    parts = FORMS[decision.form].parts(decision.conv, decision.ranks)
+    assert decision.shaped is not None
+    parts = FORMS[decision.form].parts(decision.shaped, decision.ranks)
     pieces = []
     for part in parts:
         positions = decision.positions_in if part.at_input else decision.positions_out
@@ -157,7 +158,7 @@ def _details(decision: Decision, errors: dict[str, float]) -> list[Markup]:
     lines = [tag("b", layer_name(decision.layer))]
     if decision.conv is not None:
         lines.append(tag("span", "was ", geometry(decision)))
-    lines.append(tag("span", title, " ", chain(decision) if decision.ranks else None))
+    lines.append(tag("span", title, " ", chain(decision) if becomes(decision) else None))
     if decision.conv is not None:
         for (_, label), was, now in zip(QUANTITIES, *costs(decision), strict=True):
             factor = f", {ratio(now, was)}" if was != now else ""

@@ -23,6 +23,7 @@ from onebyone.report.words import (
     images,
     layer_name,
     reasons,
+    widths,
 )
 from onebyone.verification import Verification
 
@@ -38,7 +39,8 @@ def plan_table(plan: Plan) -> RenderableType:
     """
     if plan.insertions:
         return insertion_table(plan)
-    lines = [Text(line, style="dim") for line in reasons(plan)]
+    lines = [Text(line) for line in widths(plan)]
+    lines += [Text(line, style="dim") for line in reasons(plan)]
     return Group(Text(), _PlanTable(plan), *([Text(), *lines] if lines else []))
 
 
@@ -55,12 +57,12 @@ class _PlanTable:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
         rows = [_row(d) for d in self.plan.decisions]
         total = _total(self.plan)
-        widths = [max(map(cell_len, column)) for column in zip(HEADS, *rows, total, strict=True)]
+        sizes = [max(map(cell_len, column)) for column in zip(HEADS, *rows, total, strict=True)]
         columns = list(range(len(HEADS)))
         for dropped in (6, 4):
-            if _width(widths, columns) > options.max_width:
+            if _width(sizes, columns) > options.max_width:
                 columns.remove(dropped)
-        room = max(SHORTEST_NAME, widths[0] - _width(widths, columns) + options.max_width)
+        room = max(SHORTEST_NAME, sizes[0] - _width(sizes, columns) + options.max_width)
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
         for column in columns:
             table.add_column(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from onebyone.conv import ConvSpec
 from onebyone.forms import FORMS
 from onebyone.measurement.latency import Latency
 from onebyone.planning import Decision, Plan
@@ -11,6 +12,11 @@ from onebyone.report.numbers import becomes, percent, small
 from onebyone.verification import Verification
 
 UNCHANGED = ("keep", "refuse")
+
+
+def widths(plan: Plan) -> list[str]:
+    """The hidden channels that are left, space by space: `narrow 64→40: conv1`."""
+    return [f"narrow {n.channels}→{n.width}: {layer_name(n.layer)}" for n in plan.narrowings]
 
 
 def layer_name(layer: str) -> str:
@@ -25,17 +31,21 @@ def form_title(form: str) -> str:
 
 def geometry(decision: Decision) -> str:
     """The original layer: `64→128 3×3 /2`; nothing for a kind without formulas."""
-    if decision.conv is None:
+    return _text(decision.conv)
+
+
+def _text(conv: ConvSpec | None) -> str:
+    if conv is None:
         return ""
-    return decision.conv.text() if decision.conv.kernel else f"{decision.conv.text()} linear"
+    return conv.text() if conv.kernel else f"{conv.text()} linear"
 
 
 def chain(decision: Decision) -> str:
     """The layer with all its channels: `64→24→128 3×3 /2`, or its geometry where it stays."""
-    if decision.conv is None or not decision.ranks:
-        return geometry(decision)
-    ends = f"{decision.conv.c_in}→{decision.conv.c_out}"
-    return becomes(decision) + geometry(decision).removeprefix(ends)
+    shape = decision.shaped
+    if shape is None or not decision.ranks:
+        return _text(shape)
+    return becomes(decision) + _text(shape).removeprefix(f"{shape.c_in}→{shape.c_out}")
 
 
 def reasons(plan: Plan) -> list[str]:

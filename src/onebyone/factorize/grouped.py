@@ -1,0 +1,65 @@
+"""A grouped convolution refitted: every group is a least-squares problem of its own."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from onebyone.factorize.fit import Band, Factors, relax
+
+
+def group_features(
+    patches: Float[Tensor, "samples taps c_in"], groups: int
+) -> Float[Tensor, "groups samples features"]:
+    """What each group reads; a group's features are ordered as its kernel, taps first."""
+    samples, taps, c_in = patches.shape
+    split = patches.reshape(samples, taps, groups, c_in // groups)
+    return split.permute(2, 0, 1, 3).reshape(groups, samples, -1)
+
+
+def fit_groups(
+    weight: Float[Tensor, "c_out taps c_group"],
+    patches: Float[Tensor, "samples taps c_in"],
+    targets: Float[Tensor, "samples c_out"],
+    groups: int,
+    ridge: float,
+    band: Band | None = None,
+    rounds: int = 3,
+    bias: bool = True,
+) -> Factors:
+    """The weights (and bias) whose outputs on `patches` come nearest to `targets`, group by group.
+
+    Minimises mean ‖y − B z − b‖² + ridge · Σ_j s_j ‖B_j − W_j‖² in each group, s = diag Cov(z) + its
+    mean, as `Regression` does. With a `band`, targets outside it are relaxed in every round, as in
+    `fit`. No metric is needed: without a cut of the rank each output is a problem of its own.
+    """
+    c_out, taps, _ = weight.shape
+    features = group_features(patches, groups)
+    prior = weight.reshape(groups, c_out // groups, -1).double()
+    mean = features.mean(1, keepdim=True) if bias else torch.zeros_like(features[:, :1])
+    features = features - mean
+    samples = features.shape[1]
+    covariance = (features.transpose(1, 2) @ features).double() / samples
+    variance = covariance.diagonal(dim1=1, dim2=2)
+    floor = torch.finfo(torch.float32).tiny
+    penalty = ridge * (variance + variance.mean(1, keepdim=True)).clamp_min(floor)
+    inverse = torch.linalg.inv(covariance + torch.diag_embed(penalty + floor))
+    guess = features @ prior.to(features.dtype).transpose(1, 2)
+    wanted, slope, intercept = targets, prior, torch.zeros_like(targets[0]).double()
+    for step in range(1 + (rounds if band is not None else 0)):
+        middle = wanted.mean(0) if bias else torch.zeros_like(wanted[0])
+        rest = _split(wanted - middle, groups) - guess
+        cross = (rest.transpose(1, 2) @ features).double() / samples
+        slope = prior + cross @ inverse
+        intercept = middle.double() - (slope @ mean.double().transpose(1, 2)).reshape(-1)
+        if band is not None and step < rounds:
+            given = features @ slope.to(features.dtype).transpose(1, 2)
+            wanted = relax(targets, given.transpose(0, 1).reshape(samples, -1) + middle, band)
+    return Factors(slope.reshape(c_out, taps, -1), intercept)
+
+
+def _split(
+    rows: Float[Tensor, "samples c_out"], groups: int
+) -> Float[Tensor, "groups samples out"]:
+    return rows.reshape(len(rows), groups, -1).transpose(0, 1)

@@ -1,0 +1,1 @@
+"""Fewer hidden channels between layers whose middle no one else reads."""

@@ -1,0 +1,305 @@
+"""Follow channels through one pass: which layers write them, which read them, and what else does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from onebyone.conv import ConvSpec
+from onebyone.narrowing.marks import (
+    ELEMENTWISE,
+    NORMS,
+    PIXELWISE,
+    PRODUCTS,
+    REDUCTIONS,
+    VIEWS,
+    Found,
+    Segment,
+    Tag,
+    Vector,
+    length_of,
+    permuted,
+    reduced,
+    starts,
+    viewed,
+)  # fmt: skip
+from onebyone.narrowing.spaces import OUTPUT, Cut, tensor_name
+from onebyone.tree import modules_by_name, tensors_in
+
+
+class Follower(TorchDispatchMode):
+    """Watches every operator of a pass; `layers` are the ones whose channels can be left out."""
+
+    def __init__(self, model: nn.Module, layers: dict[str, ConvSpec]) -> None:
+        super().__init__()
+        self.layers = layers
+        self.spaces: list[Found] = []
+        self.joined: list[int] = []  # the space that each was joined with, or itself
+        self.marks: dict[int, Tag | Vector] = {}
+        self.alive: list[Tensor] = []  # an id could be given again
+        self.operators: list[str] = []
+        self.inside = 0
+        self.named = {
+            id(t): n for n, t in (*model.named_parameters(), *model.named_buffers()) if t.ndim
+        }
+        self.modules = modules_by_name(model)
+
+    def attach(self) -> list[torch.utils.hooks.RemovableHandle]:
+        """Hooks that follow the layers themselves."""
+        handles = []
+        for name in self.layers:
+            module = self.modules[name]
+            handles.append(module.register_forward_pre_hook(self._enter))
+            handles.append(module.register_forward_hook(self._leave(name)))
+        return handles
+
+    def _enter(self, module: nn.Module, args: tuple) -> None:
+        self.inside += 1
+
+    def _leave(self, name: str) -> Callable[[nn.Module, tuple, Tensor], None]:
+        def leave(_: nn.Module, args: tuple, output: Tensor) -> None:
+            self.inside -= 1
+            self.operators.append(name)
+            self._layer(name, args[0], output)
+
+        return leave
+
+    def result(self, output: object) -> list[Found]:
+        """The spaces, once the pass has ended with this output."""
+        for tensor in tensors_in(output):
+            self._refuse(tensor, OUTPUT)
+        return [f for i, f in enumerate(self.spaces) if self._root(i) == i]
+
+    # --- spaces
+
+    def _root(self, space: int) -> int:
+        while self.joined[space] != space:
+            space = self.joined[space]
+        return space
+
+    def _found(self, segment: Segment) -> Found:
+        return self.spaces[self._root(segment.space)]
+
+    def _new(self, channels: int, refusal: str | None = None) -> int:
+        self.spaces.append(Found(channels, refusal=refusal))
+        self.joined.append(len(self.joined))
+        return len(self.joined) - 1
+
+    def _join(self, one: Segment, other: Segment) -> None:
+        a, b = self._root(one.space), self._root(other.space)
+        if a == b:
+            return
+        into, gone = self.spaces[a], self.spaces[b]
+        self.joined[b] = a
+        into.writers += gone.writers
+        into.readers += gone.readers
+        into.through += gone.through
+        into.cuts += gone.cuts
+        into.refusal = into.refusal or gone.refusal
+
+    def _refuse(self, tensor: Tensor, reason: str) -> None:
+        mark = self._mark(tensor)
+        for segment in mark.segments if isinstance(mark, Tag) else ():
+            found = self._found(segment)
+            found.refusal = found.refusal or reason
+
+    # --- tensors
+
+    def _mark(self, tensor: Tensor) -> Tag | Vector | None:
+        mark = self.marks.get(id(tensor))
+        if mark is None and id(tensor) in self.named:
+            long = [axis for axis, size in enumerate(tensor.shape) if size != 1]
+            if len(long) == 1:
+                mark = Vector(long[0], (Cut(self.named[id(tensor)], long[0]),))
+                self._set(tensor, mark)
+        return mark
+
+    def _set(self, tensor: Tensor, mark: Tag | Vector | None) -> None:
+        if mark is None:
+            self.marks.pop(id(tensor), None)
+        else:
+            self.marks[id(tensor)] = mark
+        self.alive.append(tensor)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if not self.inside:
+            schema = getattr(func, "_schema", None)
+            name = str(func) if schema is None else schema.name.removeprefix("aten::")
+            self.operators.append(name)
+            tensors = [*tensors_in(args), *tensors_in(tuple((kwargs or {}).values()))]
+            pointwise = name in ELEMENTWISE or torch.Tag.pointwise in getattr(func, "tags", ())
+            if any(self._mark(t) is not None for t in tensors):
+                self._follow(name, pointwise, tensors, args, result)
+        return result
+
+    def _follow(
+        self, name: str, pointwise: bool, tensors: list[Tensor], args: Any, result: Any
+    ) -> None:
+        outputs = list(tensors_in(result))
+        if not outputs:
+            return self._lost(name, tensors, outputs)
+        source, output = tensors[0], outputs[0]
+        mark = self._mark(source)
+        if pointwise:
+            return self._elementwise(name, tensors, outputs)
+        if name in NORMS:
+            return self._normalize(name, tensors, output)
+        if name == "cat":
+            return self._concatenate(name, args, tensors, output)
+        moved: Tag | Vector | None = None
+        if mark is None or any(self._mark(t) is not None for t in tensors[1:]):
+            pass
+        elif name in PIXELWISE and mark.axis == 1:
+            moved = mark
+        elif name in REDUCTIONS:
+            moved = reduced(mark, source, output, args)
+        elif name in VIEWS:
+            moved = viewed(mark, source, output)
+        elif name in ("permute", "transpose", "t"):
+            moved = permuted(mark, source, name, args)
+        elif name == "expand":
+            moved = replace(mark, axis=mark.axis + output.ndim - source.ndim)
+        if moved is None or output.shape[moved.axis] != length_of(moved, source, mark):
+            return self._lost(name, tensors, outputs)
+        for tensor in outputs:
+            if tensor.ndim > moved.axis and tensor.shape[moved.axis] == output.shape[moved.axis]:
+                self._set(tensor, moved)
+        return None
+
+    def _lost(self, name: str, tensors: list[Tensor], outputs: list[Tensor]) -> None:
+        """An operator that is not understood reads the channels."""
+        for tensor in tensors:
+            self._refuse(tensor, f"the operator {name} mixes or counts its channels")
+        for tensor in outputs:
+            self._set(tensor, None)
+
+    def _elementwise(self, name: str, tensors: list[Tensor], outputs: list[Tensor]) -> None:
+        output = outputs[0]
+        marks = [(t, self._mark(t)) for t in tensors]
+        tags = [(t, m) for t, m in marks if isinstance(m, Tag)]
+        vectors = [(t, m) for t, m in marks if isinstance(m, Vector)]
+        shared = (tags or vectors)[0]
+        behind = shared[0].ndim - shared[1].axis  # the axis, counted from the last
+        for tensor, mark in marks:
+            if behind > tensor.ndim or tensor.shape[-behind] == 1:
+                fits = mark is None or (isinstance(mark, Vector) and tensor.numel() == 1)
+            else:
+                fits = mark is not None and tensor.ndim - mark.axis == behind
+            if not fits:
+                return self._lost(name, tensors, outputs)
+        axis = output.ndim - behind
+        if not tags:
+            cuts = tuple(dict.fromkeys(c for _, v in vectors for c in v.cuts))
+            for tensor in outputs:
+                self._set(tensor, Vector(axis, cuts))
+            return None
+        first = tags[0][1].segments
+        for _, other in tags[1:]:
+            if not self._united(name, first, other.segments):
+                return self._lost(name, tensors, outputs)
+        for _, vector in vectors:
+            self._attach(first, vector)
+        for tensor in outputs:
+            if tensor.shape == output.shape:
+                self._set(tensor, Tag(axis, first))
+        return None
+
+    def _united(self, name: str, one: tuple[Segment, ...], other: tuple[Segment, ...]) -> bool:
+        """Take two lists of channels for the same; False where they are cut up differently."""
+        if [(s.channels, s.block) for s in one] != [(s.channels, s.block) for s in other]:
+            return False
+        for a, b in zip(one, other, strict=True):
+            if self._root(a.space) != self._root(b.space):
+                self._join(a, b)
+                if name not in PRODUCTS:
+                    found = self._found(a)
+                    found.refusal = found.refusal or "a sum joins it with other layers' channels"
+        return True
+
+    def _attach(self, segments: tuple[Segment, ...], vector: Vector) -> None:
+        """Parameters with an entry for each of these channels belong to their spaces."""
+        for start, segment in starts(segments):
+            found = self._found(segment)
+            for cut in vector.cuts:
+                found.cuts.append(replace(cut, start=start, block=segment.block))
+
+    def _normalize(self, name: str, tensors: list[Tensor], output: Tensor) -> None:
+        mark = self._mark(tensors[0])
+        if not isinstance(mark, Tag) or mark.axis != 1:
+            return self._lost(name, tensors, [output])
+        for tensor in tensors[1:]:
+            vector = self._mark(tensor)
+            if not isinstance(vector, Vector):
+                return self._lost(name, tensors, [output])
+            self._attach(mark.segments, vector)
+        self._set(output, mark)
+        return None
+
+    def _concatenate(self, name: str, args: Any, tensors: list[Tensor], output: Tensor) -> None:
+        axis = args[1] % output.ndim if len(args) > 1 else 0
+        segments: list[Segment] = []
+        for tensor in tensors:
+            mark = self._mark(tensor)
+            if isinstance(mark, Vector) or (mark is not None and mark.axis != axis):
+                return self._lost(name, tensors, [output])
+            if mark is None:  # channels that are not followed keep their place
+                refused = self._new(tensor.shape[axis], "no layer that can be changed writes it")
+                mark = Tag(axis, (Segment(refused, tensor.shape[axis]),))
+            segments += mark.segments
+        self._set(output, Tag(axis, tuple(segments)))
+        return None
+
+    # --- layers
+
+    def _layer(self, name: str, x: Tensor, y: Tensor) -> None:
+        conv, mark = self.layers[name], self._mark(x)
+        axis = 1 if conv.kernel else y.ndim - 1
+        if conv.groups != 1:
+            whole = conv.groups == conv.c_in and isinstance(mark, Tag) and mark.axis == 1
+            if whole and isinstance(mark, Tag):
+                return self._depthwise(name, conv, mark, y)
+            self._refuse(x, f"the grouped layer {name} reads it")
+            space = self._new(conv.c_out, f"the grouped layer {name} writes it")
+        else:
+            self._read(name, conv, x)
+            space = self._new(conv.c_out)
+        found = self.spaces[space]
+        found.writers.append(name)
+        found.cuts += self._rows(name)
+        self._set(y, Tag(axis, (Segment(space, conv.c_out),)))
+        return None
+
+    def _rows(self, name: str, start: int = 0, block: int = 1) -> Iterator[Cut]:
+        for tensor in ("weight", "bias"):
+            if self.modules[name]._parameters.get(tensor) is not None:
+                yield Cut(tensor_name(name, tensor), 0, start, block)
+
+    def _read(self, name: str, conv: ConvSpec, x: Tensor) -> None:
+        mark = self._mark(x)
+        if not isinstance(mark, Tag):
+            return None
+        if mark.axis != (1 if conv.kernel else x.ndim - 1):
+            return self._refuse(x, f"the layer {name} reads it along another axis")
+        blocks = {s.block for s in mark.segments}
+        if blocks != {1} and (conv.kernel or len(mark.segments) > 1):
+            return self._refuse(x, f"the layer {name} reads it in pieces")
+        for start, segment in starts(mark.segments):
+            found = self._found(segment)
+            found.readers.append(name)
+            found.cuts.append(Cut(tensor_name(name, "weight"), 1, start, segment.block))
+        return None
+
+    def _depthwise(self, name: str, conv: ConvSpec, mark: Tag, y: Tensor) -> None:
+        many = conv.c_out // conv.c_in
+        for start, segment in starts(mark.segments):
+            found = self._found(segment)
+            found.through.append(name)
+            found.cuts += self._rows(name, start * many, segment.block * many)
+        wider = tuple(replace(s, block=s.block * many) for s in mark.segments)
+        self._set(y, Tag(1, wider))

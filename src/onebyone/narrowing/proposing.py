@@ -1,0 +1,95 @@
+"""Which hidden spaces to narrow under a budget, and how much: a few proposals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from onebyone.candidates import Table
+from onebyone.narrowing.spaces import OUTPUT, Narrowing
+from onebyone.narrowing.widths import Hidden, Options, choose_widths
+from onebyone.statistics import Statistics
+
+COSTS = ("macs", "params")
+LOOSER = (1.1, 1.03, 1.0)  # times the budget: forms bring wider layers within it too
+RANKS = 8  # on each side of a layer that widths are weighed against
+
+
+def narrowed_ways(
+    statistics: Statistics, tables: Sequence[Table], budget: Mapping[str, float]
+) -> Iterator[tuple[Narrowing, ...]]:
+    """Widths for the fractions of a budget and for looser ones, the tightest last.
+
+    tables: every layer that can change, at full width.
+    """
+    known = {t.seen.layer for t in tables}
+    spaces = [
+        s for s in statistics.spaces
+        if s.name in statistics.orders and known.issuperset((*s.writers, *s.readers, *s.through))
+    ]  # fmt: skip
+    if not spaces:
+        return
+    columns = [COSTS.index(name) for name in budget]
+    survey = statistics.survey
+    whole = np.asarray((survey.macs, survey.params), dtype=np.float64)
+    options, fixed = [], whole.copy()
+    for table in tables:
+        thin = table.thinned(RANKS)
+        costs = thin.coefficients[:, :, columns]
+        options.append(Options(table.seen.layer, table.conv, thin.errors, costs))
+        fixed -= (table.conv.macs(table.seen.positions_out), table.conv.params)
+    hidden = []
+    for space in spaces:
+        each = np.asarray((0, space.params_each), dtype=np.float64)
+        fixed -= space.channels * each
+        errors = statistics.orders[space.name].errors.numpy() / statistics.images
+        hidden.append(Hidden(space, errors, widths_of(space.channels), each[columns]))
+    for looser in LOOSER:
+        limits = [
+            looser * f * whole[c] - fixed[c] for f, c in zip(budget.values(), columns, strict=True)
+        ]
+        widths = choose_widths(options, hidden, np.asarray(limits))
+        yield tuple(
+            Narrowing(
+                h.space.name, width, tuple(statistics.orders[h.space.name].channels.tolist()),
+                h.space.cuts, h.space.params_each, float(h.errors[width]),
+            )
+            for h, width in zip(hidden, widths, strict=True)
+            if width < h.space.channels
+        )  # fmt: skip
+
+
+def widths_kept(statistics: Statistics) -> tuple[str, ...]:
+    """Why channels between layers stay as many as they are, each reason once with its layers."""
+    found: dict[str, list[str]] = {}
+    for space in statistics.spaces:
+        if space.refusal is not None and space.refusal != OUTPUT:
+            found.setdefault(space.refusal, []).append(space.name)
+    return tuple(
+        f"the width stays behind {', '.join(names[:4])}"
+        + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+        + f": {reason}"
+        for reason, names in found.items()
+    )
+
+
+def widened(
+    narrowings: Sequence[Narrowing], layer: str, statistics: Statistics
+) -> tuple[Narrowing, ...]:
+    """The same with one of them a step wider; at full width it is none any more."""
+    errors = statistics.orders[layer].errors / statistics.images
+    changed = []
+    for narrowing in narrowings:
+        if narrowing.layer == layer:
+            width = next(w for w in widths_of(narrowing.channels) if w > narrowing.width)
+            narrowing = replace(narrowing, width=width, error=float(errors[width]))
+        changed.append(narrowing)
+    return tuple(n for n in changed if n.width < n.channels)
+
+
+def widths_of(size: int) -> tuple[int, ...]:
+    """Widths to try, the full one last: twice as fine as ranks in small spaces."""
+    step = 8 if size >= 64 else max(1, size // 16)
+    return (*range(step, size, step), size)
