@@ -29,7 +29,7 @@ def check_merged(name: str) -> None:
     model = trap.model().double()
     data = trap.images().double()
     seen = obo.observe(model, data)
-    plan = obo.plan(model, seen, Budget(macs=0.7))
+    plan = obo.plan(model, seen, Budget(macs=0.7), narrow=False)
     assert any(d.form not in ("keep", "refuse") for d in plan.decisions)
     lighter = obo.rewrite(model, plan, data, statistics=seen)
     whole = merged(lighter, plan)
@@ -66,7 +66,7 @@ def test_merging_is_the_same_function(name: str) -> None:
 
 def test_merging_another_network_is_refused() -> None:
     model, data = net(), labeled(64)
-    plan = obo.plan(model, obo.observe(model, data), Budget(macs=0.5))
+    plan = obo.plan(model, obo.observe(model, data), Budget(macs=0.5), narrow=False)
     with pytest.raises(PlanError, match="is not as planned in this network"):
         merged(model, plan)
 

@@ -20,8 +20,13 @@ def merged(lighter: nn.Module, plan: Plan) -> nn.Module:
     There is nothing between the parts of a form, so their product is one kernel; the layer gets a
     bias where its form has one. So what training found between two steps of slimming is carried into
     the next plan, which is made for the original's layers again.
-    Raises PlanError for a network that the plan did not make.
+    Raises PlanError for a network that the plan did not make, and for a plan that narrows layers, whose
+    channels are gone for good.
     """
+    if plan.narrowings:
+        raise PlanError(
+            "a network whose layers were narrowed cannot be merged: make the plan with narrow=False"
+        )
     copy = deep_copy(lighter)
     modules = modules_by_name(copy)
     new: dict[str, nn.Module] = {}

@@ -133,7 +133,7 @@ def _architecture(plan: Plan, architecture: nn.Module | None, build: Build) -> n
 
 
 def _applied(base: nn.Module, plan: Plan) -> nn.Module:
-    """The network cut, with its layers replaced and the insertions in it, in place, weights not filled in."""
+    """The network cut, its layers replaced, the insertions in it: in place, weights not filled in."""
     cut_model(base, plan.narrowings)
     model = replace_modules(base, _skeletons(base, plan))
     modules = modules_by_name(model)
