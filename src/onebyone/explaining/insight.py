@@ -16,6 +16,7 @@ from onebyone.explaining.packing import Levels, in_levels
 from onebyone.explaining.photos import Photo, of_input
 from onebyone.factorize.metric import energies, factor
 from onebyone.factorize.squeeze import input_energy
+from onebyone.narrowing.spaces import kept_entries
 from onebyone.planning import Budget, Plan
 from onebyone.planning import plan as make_plan
 from onebyone.running import call, first_output, suited
@@ -188,6 +189,9 @@ def same_image(
     changed = [d.layer for d in chosen.decisions if d.ranks and d.layer in names]
     before, logits = _outputs(model, image, changed)
     after, lighter_logits = _outputs(lighter, image, changed)
+    for name, maps in before.items():  # of a narrowed layer, the channels that both have
+        rows = kept_entries(name, 0, len(maps), chosen.narrowings)
+        before[name] = maps if rows is None else maps[rows]
     layers = [_both(n, before[n], after[n]) for n in changed if n in before and n in after]
     spread = (
         [layers[round(i * (len(layers) - 1) / (MAPS - 1))] for i in range(MAPS)] if layers else []
