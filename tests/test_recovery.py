@@ -66,12 +66,12 @@ class TestLearning:
         assert (tuned.images, len(tuned.measured), tuned.ended) == (6 * 240, 7, "done")
 
     def test_a_teacher_alone(self) -> None:
-        data = labeled(240)
-        teacher = obo.fine_tune(net(), data, recipe=QUICK, epochs=6, held_out=data).model
+        data, others = labeled(330).split(90)
+        teacher = obo.fine_tune(net(), data, recipe=QUICK, epochs=6, held_out=others).model
+        recipe = replace(QUICK, epochs=8, features=0.2)
         tuned = obo.fine_tune(
-            net(1), data.inputs, teacher=teacher, held_out=labeled(90, 2).inputs, epochs=8,
-            recipe=replace(QUICK, features=0.2),
-        )  # fmt: skip
+            net(1), data.inputs, teacher=teacher, held_out=others.inputs, recipe=recipe
+        )
         assert tuned.before
         assert tuned.after
         assert tuned.after.accuracy is None
