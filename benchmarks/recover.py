@@ -82,9 +82,7 @@ def row(
     """One network slimmed and fine-tuned, with its test accuracy before and after."""
     model = obo.load(f"demo:{network}").model
     began = time.perf_counter()
-    recipe = obo.Recipe(
-        seed=seed, augment=("shift", "mirror"), precision="bfloat16", measure_every=0.5
-    )
+    recipe = obo.Recipe(seed=seed, precision="bfloat16", measure_every=0.5)
     epochs, make = passes / (len(train) - 2000), METHODS[method]
     before = None
     if make is None:

@@ -113,7 +113,7 @@ def finetune(
             rich_help_panel=TRAINING,
             help="Random changes of the images: shift, mirror, both with a comma between, or none.",
         ),
-    ] = "shift",
+    ] = "none",
     precision: Annotated[
         str,
         typer.Option(

@@ -45,7 +45,7 @@ class Recipe:
     smoothing: float = 0.0
     clip: float = 5.0
     average: float = 0.998
-    augment: tuple[str, ...] = ("shift",)
+    augment: tuple[str, ...] = ()
     precision: str = "auto"
     channels_last: bool = True
     patience: int | None = None
