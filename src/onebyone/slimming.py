@@ -30,6 +30,7 @@ from onebyone.verification import Verification, verify
 
 CALIBRATION = 512
 HELD_OUT_SHARE = 8
+LOOK_SHARE = 0.1  # of the time until then that plans at other budgets may take
 LEAST = 64  # images that are read whatever the memory
 
 
@@ -160,7 +161,10 @@ def _verified(
     if statistics is not None and World.current().leads:
         with clock.step("look"):
             image = (held_out or used).inputs[:1]
-            insight = look_into(model, found.model, found.plan, statistics, image, classes)
+            spent = LOOK_SHARE * sum(clock.seconds.values())
+            insight = look_into(
+                model, found.model, found.plan, statistics, image, classes, seconds=min(1.0, spent)
+            )
     plan = replace(found.plan, source=source, notes=(*found.plan.notes, *notes))
     return Slimmed(
         found.model, plan, result, suited(model, used.inputs[:1]).clone(), preprocess, classes,
