@@ -56,11 +56,14 @@ def test_the_frontier_falls_and_holds_the_chosen_plan(
     errors = [p.error for p in found]
     assert macs == sorted(set(macs))
     assert errors == sorted(errors, reverse=True)
-    by_params = frontier(model, statistics, plan(model, statistics, Budget(params=0.5)), seconds=0)
+    by_params = frontier(model, statistics, plan(model, statistics, Budget(params=0.5)), seconds=60)
     params = [p.params_after for p in by_params]
     assert params == sorted(set(params))
     assert len(by_params) >= 3
     assert all(p.budget.macs is None for p in by_params)
+    hurried = frontier(model, statistics, chosen, seconds=0)
+    assert chosen in hurried
+    assert len(hurried) == 3
 
 
 def test_a_worse_plan_than_others_stays_where_it_was_chosen(

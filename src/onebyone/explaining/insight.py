@@ -26,7 +26,7 @@ from onebyone.tree import evaluating, hooked, modules_by_name
 # The fractions kept, the most telling first: planning stops when its time is used up.
 FRACTIONS = (0.5, 0.25, 0.75, 0.33, 0.15, 0.9, 0.2, 0.6, 0.1, 0.4, 0.3, 0.8, 0.7, 0.05, 0.45, 0.35)
 SECONDS = 1.0
-LEAST = 1  # plans beside the chosen one that are made however long one takes
+LEAST = 2  # plans beside the chosen one that are made however long one takes
 VALUES = 64  # of a spectrum that are kept
 MAPS, SIDE = 8, 32
 CLASSES = 5
