@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch import distributed as dist
 
 from onebyone.errors import LostError
@@ -73,6 +73,10 @@ class World:
             with losses_told():
                 for tensor in tensors:
                     dist.broadcast(tensor, 0)
+
+    def copy_model(self, model: nn.Module) -> None:
+        """The weights and buffers of each process's model become the leading process's, in place."""
+        self.copy(*(tensor.data for tensor in (*model.parameters(), *model.buffers())))
 
     def led(self, make: Callable[[], Item]) -> Item:
         """What the leading process makes, on every process; its failure is everyone's."""

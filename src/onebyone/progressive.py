@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from torch import Tensor, nn
+from torch import nn
 
 from onebyone.clock import Clock
 from onebyone.conv import ConvSpec
@@ -70,7 +70,7 @@ def slim_in_steps(
             lighter = rewrite(
                 current, made, images, statistics=statistics, memory=memory, progress=clock.tell
             )
-            World.current().copy(*(t.data for t in _tensors(lighter)))
+            World.current().copy_model(lighter)
         with clock.step("finetune"):
             lighter = recover(lighter, step.epochs).model
         current, before = merged(lighter, made), made
@@ -115,10 +115,6 @@ def _of_original(plan: Plan, model: nn.Module) -> Plan:
     )
     known = sum(d.params_before for d in decisions)
     return replace(plan, decisions=decisions, other_params=_count(model) - known)
-
-
-def _tensors(model: nn.Module) -> list[Tensor]:
-    return [*model.parameters(), *model.buffers()]
 
 
 def _count(model: nn.Module) -> int:

@@ -62,7 +62,7 @@ class Trial:
                 self.model, chosen, self.images, statistics=self.statistics, memory=self.memory,
                 progress=self.clock.tell,
             )  # fmt: skip
-            World.current().copy(*(t.data for t in (*lighter.parameters(), *lighter.buffers())))
+            World.current().copy_model(lighter)
             return lighter
 
 

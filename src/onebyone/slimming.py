@@ -21,7 +21,7 @@ from onebyone.planning import Budget, Plan
 from onebyone.planning import plan as make_plan
 from onebyone.preprocessing import Preprocess
 from onebyone.progressive import schedule
-from onebyone.recovering import Recovering
+from onebyone.recovering import HELD_OUT_SHARE, Recovering
 from onebyone.recovery.recipe import Recipe
 from onebyone.running import suited
 from onebyone.searching import Found, Trial, smallest
@@ -29,7 +29,6 @@ from onebyone.statistics import Statistics, observe
 from onebyone.verification import Verification, verify
 
 CALIBRATION = 512
-HELD_OUT_SHARE = 8
 LOOK_SHARE = 0.1  # of the time until then that plans at other budgets may take
 LEAST = 64  # images that are read whatever the memory
 

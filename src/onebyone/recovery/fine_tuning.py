@@ -222,7 +222,7 @@ def _training(
     batch = suited(student, calm[0][:TRIED])
     _freeze_unused(student, batch)
     precision = world.led(lambda: _precision(student, recipe, batch))
-    world.copy(*(t.data for t in (*student.parameters(), *student.buffers())))
+    world.copy_model(student)
     objective.run = share(student, world)
     return Training(student, objective, recipe, supply, held_out, calm, precision, world)
 
