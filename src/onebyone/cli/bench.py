@@ -45,10 +45,7 @@ def bench(
     weights: Annotated[
         str | None, typer.Option(metavar="FILE", help="Weights to load.", show_default=False)
     ] = None,
-    trust: Annotated[
-        bool,
-        typer.Option("--trust", help="Read files that run code. Only for authors you trust."),
-    ] = False,
+    trust: Annotated[bool, values.trust_option()] = False,
     as_json: Annotated[
         str | None, typer.Option("--json", metavar="FILE", help="Write JSON; - is stdout.")
     ] = None,

@@ -84,18 +84,9 @@ def deepen(
             help="Images to compare on; by default a twentieth of DATA is set apart.",
         ),
     ] = None,
-    size: Annotated[
-        str | None,
-        typer.Option(metavar="HxW", rich_help_panel=IMAGES, help="As for onebyone slim."),
-    ] = None,
-    mean: Annotated[
-        str | None,
-        typer.Option(metavar="NUMBERS", rich_help_panel=IMAGES, help="As for onebyone slim."),
-    ] = None,
-    std: Annotated[
-        str | None,
-        typer.Option(metavar="NUMBERS", rich_help_panel=IMAGES, help="As for onebyone slim."),
-    ] = None,
+    size: Annotated[str | None, values.size_option(IMAGES)] = None,
+    mean: Annotated[str | None, values.mean_option(IMAGES)] = None,
+    std: Annotated[str | None, values.std_option(IMAGES)] = None,
     epochs: Annotated[
         float,
         typer.Option(
@@ -113,26 +104,9 @@ def deepen(
             help="The original network, where the folder does not say it.",
         ),
     ] = None,
-    weights: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE", rich_help_panel=MODEL, help="The original's weights, where they moved."
-        ),
-    ] = None,
-    trust: Annotated[
-        bool,
-        typer.Option(
-            "--trust",
-            rich_help_panel=MODEL,
-            help="Read files that run code. Only for authors you trust.",
-        ),
-    ] = False,
-    force: Annotated[
-        bool,
-        typer.Option(
-            "--force", rich_help_panel=OUTPUT, help="Replace what stands at -o, whatever it is."
-        ),
-    ] = False,
+    weights: Annotated[str | None, values.original_weights_option(MODEL)] = None,
+    trust: Annotated[bool, values.trust_option(MODEL)] = False,
+    force: Annotated[bool, values.force_option(OUTPUT)] = False,
     as_json: Annotated[
         bool,
         typer.Option(

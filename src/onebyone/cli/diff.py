@@ -55,14 +55,7 @@ def diff(
             "--weights-b", metavar="FILE", rich_help_panel=NETWORKS, help="The same of B."
         ),
     ] = None,
-    trust: Annotated[
-        bool,
-        typer.Option(
-            "--trust",
-            rich_help_panel=NETWORKS,
-            help="Read files that run code. Only for authors you trust.",
-        ),
-    ] = False,
+    trust: Annotated[bool, values.trust_option(NETWORKS)] = False,
     everything: Annotated[
         bool,
         typer.Option(

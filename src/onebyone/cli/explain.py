@@ -57,60 +57,12 @@ def explain(
     open_it: Annotated[
         bool, typer.Option("--open", rich_help_panel=OUTPUT, help="Open it in a browser.")
     ] = False,
-    weights: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE",
-            rich_help_panel=MODEL,
-            show_default=False,
-            help="The trained weights: .safetensors, .pt or .pth; random draws them.",
-        ),
-    ] = None,
-    trust: Annotated[
-        bool,
-        typer.Option(
-            "--trust",
-            rich_help_panel=MODEL,
-            help="Read files that run code when they are read. Only for authors you trust.",
-        ),
-    ] = False,
-    input_size: Annotated[
-        str | None,
-        typer.Option(
-            "--input",
-            metavar="CxHxW",
-            rich_help_panel=MODEL,
-            show_default=False,
-            help="The network's input size, where it is not known, such as 3x224x224.",
-        ),
-    ] = None,
-    size: Annotated[
-        str | None,
-        typer.Option(
-            metavar="HxW",
-            rich_help_panel=IMAGE,
-            show_default=False,
-            help="Bring the photo to this size, such as 224; by default the network's own.",
-        ),
-    ] = None,
-    mean: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NUMBERS",
-            rich_help_panel=IMAGE,
-            show_default=False,
-            help="Subtract this from pixel values on the scale 0 to 1, such as 0.485,0.456,0.406.",
-        ),
-    ] = None,
-    std: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NUMBERS",
-            rich_help_panel=IMAGE,
-            show_default=False,
-            help="Then divide by this, such as 0.229,0.224,0.225.",
-        ),
-    ] = None,
+    weights: Annotated[str | None, values.weights_option(MODEL)] = None,
+    trust: Annotated[bool, values.trust_option(MODEL)] = False,
+    input_size: Annotated[str | None, values.input_option(MODEL)] = None,
+    size: Annotated[str | None, values.size_option(IMAGE, "the photo")] = None,
+    mean: Annotated[str | None, values.mean_option(IMAGE)] = None,
+    std: Annotated[str | None, values.std_option(IMAGE)] = None,
     figure: Annotated[
         str | None,
         typer.Option(

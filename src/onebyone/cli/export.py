@@ -81,47 +81,11 @@ def export(
             help="The network before, exported and timed the same way; a slimmed folder knows its own.",
         ),
     ] = None,
-    weights: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE",
-            rich_help_panel=MODEL,
-            help="The trained weights: .safetensors, .pt or .pth; random draws them.",
-        ),
-    ] = None,
-    trust: Annotated[
-        bool,
-        typer.Option(
-            "--trust",
-            rich_help_panel=MODEL,
-            help="Read files that run code when they are read. Only for authors you trust.",
-        ),
-    ] = False,
-    input_size: Annotated[
-        str | None,
-        typer.Option(
-            "--input",
-            metavar="CxHxW",
-            rich_help_panel=MODEL,
-            help="The network's input size, where it is not known, such as 3x224x224.",
-        ),
-    ] = None,
-    mean: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NUMBERS",
-            rich_help_panel=IMAGES,
-            help="Subtract this from pixel values on the scale 0 to 1, such as 0.485,0.456,0.406.",
-        ),
-    ] = None,
-    std: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NUMBERS",
-            rich_help_panel=IMAGES,
-            help="Then divide by this, such as 0.229,0.224,0.225.",
-        ),
-    ] = None,
+    weights: Annotated[str | None, values.weights_option(MODEL)] = None,
+    trust: Annotated[bool, values.trust_option(MODEL)] = False,
+    input_size: Annotated[str | None, values.input_option(MODEL)] = None,
+    mean: Annotated[str | None, values.mean_option(IMAGES)] = None,
+    std: Annotated[str | None, values.std_option(IMAGES)] = None,
     latency: Annotated[
         bool, typer.Option(rich_help_panel=OUTPUT, help="Time the files on this machine.")
     ] = True,

@@ -68,20 +68,8 @@ def finetune(
             help="The original network, where the plan does not say it.",
         ),
     ] = None,
-    weights: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE", rich_help_panel=MODEL, help="The original's weights, where it moved."
-        ),
-    ] = None,
-    trust: Annotated[
-        bool,
-        typer.Option(
-            "--trust",
-            rich_help_panel=MODEL,
-            help="Read files that run code. Only for authors you trust.",
-        ),
-    ] = False,
+    weights: Annotated[str | None, values.original_weights_option(MODEL)] = None,
+    trust: Annotated[bool, values.trust_option(MODEL)] = False,
     optimizer: Annotated[
         str, typer.Option(metavar="NAME", rich_help_panel=TRAINING, help="sgd or adamw.")
     ] = "sgd",
@@ -139,18 +127,9 @@ def finetune(
             help="Go on from the checkpoint beside the result.",
         ),
     ] = False,
-    size: Annotated[
-        str | None,
-        typer.Option(metavar="HxW", rich_help_panel=IMAGES, help="Bring images to this size."),
-    ] = None,
-    mean: Annotated[
-        str | None,
-        typer.Option(metavar="NUMBERS", rich_help_panel=IMAGES, help="As for onebyone slim."),
-    ] = None,
-    std: Annotated[
-        str | None,
-        typer.Option(metavar="NUMBERS", rich_help_panel=IMAGES, help="As for onebyone slim."),
-    ] = None,
+    size: Annotated[str | None, values.size_option(IMAGES)] = None,
+    mean: Annotated[str | None, values.mean_option(IMAGES)] = None,
+    std: Annotated[str | None, values.std_option(IMAGES)] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -164,12 +143,7 @@ def finetune(
     as_json: Annotated[
         bool, typer.Option("--json", rich_help_panel=OUTPUT, help="Print the report as JSON.")
     ] = False,
-    force: Annotated[
-        bool,
-        typer.Option(
-            "--force", rich_help_panel=OUTPUT, help="Replace what stands at -o, whatever it is."
-        ),
-    ] = False,
+    force: Annotated[bool, values.force_option(OUTPUT)] = False,
     memory: Annotated[
         str, typer.Option(metavar="SIZE", rich_help_panel=WORK, help="Memory for held-out images.")
     ] = "2GiB",

@@ -40,10 +40,7 @@ def measure(
     weights: Annotated[
         str | None, typer.Option(metavar="FILE", help="Weights to load.", show_default=False)
     ] = None,
-    trust: Annotated[
-        bool,
-        typer.Option("--trust", help="Read files that run code. Only for authors you trust."),
-    ] = False,
+    trust: Annotated[bool, values.trust_option()] = False,
     latency: Annotated[
         bool, typer.Option("--latency", help="Time it, whole and layer by layer, on this machine.")
     ] = False,

@@ -91,55 +91,12 @@ def slim(
             help="Apply this plan, perhaps edited by hand, instead of making one.",
         ),
     ] = None,
-    weights: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE",
-            rich_help_panel=MODEL,
-            help="The trained weights: .safetensors, .pt or .pth; random draws them.",
-        ),
-    ] = None,
-    trust: Annotated[
-        bool,
-        typer.Option(
-            "--trust",
-            rich_help_panel=MODEL,
-            help="Read files that run code when they are read. Only for authors you trust.",
-        ),
-    ] = False,
-    input_size: Annotated[
-        str | None,
-        typer.Option(
-            "--input",
-            metavar="CxHxW",
-            rich_help_panel=MODEL,
-            help="The network's input size, where it is not known, such as 3x224x224.",
-        ),
-    ] = None,
-    size: Annotated[
-        str | None,
-        typer.Option(
-            metavar="HxW",
-            rich_help_panel=IMAGES,
-            help="Bring images to this size, such as 224; by default the network's own.",
-        ),
-    ] = None,
-    mean: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NUMBERS",
-            rich_help_panel=IMAGES,
-            help="Subtract this from pixel values on the scale 0 to 1, such as 0.485,0.456,0.406.",
-        ),
-    ] = None,
-    std: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NUMBERS",
-            rich_help_panel=IMAGES,
-            help="Then divide by this, such as 0.229,0.224,0.225.",
-        ),
-    ] = None,
+    weights: Annotated[str | None, values.weights_option(MODEL)] = None,
+    trust: Annotated[bool, values.trust_option(MODEL)] = False,
+    input_size: Annotated[str | None, values.input_option(MODEL)] = None,
+    size: Annotated[str | None, values.size_option(IMAGES)] = None,
+    mean: Annotated[str | None, values.mean_option(IMAGES)] = None,
+    std: Annotated[str | None, values.std_option(IMAGES)] = None,
     images: Annotated[
         int,
         typer.Option(
@@ -168,12 +125,7 @@ def slim(
             "--json", rich_help_panel=OUTPUT, help="Print the report as JSON instead of tables."
         ),
     ] = False,
-    force: Annotated[
-        bool,
-        typer.Option(
-            "--force", rich_help_panel=OUTPUT, help="Replace what stands at -o, whatever it is."
-        ),
-    ] = False,
+    force: Annotated[bool, values.force_option(OUTPUT)] = False,
     memory: Annotated[
         str,
         typer.Option(
@@ -218,7 +170,7 @@ def slim(
         ),
     ] = True,
 ) -> None:
-    """Make a trained CNN lighter with 1×1 convolutions, without training.
+    """Make a trained CNN lighter with 1×1 convolutions; training is not needed.
 
     Measures on a few hundred images how much each layer matters, chooses for
     all layers at once how to split them, solves for the new weights, and

@@ -52,6 +52,68 @@ def threads_option(help: str, panel: str | None = None) -> Any:
     return typer.Option(metavar="N", min=1, callback=_threads, rich_help_panel=panel, help=help)
 
 
+def mean_option(panel: str) -> Any:
+    """--mean, for any command that reads pictures."""
+    return typer.Option(
+        metavar="NUMBERS", rich_help_panel=panel,
+        help="Subtract this from pixel values on the scale 0 to 1, such as 0.485,0.456,0.406.",
+    )  # fmt: skip
+
+
+def std_option(panel: str) -> Any:
+    """--std, for any command that reads pictures."""
+    return typer.Option(
+        metavar="NUMBERS", rich_help_panel=panel,
+        help="Then divide by this, such as 0.229,0.224,0.225.",
+    )  # fmt: skip
+
+
+def size_option(panel: str, what: str = "images") -> Any:
+    """--size, for any command that reads pictures."""
+    return typer.Option(
+        metavar="HxW", rich_help_panel=panel,
+        help=f"Bring {what} to this size, such as 224; by default the network's own.",
+    )  # fmt: skip
+
+
+def weights_option(panel: str) -> Any:
+    """--weights, for any command that takes a network."""
+    return typer.Option(
+        metavar="FILE", rich_help_panel=panel,
+        help="The trained weights: .safetensors, .pt or .pth; random draws them.",
+    )  # fmt: skip
+
+
+def original_weights_option(panel: str | None = None) -> Any:
+    """--weights, for any command that takes a folder of ours and its original."""
+    return typer.Option(
+        metavar="FILE", rich_help_panel=panel, help="The original's weights, where they moved."
+    )
+
+
+def input_option(panel: str) -> Any:
+    """--input, for any command that takes one network."""
+    return typer.Option(
+        "--input", metavar="CxHxW", rich_help_panel=panel,
+        help="The network's input size, where it is not known, such as 3x224x224.",
+    )  # fmt: skip
+
+
+def trust_option(panel: str | None = None) -> Any:
+    """--trust, for any command that reads a network."""
+    return typer.Option(
+        "--trust", rich_help_panel=panel,
+        help="Read files that run code when they are read. Only for authors you trust.",
+    )  # fmt: skip
+
+
+def force_option(panel: str) -> Any:
+    """--force, for any command that writes a folder."""
+    return typer.Option(
+        "--force", rich_help_panel=panel, help="Replace what stands at -o, whatever it is."
+    )
+
+
 def _threads(count: int | None) -> int | None:
     """The number itself; a process dies where OpenMP cannot start as many threads as it is told to."""
     most = max(MOST_THREADS, 4 * (os.cpu_count() or 1))

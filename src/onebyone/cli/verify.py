@@ -40,13 +40,8 @@ def verify(
         str | None,
         typer.Option(metavar="MODEL", help="The original network, where the plan does not say it."),
     ] = None,
-    weights: Annotated[
-        str | None, typer.Option(metavar="FILE", help="The original's weights, where it moved.")
-    ] = None,
-    trust: Annotated[
-        bool,
-        typer.Option("--trust", help="Read files that run code. Only for authors you trust."),
-    ] = False,
+    weights: Annotated[str | None, values.original_weights_option()] = None,
+    trust: Annotated[bool, values.trust_option()] = False,
     memory: Annotated[str, typer.Option(metavar="SIZE", help="Memory for images.")] = "2GiB",
     threads: Annotated[int | None, values.threads_option("CPU threads to use.")] = None,
     latency: Annotated[bool, typer.Option(help="Time both networks on this machine.")] = True,
