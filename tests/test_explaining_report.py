@@ -23,7 +23,7 @@ from onebyone.explaining.insight import frontier, same_image, spectra
 from onebyone.explaining.report import report_html, write_report
 from onebyone.explaining.versus import versus_json
 from onebyone.loading import load
-from onebyone.planning import Budget, plan
+from onebyone.planning import Budget, Planner, plan
 from onebyone.slimming import Slimmed, slim
 from onebyone.statistics import Statistics, observe
 
@@ -49,19 +49,21 @@ def test_the_frontier_falls_and_holds_the_chosen_plan(
     model: nn.Module, statistics: Statistics
 ) -> None:
     chosen = plan(model, statistics, Budget(macs=0.42))
-    found = frontier(model, statistics, chosen, seconds=60)
+    found = frontier(Planner(statistics), chosen, seconds=60)
     assert chosen in found
     assert len(found) > 8
     macs = [p.macs_after for p in found]
     errors = [p.error for p in found]
     assert macs == sorted(set(macs))
     assert errors == sorted(errors, reverse=True)
-    by_params = frontier(model, statistics, plan(model, statistics, Budget(params=0.5)), seconds=60)
+    by_params = frontier(
+        Planner(statistics), plan(model, statistics, Budget(params=0.5)), seconds=60
+    )
     params = [p.params_after for p in by_params]
     assert params == sorted(set(params))
     assert len(by_params) >= 3
     assert all(p.budget.macs is None for p in by_params)
-    hurried = frontier(model, statistics, chosen, seconds=0)
+    hurried = frontier(Planner(statistics), chosen, seconds=0)
     assert chosen in hurried
     assert len(hurried) == 3
 
@@ -72,7 +74,7 @@ def test_a_worse_plan_than_others_stays_where_it_was_chosen(
     good = plan(model, statistics, Budget(macs=0.6))
     worst = tuple(replace(d, error=1.0) for d in good.decisions)
     chosen = replace(good, decisions=worst)
-    assert chosen in frontier(model, statistics, chosen, seconds=0)
+    assert chosen in frontier(Planner(statistics), chosen, seconds=0)
 
 
 def test_spectra_are_those_that_plans_are_made_of(model: nn.Module, statistics: Statistics) -> None:

@@ -206,26 +206,37 @@ def plan(
     than the layer, and widths stay, since narrower layers are not timed.
     Raises BudgetError for a budget that no candidates meet, naming the lowest that can be.
     """
-    if budget.latency is not None and times is None:
-        raise BudgetError(
-            "a budget of latency needs measured times: give latency= to slim, which measures them"
-        )
-    made = Candidates(statistics)
-    whole = made.tables(())
-    if times is not None or not narrow:
-        return _planned(statistics, whole, (), budget, times)
-    fractions = {n: getattr(budget, n) for n in COSTS if getattr(budget, n) is not None}
-    ways: list[tuple[Narrowing, ...]] = [(), *narrowed_ways(statistics, whole, fractions)]
-    found: list[Plan] = []
-    failure: BudgetError | None = None
-    for narrowings in dict.fromkeys(ways):
-        try:
-            found.append(_planned(statistics, made.tables(narrowings), narrowings, budget))
-        except BudgetError as error:
-            failure = error  # that of the narrowest, which comes last, names the lowest
-    if failure is not None and not found:
-        raise failure
-    return _repaired(statistics, made, min(found, key=lambda p: p.error), budget)
+    return Planner(statistics).plan(budget, times=times, narrow=narrow)
+
+
+class Planner:
+    """Plans for one network under any budgets: what its layers can become is worked out once."""
+
+    def __init__(self, statistics: Statistics) -> None:
+        self.statistics, self.candidates = statistics, Candidates(statistics)
+
+    def plan(self, budget: Budget, *, times: Times | None = None, narrow: bool = True) -> Plan:
+        """As `onebyone.planning.plan`."""
+        if budget.latency is not None and times is None:
+            raise BudgetError(
+                "a budget of latency needs measured times: give latency= to slim, which measures them"
+            )
+        statistics, made = self.statistics, self.candidates
+        whole = made.tables(())
+        if times is not None or not narrow:
+            return _planned(statistics, whole, (), budget, times)
+        fractions = {n: getattr(budget, n) for n in COSTS if getattr(budget, n) is not None}
+        ways: list[tuple[Narrowing, ...]] = [(), *narrowed_ways(statistics, whole, fractions)]
+        found: list[Plan] = []
+        failure: BudgetError | None = None
+        for narrowings in dict.fromkeys(ways):
+            try:
+                found.append(_planned(statistics, made.tables(narrowings), narrowings, budget))
+            except BudgetError as error:
+                failure = error  # that of the narrowest, which comes last, names the lowest
+        if failure is not None and not found:
+            raise failure
+        return _repaired(statistics, made, min(found, key=lambda p: p.error), budget)
 
 
 def _repaired(statistics: Statistics, made: Candidates, best: Plan, budget: Budget) -> Plan:

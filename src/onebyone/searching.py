@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from math import log
 
 import numpy as np
@@ -13,8 +14,7 @@ from onebyone.clock import Clock
 from onebyone.data import Images
 from onebyone.distributed import World
 from onebyone.errors import BudgetError, DataError
-from onebyone.planning import Budget, Plan
-from onebyone.planning import plan as make_plan
+from onebyone.planning import Budget, Plan, Planner
 from onebyone.rewriting import rewrite
 from onebyone.running import output_of
 from onebyone.statistics import Statistics
@@ -50,10 +50,15 @@ class Trial:
     memory: int
     clock: Clock
 
+    @cached_property
+    def planner(self) -> Planner:
+        """What plans, for any budget."""
+        return Planner(self.statistics)
+
     def planned(self, budget: Budget) -> Plan:
         """The plan under a budget; BudgetError if it cannot be met."""
         with self.clock.step("plan"):
-            return World.current().led(lambda: make_plan(self.model, self.statistics, budget))
+            return World.current().led(lambda: self.planner.plan(budget))
 
     def rewritten(self, chosen: Plan) -> nn.Module:
         """The lighter network of a plan."""

@@ -17,15 +17,14 @@ from onebyone.errors import BudgetError, DataError
 from onebyone.explaining.insight import Insight, look_into
 from onebyone.pacing.pace import paced, runtime_named
 from onebyone.pacing.timetable import Timetable
-from onebyone.planning import Budget, Plan
-from onebyone.planning import plan as make_plan
+from onebyone.planning import Budget, Plan, Planner
 from onebyone.preprocessing import Preprocess
 from onebyone.progressive import schedule
 from onebyone.recovering import HELD_OUT_SHARE, Recovering
 from onebyone.recovery.recipe import Recipe
 from onebyone.running import suited
 from onebyone.searching import Found, Trial, smallest
-from onebyone.statistics import Statistics, observe
+from onebyone.statistics import observe
 from onebyone.verification import Verification, verify
 
 CALIBRATION = 512
@@ -106,7 +105,7 @@ def slim(
     budget = check_budget(macs, params, max_drop, plan, None if latency is timed else latency)
     clocked = None
     if budget is not None and budget.latency is not None:
-        clocked = _Clocked(runtime_named(runtime), runtime, threads)
+        clocked = _Clocked(runtime_named(runtime), threads)
     if steps != 1 or finetune_epochs:
         if budget is None or max_drop is not None or clocked is not None:
             raise BudgetError(
@@ -135,14 +134,24 @@ def slim(
     found, note = _found(trial, budget, max_drop, plan, kept_back, clocked)
     notes = (*told(every), *note)
     return _verified(
-        model, found, notes, kept_back, used, timed, preprocess, classes, source, clock, statistics
+        model,
+        found,
+        notes,
+        kept_back,
+        used,
+        timed,
+        preprocess,
+        classes,
+        source,
+        clock,
+        trial.planner,
     )
 
 
 def _verified(
     model: nn.Module, found: Found, notes: tuple[str, ...], held_out: Images | None, used: Images,
     latency: bool, preprocess: Preprocess | None, classes: tuple[str, ...] | None,
-    source: dict[str, Any] | None, clock: Clock, statistics: Statistics | None = None,
+    source: dict[str, Any] | None, clock: Clock, planner: Planner | None = None,
 ) -> Slimmed:  # fmt: skip
     """The lighter network beside the original."""
     with clock.step("verify"):
@@ -157,12 +166,12 @@ def _verified(
             )
         )
     insight = None
-    if statistics is not None and World.current().leads:
+    if planner is not None and World.current().leads:
         with clock.step("look"):
             image = (held_out or used).inputs[:1]
             spent = LOOK_SHARE * sum(clock.seconds.values())
             insight = look_into(
-                model, found.model, found.plan, statistics, image, classes, seconds=min(1.0, spent)
+                model, found.model, found.plan, planner, image, classes, seconds=min(1.0, spent)
             )
     plan = replace(found.plan, source=source, notes=(*found.plan.notes, *notes))
     return Slimmed(
@@ -196,10 +205,9 @@ def _found(
 
 @dataclass(frozen=True)
 class _Clocked:
-    """The runtime that a budget of latency is for; `given` is how it was called."""
+    """The runtime that a budget of latency is for."""
 
     runtime: str
-    given: str
     threads: int
 
     def planned(self, trial: Trial, budget: Budget) -> tuple[Plan, tuple[str, ...]]:
@@ -208,7 +216,7 @@ class _Clocked:
         with trial.clock.step("pace"):
             found = paced(
                 trial.model, trial.images.inputs[:1], budget,
-                lambda goal, times: make_plan(trial.model, trial.statistics, goal, times=times),
+                lambda goal, times: trial.planner.plan(goal, times=times),
                 runtime=self.runtime, threads=self.threads, table=table, progress=trial.clock.tell,
             )  # fmt: skip
         said = found.words(str(table.key["version"]), self.threads)

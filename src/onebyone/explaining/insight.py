@@ -17,8 +17,7 @@ from onebyone.explaining.photos import Photo, of_input
 from onebyone.factorize.metric import energies, factor
 from onebyone.factorize.squeeze import input_energy
 from onebyone.narrowing.spaces import kept_entries
-from onebyone.planning import Budget, Plan
-from onebyone.planning import plan as make_plan
+from onebyone.planning import Budget, Plan, Planner
 from onebyone.running import call, first_output, suited
 from onebyone.statistics import LayerStatistics, Statistics
 from onebyone.tree import evaluating, hooked, modules_by_name
@@ -86,17 +85,17 @@ def look_into(
     model: nn.Module,
     lighter: nn.Module,
     chosen: Plan,
-    statistics: Statistics,
+    planner: Planner,
     image: Float[Tensor, "1 c h w"],
     classes: tuple[str, ...] | None = None,
     *,
     seconds: float = SECONDS,
 ) -> Insight:
     """Other plans under the chosen one's kind of budget, for about so many seconds, and the rest."""
-    plans = frontier(model, statistics, chosen, seconds=seconds)
+    plans = frontier(planner, chosen, seconds=seconds)
     both = same_image(model, lighter, chosen, image, classes)
     network = None if both is None else _network(lighter, image, both.photo)
-    return Insight(plans, tuple(spectra(model, statistics)), both, network)
+    return Insight(plans, tuple(spectra(model, planner.statistics)), both, network)
 
 
 def _network(lighter: nn.Module, image: Tensor, photo: Photo) -> Network | None:
@@ -106,9 +105,7 @@ def _network(lighter: nn.Module, image: Tensor, photo: Photo) -> Network | None:
         return None
 
 
-def frontier(
-    model: nn.Module, statistics: Statistics, chosen: Plan, *, seconds: float = SECONDS
-) -> tuple[Plan, ...]:
+def frontier(planner: Planner, chosen: Plan, *, seconds: float = SECONDS) -> tuple[Plan, ...]:
     """Plans for many budgets of MACs (of parameters, where the chosen one limits these alone).
 
     From the cheapest to the dearest; one that costs no less than another with less error is left out,
@@ -122,7 +119,7 @@ def frontier(
             break
         budget = Budget(params=fraction) if by_params else Budget(macs=fraction)
         try:
-            made.append(make_plan(model, statistics, budget))
+            made.append(planner.plan(budget))
         except BudgetError:
             continue
     cost: Callable[[Plan], int] = lambda p: p.params_after if by_params else p.macs_after  # noqa: E731
