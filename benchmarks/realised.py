@@ -25,11 +25,11 @@ operators.declare()
 
 import onebyone as obo  # noqa: E402
 from onebyone.errors import OneByOneError  # noqa: E402
-from onebyone.pacing.pace import Asked, LayerTimes, drawn, runtime_named, timed_plan  # noqa: E402
+from onebyone.pacing.pace import LayerTimes, drawn, runtime_named, timed_plan  # noqa: E402
 from onebyone.pacing.sites import sites_of  # noqa: E402
 from onebyone.pacing.timetable import Timetable  # noqa: E402
 from onebyone.pacing.whole import Ratio, Stopwatch  # noqa: E402
-from onebyone.planning import Budget, Plan  # noqa: E402
+from onebyone.planning import Budget, Plan, Times  # noqa: E402
 from onebyone.statistics import Statistics  # noqa: E402
 
 NETWORKS = (
@@ -114,7 +114,7 @@ def measured(
     sites = sites_of(model, example)
     table.prepare([s for every in sites.values() for s in every])
     watch = Stopwatch(model, example, runtime, given.threads)
-    times = LayerTimes.of(table, sites, watch.ratio(model).before_ms)
+    times = LayerTimes.fitted(table, sites, watch.ratio(model).before_ms)
     rows: list[Row] = []
     for macs in given.macs:
         try:
@@ -131,7 +131,7 @@ def measured(
 def fastest(model: nn.Module, statistics: Statistics, times: LayerTimes, error: float) -> Plan:
     """The fastest plan, by the times of layers, whose predicted loss is at most `error`."""
 
-    def planned(goal: Budget, asked: Asked) -> Plan:
+    def planned(goal: Budget, asked: Times) -> Plan:
         return obo.plan(model, statistics, goal, times=asked)
 
     low, high = 0.0, 1.0

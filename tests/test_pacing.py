@@ -371,11 +371,11 @@ class TestBudget:
         table = Timetable(EAGER, 1)
         table.prepare([SITE])
         own = table.milliseconds(SITE, "keep", ())
-        half = LayerTimes.of(table, {"a": (SITE, SITE)}, own)
+        half = LayerTimes.fitted(table, {"a": (SITE, SITE)}, own)
         assert half.scale == pytest.approx(0.5)
         assert half.other_ns == pytest.approx(0.0, abs=1e-6)
-        assert half.of_layer("a", "keep", ()) == pytest.approx(1e6 * own)
-        more = LayerTimes.of(table, {"a": (SITE,)}, 3 * own)
+        assert half.of("a", "keep", ()) == pytest.approx(1e6 * own)
+        more = LayerTimes.fitted(table, {"a": (SITE,)}, 3 * own)
         assert more.scale == 1.0
         assert more.other_ns == pytest.approx(2e6 * own)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ import test_statistics
 import test_tree
 import torch
 from models import TRAPS, Tied, images
+from planting import Bug, Patch, check_caught
 from torch import Tensor, nn
 
 import onebyone as obo
@@ -32,16 +33,7 @@ from onebyone.factorize import fit as fitting
 from onebyone.factorize import least_squares
 from onebyone.forms import FORMS, Form, Part
 
-Patch = pytest.MonkeyPatch
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same'")
-
-
-@dataclass(frozen=True)
-class Bug:
-    """What is made wrong, and the law that must fail for it and hold without it."""
-
-    plant: Callable[[Patch], object]
-    law: Callable[[], object]
 
 
 # --- geometry, forms and their costs
@@ -521,15 +513,6 @@ PASSES = {
 BUGS = GEOMETRY | SAMPLING | FACTORIZE | PLANNING | PASSES
 
 
-@pytest.fixture(autouse=True)
-def random_numbers_are_given_back() -> Iterator[None]:
-    with torch.random.fork_rng(devices=[]):
-        yield
-
-
 @pytest.mark.parametrize("name", BUGS)
 def test_a_planted_bug_is_caught(name: str, monkeypatch: Patch) -> None:
-    BUGS[name].law()
-    BUGS[name].plant(monkeypatch)
-    with pytest.raises(AssertionError):
-        BUGS[name].law()
+    check_caught(BUGS[name], monkeypatch)

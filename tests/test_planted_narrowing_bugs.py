@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +11,7 @@ import test_grouped
 import test_narrowing
 import torch
 from models import images
+from planting import Bug, Patch, check_caught
 from torch import Tensor, nn
 
 import onebyone as obo
@@ -20,16 +21,6 @@ from onebyone.errors import OneByOneError
 from onebyone.factorize import grouped, selection
 from onebyone.narrowing import cutting, finding, following, ordering, spaces
 from onebyone.planning import Budget
-
-Patch = pytest.MonkeyPatch
-
-
-@dataclass(frozen=True)
-class Bug:
-    """What is made wrong, and the law that must fail for it and hold without it."""
-
-    plant: Callable[[Patch], object]
-    law: Callable[[], object]
 
 
 def _observed() -> tuple[nn.Module, Tensor, obo.Statistics]:
@@ -190,8 +181,4 @@ BUGS = {
 
 @pytest.mark.parametrize("name", BUGS)
 def test_a_planted_bug_is_caught(name: str, monkeypatch: Patch) -> None:
-    with torch.random.fork_rng(devices=[]):
-        BUGS[name].law()
-        BUGS[name].plant(monkeypatch)
-        with pytest.raises((AssertionError, OneByOneError)):
-            BUGS[name].law()
+    check_caught(BUGS[name], monkeypatch, OneByOneError)

@@ -16,7 +16,7 @@ from onebyone.pacing.graphs import EAGER
 from onebyone.pacing.sites import Site, sites_of
 from onebyone.pacing.timetable import Timetable
 from onebyone.pacing.whole import Ratio, Stopwatch
-from onebyone.planning import Budget, Decision, Plan
+from onebyone.planning import Budget, Decision, Plan, Times
 from onebyone.tree import random_state
 
 RUNTIMES = (EAGER, *TARGETS)
@@ -40,7 +40,7 @@ class LayerTimes:
     scale: float
 
     @staticmethod
-    def of(table: Timetable, sites: dict[str, tuple[Site, ...]], whole_ms: float) -> LayerTimes:
+    def fitted(table: Timetable, sites: dict[str, tuple[Site, ...]], whole_ms: float) -> LayerTimes:
         """With what the layers leave of the whole network's time."""
         layers = sum(table.milliseconds(s, "keep", ()) for every in sites.values() for s in every)
         return LayerTimes(table, sites, whole_ms, min(1.0, whole_ms / layers) if layers else 1.0)
@@ -48,20 +48,13 @@ class LayerTimes:
     @property
     def other_ns(self) -> float:
         """What the network takes beyond its convolutions and linear layers."""
-        layers = sum(self.of_layer(name, "keep", ()) for name in self.sites)
+        layers = sum(self.of(name, "keep", ()) for name in self.sites)
         return max(1e6 * self.whole_ms - layers, 0.0)
 
-    def of_layer(self, layer: str, form: str, ranks: tuple[int, ...]) -> float:
+    def of(self, layer: str, form: str, ranks: tuple[int, ...]) -> float:
         """Nanoseconds of a form in place of a layer, over all its calls."""
         every = self.sites.get(layer, ())
         return 1e6 * self.scale * sum(self.table.milliseconds(s, form, ranks) for s in every)
-
-
-class Asked:
-    """LayerTimes under the name that `plan` asks by."""
-
-    def __init__(self, times: LayerTimes) -> None:
-        self.other_ns, self.of = times.other_ns, times.of_layer
 
 
 @dataclass(frozen=True)
@@ -95,7 +88,7 @@ def paced(
     model: nn.Module,
     example: Tensor,
     budget: Budget,
-    planned: Callable[[Budget, Asked], Plan],
+    planned: Callable[[Budget, Times], Plan],
     *,
     runtime: str = "onnxruntime",
     threads: int = 1,
@@ -120,7 +113,7 @@ def paced(
     table.prepare([s for every in sites.values() for s in every], lambda p: progress(0.6 * p))
     watch = Stopwatch(plain, example, name, threads)
     same = watch.ratio(plain)
-    times = LayerTimes.of(table, sites, same.before_ms)
+    times = LayerTimes.fitted(table, sites, same.before_ms)
     _check_gain(times, runtime)
     found, tried = _search(plain, budget, planned, times, watch, progress)
     if found is None:
@@ -132,7 +125,7 @@ def paced(
 
 
 def _search(
-    model: nn.Module, budget: Budget, planned: Callable[[Budget, Asked], Plan],
+    model: nn.Module, budget: Budget, planned: Callable[[Budget, Times], Plan],
     times: LayerTimes, watch: Stopwatch, progress: Callable[[float], None],
 ) -> tuple[Paced | None, list[float]]:  # fmt: skip
     """The slowest network within the budget, and the ratios of all that were measured."""
@@ -169,9 +162,9 @@ def _said(error: BudgetError, watch: Stopwatch) -> str:
     return f"{error} in {watch.runtime} on {watch.threads} threads, by the times of its layers"
 
 
-def timed_plan(budget: Budget, planned: Callable[[Budget, Asked], Plan], times: LayerTimes) -> Plan:
+def timed_plan(budget: Budget, planned: Callable[[Budget, Times], Plan], times: LayerTimes) -> Plan:
     """A plan all of whose choices were timed themselves, or the last of a few."""
-    chosen = planned(budget, Asked(times))
+    chosen = planned(budget, times)
     for _ in range(CHECKS):
         unknown: dict[str, tuple[Site, list[tuple[str, tuple[int, ...]]]]] = {}
         for decision in chosen.decisions:
@@ -187,7 +180,7 @@ def timed_plan(budget: Budget, planned: Callable[[Budget, Asked], Plan], times: 
             break
         for site, pairs in unknown.values():
             times.table.measure(site, pairs)
-        chosen = planned(budget, Asked(times))
+        chosen = planned(budget, times)
     return chosen
 
 
