@@ -138,6 +138,8 @@ def test_held_out_images_are_in_no_training(monkeypatch: pytest.MonkeyPatch) -> 
     [
         ({"max_drop": 0.1, "steps": 2}, "go with a budget"),
         ({"macs": 0.5, "steps": 99}, "99 steps do not fit"),
+        ({"macs": 0.5, "steps": 2}, "finetune_epochs=0 does not fit: each step ends in a training"),
+        ({"macs": 0.5, "finetune_epochs": -1}, "finetune_epochs=-1 does not fit"),
         ({"macs": 0.5, "steps": 2, "finetune_epochs": 1, "held_out": 500}, "cannot be set apart"),
     ],
 )

@@ -195,6 +195,11 @@ class TestKeeping:
         assert {p.dtype for p in tuned.model.parameters()} == {torch.bfloat16}
         assert not equal(tuned.model, model)
 
+    def test_the_type_that_was_computed_in_is_told(self) -> None:
+        assert obo.fine_tune(net().double(), labeled(48), recipe=QUICK).precision == "float64"
+        autocast = replace(QUICK, precision="bfloat16")
+        assert obo.fine_tune(net(), labeled(48), recipe=autocast).precision == "bfloat16"
+
 
 class TestEnding:
     def test_resumed_to_the_bit(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from onebyone.clock import Clock
 from onebyone.conv import ConvSpec
 from onebyone.data import Images
 from onebyone.distributed import World
-from onebyone.errors import BudgetError
+from onebyone.errors import BudgetError, TrainingError
 from onebyone.merging import merged
 from onebyone.planning import Budget, Decision, Plan, Step
 from onebyone.planning import plan as make_plan
@@ -33,6 +33,11 @@ def schedule(budget: Budget, steps: int, epochs: float) -> tuple[Step, ...]:
     """
     if not 1 <= steps <= MOST_STEPS:
         raise BudgetError(f"{steps} steps do not fit: give from 1 to {MOST_STEPS}")
+    if not epochs > 0:
+        raise TrainingError(
+            f"finetune_epochs={epochs:g} does not fit: each step ends in a training, so give a number "
+            "above 0 (--finetune-epochs 1)"
+        )
 
     def part(goal: float | None, step: int) -> float | None:
         return None if goal is None else goal ** (step / steps)

@@ -268,6 +268,14 @@ def _result(
     best = scores.index(max(scores)) if measured[0].score else len(measured) - 1
     return FineTuned(
         tuned, tuple(measured), best, training.recipe,
-        str(training.precision).removeprefix("torch."), training.images, training.seconds, ended,
+        _named(training), training.images, training.seconds, ended,
         why, notes, training.held_out,
     )  # fmt: skip
+
+
+def _named(training: Training) -> str:
+    """The type that was computed in: that of autocast, or else of the weights."""
+    dtype = training.precision
+    if dtype == torch.float32:
+        dtype = next(p.dtype for p in training.student.parameters() if p.is_floating_point())
+    return str(dtype).removeprefix("torch.")
