@@ -12,8 +12,8 @@ from onebyone.explaining.versus import charts, frontier_section, image_section, 
 from onebyone.files import write_text
 from onebyone.planning import Plan
 from onebyone.report.cards import cards, headline, quality_sentence
-from onebyone.report.details import forms_list, layer_table, method
-from onebyone.report.markup import Content, Markup, join, tag, text
+from onebyone.report.details import forms_list, layer_table, method, notes_list
+from onebyone.report.markup import Content, Markup, text
 from onebyone.report.page import bound
 from onebyone.report.picture import picture
 from onebyone.verification import Verification
@@ -58,7 +58,7 @@ def versus(verification: Verification, plan: Plan, insight: Insight | None, titl
         "charts": charts(verification, plan, insight),
         "forms": forms_list(plan),
         "method": method(verification, plan),
-        "notes": _notes((*plan.notes, *verification.notes)),
+        "notes": notes_list((*plan.notes, *verification.notes)),
     }
     template = Template(bundle.asset("versus.html"))
     return Markup(template.substitute({name: text(part) for name, part in parts.items()}))
@@ -66,9 +66,3 @@ def versus(verification: Verification, plan: Plan, insight: Insight | None, titl
 
 def _name(plan: Plan) -> str:
     return str(plan.source["spec"]) if plan.source and plan.source.get("spec") else "a network"
-
-
-def _notes(notes: tuple[str, ...]) -> Content:
-    if not notes:
-        return ""
-    return join(tag("h3", "Notes"), tag("ul", *(tag("li", n) for n in notes), class_="notes"))

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from onebyone.planning import Plan
 from onebyone.report.cards import cards, deeper_headline, quality_sentence
-from onebyone.report.details import method
+from onebyone.report.details import method, notes_list
 from onebyone.report.insertions import insertion_rows, kinds_list
-from onebyone.report.markup import Content, join, tag
 from onebyone.report.page import bound, page
 from onebyone.verification import Verification
 
@@ -28,11 +27,5 @@ def deepened_html(verification: Verification, plan: Plan) -> str:
         table=insertion_rows(plan),
         forms=kinds_list(plan),
         method=method(verification, plan),
-        notes=_notes((*plan.notes, *verification.notes)),
+        notes=notes_list((*plan.notes, *verification.notes)),
     )
-
-
-def _notes(notes: tuple[str, ...]) -> Content:
-    if not notes:
-        return ""
-    return join(tag("h2", "Notes"), tag("ul", *(tag("li", n) for n in notes), class_="notes"))

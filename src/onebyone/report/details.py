@@ -195,6 +195,13 @@ def method(verification: Verification, plan: Plan) -> Markup:
     return tag("dl", *rows)
 
 
+def notes_list(notes: tuple[str, ...]) -> Content:
+    """Notes for people under a heading of their own, nothing where there are none."""
+    if not notes:
+        return ""
+    return join(tag("h3", "Notes"), tag("ul", *(tag("li", n) for n in notes), class_="notes"))
+
+
 def _held_out(verification: Verification) -> Content:
     if not verification.images:
         return "None; nothing is known about how close the outputs stay."
