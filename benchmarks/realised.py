@@ -114,7 +114,7 @@ def measured(
     sites = sites_of(model, example)
     table.prepare([s for every in sites.values() for s in every])
     watch = Stopwatch(model, example, runtime, given.threads)
-    times = LayerTimes.fitted(table, sites, watch.ratio(model).before_ms)
+    times = LayerTimes.fitted(table, sites, watch.original_ms())
     rows: list[Row] = []
     for macs in given.macs:
         try:

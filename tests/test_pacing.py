@@ -299,6 +299,9 @@ class Watch:
         every = sites_of(model, self.example).values()
         return self.fixed + sum(macs_cost(s, [s.conv]) for sites in every for s in sites)
 
+    def original_ms(self) -> float:
+        return self.before
+
     def ratio(self, model: nn.Module) -> Ratio:
         after = self.milliseconds(model)
         return Ratio(after / self.before, 0.0, self.before, after, 9)
@@ -430,6 +433,7 @@ class TestWhole:
         )
         assert found.before_ms > 0
         assert found.rounds >= 5
+        assert found.before_ms / 5 < watch.original_ms() < 5 * found.before_ms
 
     def test_what_the_runtime_does_not_take(self) -> None:
         class Fickle(nn.Module):

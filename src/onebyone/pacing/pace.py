@@ -112,8 +112,7 @@ def paced(
     sites = sites_of(plain, example)
     table.prepare([s for every in sites.values() for s in every], lambda p: progress(0.6 * p))
     watch = Stopwatch(plain, example, name, threads)
-    same = watch.ratio(plain)
-    times = LayerTimes.fitted(table, sites, same.before_ms)
+    times = LayerTimes.fitted(table, sites, watch.original_ms())
     _check_gain(times, runtime)
     found, tried = _search(plain, budget, planned, times, watch, progress)
     if found is None:

@@ -78,6 +78,13 @@ class Stopwatch:
 
         return run
 
+    def original_ms(self) -> float:
+        """The original's own time, a median."""
+        samples = interleave(
+            {"before": self.original}, threads=self.threads, seconds=SECONDS / 2, least=11, most=2000
+        )
+        return samples.quartiles("before").median
+
     def ratio(self, model: nn.Module, seconds: float = SECONDS) -> Ratio:
         """The time of another version in parts of the original's; longer where the machine is noisy.
 
