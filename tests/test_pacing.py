@@ -439,7 +439,7 @@ class TestWhole:
 
         def three(calls: Mapping[str, Callable[[], Any]], **options: Any) -> Samples:
             assert list(calls.values()) == [watch.original]
-            return Samples({name: (3.0, 1.0, 2.0) for name in calls}, 2, 1)
+            return Samples(dict.fromkeys(calls, (3.0, 1.0, 2.0)), 2, 1)
 
         monkeypatch.setattr(whole, "interleave", three)
         assert watch.original_ms() == 2.0

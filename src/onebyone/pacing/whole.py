@@ -81,7 +81,11 @@ class Stopwatch:
     def original_ms(self) -> float:
         """The original's own time, a median."""
         samples = interleave(
-            {"before": self.original}, threads=self.threads, seconds=SECONDS / 2, least=11, most=2000
+            {"before": self.original},
+            threads=self.threads,
+            seconds=SECONDS / 2,
+            least=11,
+            most=2000,
         )
         return samples.quartiles("before").median
 
