@@ -12,7 +12,7 @@ from test_recovery import QUICK, labeled, net
 import onebyone as obo
 from onebyone.distributed import World, together
 from onebyone.plan_files import plan_to_json
-from onebyone.recovery.training import Status
+from onebyone.recovery.status import Status
 
 BATCHED = {"batch_size": 16, "epochs": 2}
 

@@ -51,8 +51,8 @@ report.exports report.bench
 explaining explaining.packing explaining.bundle explaining.toy explaining.photos explaining.layers
 explaining.bench explaining.page explaining.insight explaining.versus explaining.report
 recovery recovery.recipe recovery.augmentation recovery.features recovery.normalization
-recovery.objective recovery.scoring recovery.checkpoints recovery.supply recovery.training
-recovery.fine_tuning
+recovery.objective recovery.scoring recovery.checkpoints recovery.supply recovery.status
+recovery.updating recovery.training recovery.fine_tuning
 saving deepening.probing deepening.deepening searching progressive recovering slimming
 explaining.defaults explaining.explaining explaining.notebook
 explaining.drawing explaining.figures

@@ -22,7 +22,7 @@ from onebyone.recovery.augmentation import augmented
 from onebyone.recovery.features import block_ends
 from onebyone.recovery.normalization import reestimate
 from onebyone.recovery.objective import Objective
-from onebyone.recovery.training import Status
+from onebyone.recovery.status import Status
 from onebyone.tree import deep_copy
 
 QUICK = obo.Recipe(

@@ -25,7 +25,7 @@ from onebyone.preprocessing import Preprocess
 from onebyone.recovery.fine_tuning import FineTuned, fine_tune
 from onebyone.recovery.objective import check_labels
 from onebyone.recovery.recipe import Recipe
-from onebyone.recovery.training import Status
+from onebyone.recovery.status import Status
 from onebyone.running import call, first_output, suited
 from onebyone.tree import evaluating, guarded, tensors_in
 from onebyone.verification import Verification, verify

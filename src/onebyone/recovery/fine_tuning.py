@@ -20,8 +20,9 @@ from onebyone.recovery.normalization import NORMS
 from onebyone.recovery.objective import Objective
 from onebyone.recovery.recipe import Recipe
 from onebyone.recovery.scoring import Score
+from onebyone.recovery.status import Status
 from onebyone.recovery.supply import Supply, open_supply
-from onebyone.recovery.training import Measured, Status, Training, share
+from onebyone.recovery.training import Measured, Training, share
 from onebyone.running import call, suited
 from onebyone.tree import deep_copy, random_numbers_kept
 

@@ -30,12 +30,13 @@ from onebyone.recovery.normalization import reestimate
 from onebyone.recovery.objective import Objective
 from onebyone.recovery.recipe import Recipe
 from onebyone.recovery.scoring import Score, score
+from onebyone.recovery.status import Shown, Status
 from onebyone.recovery.supply import Supply
+from onebyone.recovery.updating import averager_of, optimizer_of
 from onebyone.running import suited
 
 CHECKPOINT_SECONDS = 300.0
 TELL_SECONDS = 0.25
-SMOOTH = 0.95  # of the loss that is shown
 
 
 @dataclass(frozen=True)
@@ -51,31 +52,6 @@ class Measured:
     loss: float | None
     score: Score | None
     seconds: float
-
-
-@dataclass(frozen=True)
-class Status:
-    """How far a training is; `accuracy` is that on training images, None without labels."""
-
-    epoch: float
-    epochs: float
-    loss: float
-    accuracy: float | None
-    images_per_second: float
-    seconds_left: float
-
-    @property
-    def done(self) -> float:
-        """The fraction done."""
-        return self.epoch / self.epochs
-
-    @property
-    def words(self) -> str:
-        """For people, such as "epoch 0.5 of 2, loss 0.183, accuracy 94.1 %, 1,250 images/s"."""
-        parts = [f"epoch {self.epoch:.1f} of {self.epochs:g}", f"loss {self.loss:.3f}"]
-        if self.accuracy is not None:
-            parts.append(f"accuracy {self.accuracy:.1%}".replace("%", " %"))
-        return ", ".join([*parts, f"{self.images_per_second:,.0f} images/s"])
 
 
 class Training:
@@ -100,15 +76,15 @@ class Training:
         self.student, self.objective, self.recipe = student, objective, recipe
         self.supply, self.held_out, self.world = supply, held_out, world
         self.calm, self.precision = calm, precision
-        self.optimizer = _optimizer(student, recipe)
-        self.average = AveragedModel(student, multi_avg_fn=_averager(recipe), use_buffers=True)
+        self.optimizer = optimizer_of(student, recipe)
+        self.average = AveragedModel(student, multi_avg_fn=averager_of(recipe), use_buffers=True)
         self.steps = max(1, round(recipe.epochs * supply.steps))
         self.step, self.images, self.waited = 0, 0, 0
         self.measured: list[Measured] = []
         self.best: dict[str, Tensor] = {}
         self.began = time.perf_counter()
         self.spent = 0.0  # seconds before this process went on from a checkpoint
-        self._shown = _Shown()
+        self._shown = Shown()
 
     @property
     def seconds(self) -> float:
@@ -261,23 +237,6 @@ class Training:
         self.measured = [_measured(m) for m in about["measured"]]
 
 
-class _Shown:
-    """What the progress shows: loss and accuracy as moving averages, and the pace."""
-
-    def __init__(self) -> None:
-        self.began, self.steps = time.perf_counter(), 0
-        self.loss, self.accuracy = 0.0, None
-
-    def add(self, loss: float, right: int | None, images: int) -> None:
-        """One step."""
-        keep = SMOOTH if self.steps else 0.0
-        self.loss = keep * self.loss + (1 - keep) * loss
-        if right is not None:
-            before = right / images if self.accuracy is None else self.accuracy
-            self.accuracy: float | None = keep * before + (1 - keep) * right / images
-        self.steps += 1
-
-
 def share(student: nn.Module, world: World) -> Callable[[Tensor], object]:
     """What to call for a pass whose gradients become the mean over all processes."""
     if world.size == 1:
@@ -298,34 +257,6 @@ def share(student: nn.Module, world: World) -> Callable[[Tensor], object]:
             return wrapped(inputs)
 
     return run
-
-
-def _optimizer(student: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """Weights decay; biases and normalization do not."""
-    parameters = [p for p in student.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": recipe.decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=recipe.rate)
-    nesterov = recipe.momentum > 0
-    return torch.optim.SGD(groups, lr=recipe.rate, momentum=recipe.momentum, nesterov=nesterov)
-
-
-def _averager(recipe: Recipe) -> Callable[..., None]:
-    """New averages of all tensors at once; whole numbers are copied."""
-
-    def update(averages: list[Tensor], values: list[Tensor], steps: Tensor | int) -> None:
-        count = int(steps)
-        keep = min(recipe.average, (1 + count) / (10 + count)) if recipe.average else 0.0
-        if averages and averages[0].is_floating_point():
-            torch._foreach_lerp_(averages, values, 1 - keep)
-        else:
-            torch._foreach_copy_(averages, values)
-
-    return update
 
 
 @contextmanager

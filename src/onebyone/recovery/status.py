@@ -1,0 +1,50 @@
+"""How far a training is, for people."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+SMOOTH = 0.95  # of the loss that is shown
+
+
+@dataclass(frozen=True)
+class Status:
+    """How far a training is; `accuracy` is that on training images, None without labels."""
+
+    epoch: float
+    epochs: float
+    loss: float
+    accuracy: float | None
+    images_per_second: float
+    seconds_left: float
+
+    @property
+    def done(self) -> float:
+        """The fraction done."""
+        return self.epoch / self.epochs
+
+    @property
+    def words(self) -> str:
+        """For people, such as "epoch 0.5 of 2, loss 0.183, accuracy 94.1 %, 1,250 images/s"."""
+        parts = [f"epoch {self.epoch:.1f} of {self.epochs:g}", f"loss {self.loss:.3f}"]
+        if self.accuracy is not None:
+            parts.append(f"accuracy {self.accuracy:.1%}".replace("%", " %"))
+        return ", ".join([*parts, f"{self.images_per_second:,.0f} images/s"])
+
+
+class Shown:
+    """What the progress shows: loss and accuracy as moving averages, and the pace."""
+
+    def __init__(self) -> None:
+        self.began, self.steps = time.perf_counter(), 0
+        self.loss, self.accuracy = 0.0, None
+
+    def add(self, loss: float, right: int | None, images: int) -> None:
+        """One step."""
+        keep = SMOOTH if self.steps else 0.0
+        self.loss = keep * self.loss + (1 - keep) * loss
+        if right is not None:
+            before = right / images if self.accuracy is None else self.accuracy
+            self.accuracy: float | None = keep * before + (1 - keep) * right / images
+        self.steps += 1

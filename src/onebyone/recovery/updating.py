@@ -1,0 +1,38 @@
+"""What a step changes: the weights by their optimizer, and their average."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from onebyone.recovery.recipe import Recipe
+
+
+def optimizer_of(student: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """Weights decay; biases and normalization do not."""
+    parameters = [p for p in student.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": recipe.decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=recipe.rate)
+    nesterov = recipe.momentum > 0
+    return torch.optim.SGD(groups, lr=recipe.rate, momentum=recipe.momentum, nesterov=nesterov)
+
+
+def averager_of(recipe: Recipe) -> Callable[..., None]:
+    """New averages of all tensors at once; whole numbers are copied."""
+
+    def update(averages: list[Tensor], values: list[Tensor], steps: Tensor | int) -> None:
+        count = int(steps)
+        keep = min(recipe.average, (1 + count) / (10 + count)) if recipe.average else 0.0
+        if averages and averages[0].is_floating_point():
+            torch._foreach_lerp_(averages, values, 1 - keep)
+        else:
+            torch._foreach_copy_(averages, values)
+
+    return update
