@@ -39,9 +39,9 @@ class Recipe:
     momentum: float = 0.9
     batch_size: int = 64
     warmup: float = 0.1
-    soft: float = 0.5
+    soft: float = 0.1
     temperature: float = 2.0
-    features: float = 2.0
+    features: float = 0.3
     smoothing: float = 0.0
     clip: float = 5.0
     average: float = 0.998
