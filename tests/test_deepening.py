@@ -328,6 +328,15 @@ def test_the_rule_spreads_over_the_network() -> None:
     assert {i.place for i in chosen} == set("abcd")
 
 
+def test_the_rule_takes_what_was_asked_for() -> None:
+    found = [block(name, 8, kind="prelu") for name in "abc"]
+    room = Room(0, 2 * found[0].params)
+    assert [i.place for i in filling.by_rule(found, room)] == ["a", "b"]
+    assert {i.kind for i in filling.by_rule([*found, block("d", 8)], Room(None, 10**6))} == {
+        "bottleneck"
+    }
+
+
 # --- the probe
 
 

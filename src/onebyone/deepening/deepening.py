@@ -33,7 +33,7 @@ from onebyone.verification import Verification, verify
 # Half of the loss looks at labels: the reference is to be surpassed, not only copied.
 TUNING = Recipe(soft=0.5)
 RULE = (
-    "no data were given, so nothing was measured: bottlenecks are spread evenly over the network, in "
+    "no data were given, so nothing was measured: insertions are spread evenly over the network, in "
     "each round those with the cheapest MACs for a parameter first"
 )
 HELD_OUT_SHARE = 20

@@ -62,9 +62,10 @@ def by_gain(found: Sequence[Insertion], room: Room) -> list[Insertion]:
 def by_rule(found: Sequence[Insertion], room: Room) -> list[Insertion]:
     """Bottlenecks spread over the network: one at each place before a second one anywhere.
 
-    In each round the cheapest MACs for a parameter come first.
+    In each round the cheapest MACs for a parameter come first. Where no bottleneck was asked for,
+    the same with what was.
     """
-    usable = [i for i in found if i.kind == "bottleneck"]
+    usable = [i for i in found if i.kind == "bottleneck"] or [i for i in found if not i.refused]
     times: Counter[str] = Counter()
 
     def worth(insertion: Insertion) -> float:
