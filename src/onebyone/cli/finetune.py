@@ -85,7 +85,7 @@ def finetune(
     batch: Annotated[
         int,
         typer.Option(metavar="N", min=1, rich_help_panel=TRAINING, help="Images a step."),
-    ] = 64,
+    ] = 128,
     soft: Annotated[
         float | None,
         typer.Option(

@@ -8,7 +8,7 @@ from typing import Any
 
 from onebyone.errors import TrainingError
 
-OPTIMIZERS = {"sgd": (0.02, 5e-4), "adamw": (2e-3, 0.01)}  # learning rate, weight decay
+OPTIMIZERS = {"sgd": (0.05, 5e-4), "adamw": (2e-3, 0.01)}  # learning rate, weight decay
 AUGMENTATIONS = ("shift", "mirror")
 PRECISIONS = ("auto", "float32", "bfloat16")
 
@@ -37,7 +37,7 @@ class Recipe:
     learning_rate: float | None = None
     weight_decay: float | None = None
     momentum: float = 0.9
-    batch_size: int = 64
+    batch_size: int = 128
     warmup: float = 0.1
     soft: float = 0.1
     temperature: float = 2.0
