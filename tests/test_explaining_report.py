@@ -23,7 +23,7 @@ from onebyone.explaining.insight import frontier, same_image, spectra
 from onebyone.explaining.report import report_html, write_report
 from onebyone.explaining.versus import versus_json
 from onebyone.loading import load
-from onebyone.planning import Budget, Planner, plan
+from onebyone.planning import Budget, Measured, Planner, plan
 from onebyone.slimming import Slimmed, slim
 from onebyone.statistics import Statistics, observe
 
@@ -175,6 +175,53 @@ def test_the_pages_arrays_are_the_maps(slimmed: Slimmed) -> None:
     np.testing.assert_array_equal(
         low[0] + step[0] * levels.reshape(first["levels"]["shape"]), expected
     )
+
+
+def test_what_a_search_measured_is_told_from_predictions(slimmed: Slimmed, tmp_path: Path) -> None:
+    insight, accuracy = slimmed.insight, slimmed.verification.after.accuracy
+    assert insight is not None
+    assert accuracy is not None
+    chosen = next(i for i, p in enumerate(insight.plans) if p.decisions == slimmed.plan.decisions)
+    tried, other = [i for i in range(len(insight.plans)) if i != chosen][:2]
+    measured = (Measured(insight.plans[tried], 0.8125),)
+    found = replace(insight, measured=measured)
+    write_report(tmp_path / "r.html", slimmed.verification, slimmed.plan, found)
+    with chromium() as browser:
+        opened = Tab(browser, tmp_path / "r.html").open()
+        slider, said = opened.page.locator("#plans"), opened.page.locator("#plan-said")
+        for index, wanted in ((chosen, f"{accuracy:.2%}"), (tried, "81.25%")):
+            slider.fill(str(index))
+            told = opened.page.locator("[data-v=plan-accuracy]").inner_text()
+            assert told.replace(" ", "") == wanted
+        slider.fill(str(other))
+        assert "not carried out, so its accuracy is not known" in said.inner_text()
+        assert opened.page.locator("#accuracies").is_visible()
+        assert opened.page.locator("#accuracies circle").count() == 3  # and the original
+        predicted = len(insight.plans) - 2
+        assert opened.page.locator("#frontier circle.guess").count() == predicted
+        opened.close()
+        assert opened.troubles == []
+    without = replace(
+        slimmed.verification,
+        before=replace(slimmed.verification.before, accuracy=None),
+        after=replace(slimmed.verification.after, accuracy=None),
+    )
+    write_report(tmp_path / "r.html", without, slimmed.plan, insight)
+    with chromium() as browser:
+        opened = Tab(browser, tmp_path / "r.html").open()
+        assert not opened.page.locator("#accuracies").is_visible()
+        assert "Accuracy was not measured" in opened.page.locator("#accuracies-said").inner_text()
+        opened.close()
+
+
+def test_a_search_keeps_the_plans_it_measured_in_the_frontier(
+    model: nn.Module, statistics: Statistics
+) -> None:
+    chosen = plan(model, statistics, Budget(macs=0.42))
+    tried = replace(chosen, decisions=tuple(replace(d, error=9.0) for d in chosen.decisions[:-1]))
+    found = frontier(Planner(statistics), chosen, seconds=0, carried_out=(tried,))
+    assert tried in found
+    assert chosen in found
 
 
 @pytest.fixture(scope="module")
