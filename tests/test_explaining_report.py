@@ -23,7 +23,7 @@ from onebyone.explaining.insight import frontier, same_image, spectra
 from onebyone.explaining.report import report_html, write_report
 from onebyone.explaining.versus import versus_json
 from onebyone.loading import load
-from onebyone.planning import Budget, Planner, plan
+from onebyone.planning import Budget, Measured, Planner, plan
 from onebyone.slimming import Slimmed, slim
 from onebyone.statistics import Statistics, observe
 
@@ -177,6 +177,55 @@ def test_the_pages_arrays_are_the_maps(slimmed: Slimmed) -> None:
     )
 
 
+def test_what_a_search_measured_is_told_from_predictions(slimmed: Slimmed, tmp_path: Path) -> None:
+    insight, accuracy = slimmed.insight, slimmed.verification.after.accuracy
+    assert insight is not None
+    assert accuracy is not None
+    plans = tuple(
+        replace(slimmed.plan, decisions=tuple(replace(d, error=e) for d in slimmed.plan.decisions))
+        for e in (0.02, 0.01)
+    )
+    chosen, tried, other = range(3)
+    insight = replace(insight, plans=(slimmed.plan, *plans))
+    found = replace(insight, measured=(Measured(plans[0], 0.8125),))
+    write_report(tmp_path / "r.html", slimmed.verification, slimmed.plan, found)
+    with chromium() as browser:
+        opened = Tab(browser, tmp_path / "r.html").open()
+        slider, said = opened.page.locator("#plans"), opened.page.locator("#plan-said")
+        for index, wanted in ((chosen, f"{accuracy:.2%}"), (tried, "81.25%")):
+            slider.fill(str(index))
+            told = opened.page.locator("[data-v=plan-accuracy]").inner_text()
+            assert told.replace(" ", "") == wanted
+        slider.fill(str(other))
+        assert "not carried out, so its accuracy is not known" in said.inner_text()
+        assert opened.page.locator("#accuracies").is_visible()
+        assert opened.page.locator("#accuracies circle").count() == 3  # and the original
+        assert opened.page.locator("#frontier circle.guess").count() == 1
+        opened.close()
+        assert opened.troubles == []
+    without = replace(
+        slimmed.verification,
+        before=replace(slimmed.verification.before, accuracy=None),
+        after=replace(slimmed.verification.after, accuracy=None),
+    )
+    write_report(tmp_path / "r.html", without, slimmed.plan, insight)
+    with chromium() as browser:
+        opened = Tab(browser, tmp_path / "r.html").open()
+        assert not opened.page.locator("#accuracies").is_visible()
+        assert "Accuracy was not measured" in opened.page.locator("#accuracies-said").inner_text()
+        opened.close()
+
+
+def test_a_search_keeps_the_plans_it_measured_in_the_frontier(
+    model: nn.Module, statistics: Statistics
+) -> None:
+    chosen = plan(model, statistics, Budget(macs=0.42))
+    tried = replace(chosen, decisions=tuple(replace(d, error=9.0) for d in chosen.decisions[:-1]))
+    found = frontier(Planner(statistics), chosen, seconds=0, carried_out=(tried,))
+    assert tried in found
+    assert chosen in found
+
+
 @pytest.fixture(scope="module")
 def tab(slimmed: Slimmed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
     path = tmp_path_factory.mktemp("report") / "report.html"
@@ -225,7 +274,7 @@ def test_the_slider_shows_the_plan_at_every_budget(tab: Tab, slimmed: Slimmed) -
         rows = tab.page.locator("#plan-rows tr")
         assert rows.count() == len(made.decisions)
         said = tab.page.locator("#plan-said").inner_text()
-        assert ("carried out" in said) == (made.decisions == slimmed.plan.decisions)
+        assert ("plan that was carried out" in said) == (made.decisions == slimmed.plan.decisions)
 
 
 def test_maps_of_the_same_image_are_drawn(tab: Tab, slimmed: Slimmed) -> None:

@@ -50,6 +50,7 @@ report.difference_words report.difference report.difference_files report.differe
 report.exports report.bench
 explaining explaining.packing explaining.bundle explaining.toy explaining.photos explaining.layers
 explaining.bench explaining.page explaining.insight explaining.versus explaining.report
+explaining.saved
 recovery recovery.recipe recovery.augmentation recovery.features recovery.normalization
 recovery.objective recovery.scoring recovery.checkpoints recovery.supply recovery.status
 recovery.updating recovery.training recovery.fine_tuning

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import log
 
@@ -14,7 +14,7 @@ from onebyone.clock import Clock
 from onebyone.data import Images
 from onebyone.distributed import World
 from onebyone.errors import BudgetError, DataError
-from onebyone.planning import Budget, Plan, Planner
+from onebyone.planning import Budget, Measured, Plan, Planner
 from onebyone.rewriting import rewrite
 from onebyone.running import output_of
 from onebyone.statistics import Statistics
@@ -28,11 +28,12 @@ LEAST_ERROR = 1e-3  # nats per image
 
 @dataclass(frozen=True)
 class Found:
-    """A lighter network, its plan, and its accuracy where that was measured."""
+    """A lighter network, its plan, its accuracy where that was measured, and what was tried before."""
 
     plan: Plan
     model: nn.Module
     accuracy: float = 0.0
+    measured: tuple[Measured, ...] = ()
 
     @property
     def macs(self) -> float:
@@ -97,7 +98,7 @@ def smallest(
             f"{len(held_out):,} held-out images; tried {', '.join(search.tried)}. Allow a larger drop, "
             "or give more images"
         )
-    return best, (
+    return replace(best, measured=tuple(search.measured)), (
         f"max_drop={max_drop}: top-1 {whole:.2%} → {best.accuracy:.2%} on {len(held_out):,} held-out "
         f"images, which also chose the budget; tried {', '.join(search.tried)}"
     )
@@ -116,6 +117,7 @@ class _Search:
         self.errors: dict[float, float] = {}  # of all plans made, by the MACs that they keep
         self.best: Found | None = None
         self.tried: list[str] = []
+        self.measured: list[Measured] = []
 
     def planned(self, macs: float) -> Plan:
         """A plan, whose prediction is noted."""
@@ -128,6 +130,7 @@ class _Search:
         chosen = self.planned(macs)
         lighter = self.trial.rewritten(chosen)
         found = Found(chosen, lighter, accuracy(lighter, self.held_out))
+        self.measured.append(Measured(chosen, found.accuracy))
         self.tried.append(f"{found.macs:.2f} of the MACs ({found.accuracy:.2%})")
         drop = self.whole - found.accuracy
         if drop <= self.max_drop + 1e-9:

@@ -171,8 +171,9 @@ def _verified(
             image = (held_out or used).inputs[:1]
             spent = LOOK_SHARE * sum(clock.seconds.values())
             insight = look_into(
-                model, found.model, found.plan, planner, image, classes, seconds=min(1.0, spent)
-            )
+                model, found.model, found.plan, planner, image, classes, seconds=min(1.0, spent),
+                measured=found.measured,
+            )  # fmt: skip
     plan = replace(found.plan, source=source, notes=(*found.plan.notes, *notes))
     return Slimmed(
         found.model, plan, result, suited(model, used.inputs[:1]).clone(), preprocess, classes,

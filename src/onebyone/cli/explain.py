@@ -9,11 +9,15 @@ import typer
 
 from onebyone.cli import values
 from onebyone.cli.failures import failures
+from onebyone.cli.originals import original_of
 from onebyone.cli.reading import Pictures, read_model
 from onebyone.cli.showing import note, progress
 from onebyone.cli.writing import Outputs
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from onebyone.explaining.saved import Saved
     from onebyone.loading import Loaded
     from onebyone.preprocessing import Preprocess
 
@@ -118,6 +122,7 @@ def explain(
             made = make(
                 None if loaded is None else loaded.model, given, layers=layer or None,
                 preprocess=preprocess, name=model, latency=latency,
+                saved=None if loaded is None else _saved(str(model), loaded, trust),
             )  # fmt: skip
         note(*made.notes)
         outputs.write(lambda: made.html)
@@ -140,6 +145,27 @@ def _write_figure(path: str, model: str | None) -> None:
         plan = None if model is None else read_plan(Path(model, PLAN))
         outcome.written = write_figure(path, plan)
     note(f"written to {path}")
+
+
+def _saved(model: str, loaded: Loaded, trust: bool) -> Saved | None:
+    """Before and after of a folder that `slim` wrote; None for other networks, and where it is damaged."""
+    from onebyone.errors import OneByOneError
+    from onebyone.explaining.saved import read_saved
+    from onebyone.loading.slimmed import is_slimmed
+
+    folder = Path(model)
+    if not is_slimmed(folder):
+        return None
+
+    def original() -> nn.Module:
+        plan, spec, weights = original_of(folder, None, None, trust)
+        return read_model(spec, weights, tuple(plan.input_shape), trust).model
+
+    try:
+        return read_saved(folder, original, loaded.classes)
+    except OneByOneError as error:
+        note(f"the last screen shows the demo network: {error}")
+        return None
 
 
 def _preprocess(loaded: Loaded | None, pictures: Pictures) -> Preprocess | None:

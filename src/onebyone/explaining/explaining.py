@@ -26,6 +26,7 @@ from onebyone.explaining.photos import (
     shown,
 )  # fmt: skip
 from onebyone.explaining.report import versus
+from onebyone.explaining.saved import Saved
 from onebyone.explaining.versus import versus_json
 from onebyone.files import write_text
 from onebyone.preprocessing import Preprocess
@@ -59,6 +60,7 @@ def explain(
     preprocess: Preprocess | None = None,
     name: str | None = None,
     latency: bool = True,
+    saved: Saved | None = None,
 ) -> Explanation:
     """The interactive page on 1×1 convolutions; written to `path` if that is given.
 
@@ -67,7 +69,8 @@ def explain(
     ImageNet, where its packages are installed, else the built-in network after slimming. image: a file,
     a PIL picture or a tensor (C, H, W) or (1, C, H, W) as the network takes it; files and pictures need
     `preprocess` where there is a model. By default a photo that comes along. name: what the network is
-    called. latency: time the worked example of the cost bench here, about a second.
+    called. latency: time the worked example of the cost bench here, about a second. saved: what the last
+    screen shows, a slimmed network beside its original; by default the built-in one.
 
     Raises ModelError for a model without 1×1 convolutions and for unknown layers, DataError for images
     that cannot be read or do not suit the model, OutputError where the page cannot be written.
@@ -76,21 +79,27 @@ def explain(
     >>> page.html.startswith("<!doctype html>")
     True
     """
-    network, notes = _network(model, image, layers, preprocess, name)
+    model, batch, photo, name = _chosen(model, image, preprocess, name)
+    found, left_out = show_layers(model, batch, layers)
+    network = Network(name, photo, found)
+    notes = [*photo.notes, *left_out]
     lesson = _lesson(image)
     notes = [*notes, *lesson.notes]
-    demo = slimmed_demo()
-    title = f"The demo network, slimmed: {headline(demo.verification)}"
+    last = saved or slimmed_demo()
+    insight, said = saved.look(model, batch) if saved else (slimmed_demo().insight, ())
+    notes += said
+    whose = "Before and after" if saved else "The demo network, slimmed"
+    title = f"{whose}: {headline(last.verification)}"
     html = page(
         Opening(1, "explain", network.name, HEADLINE, f"{network.name}: 1×1 convolutions, by onebyone"),
         {
             "network": network.to_json(),
-            "versus": versus_json(demo.verification, demo.plan, demo.insight),
+            "versus": versus_json(last.verification, last.plan, insight),
         },
         photo=lesson,
         timed=measured_start() if latency else None,
         notes=notes,
-        versus=versus(demo.verification, demo.plan, demo.insight, title),
+        versus=versus(last.verification, last.plan, insight, title),
     )  # fmt: skip
     made = Explanation(html, tuple(notes))
     if path is not None:
@@ -98,22 +107,17 @@ def explain(
     return made
 
 
-def _network(
-    model: nn.Module | None,
-    image: object,
-    layers: Sequence[str] | None,
-    preprocess: Preprocess | None,
-    name: str | None,
-) -> tuple[Network, list[str]]:
-    """The network's layers on the image, and notes on what was left out or reduced."""
+def _chosen(
+    model: nn.Module | None, image: object, preprocess: Preprocess | None, name: str | None
+) -> tuple[nn.Module, Tensor, Photo, str]:
+    """The network, one input of it, the same as a picture, and what it is called."""
     if model is None:
         shipped = default_network()
         model, preprocess = shipped.model, shipped.preprocess
         name = name or shipped.name
         image = image if shipped.example is None else shipped.example
     batch, photo = _input(image, preprocess)
-    found, left_out = show_layers(model, batch, layers)
-    return Network(name or type(model).__name__, photo, found), [*photo.notes, *left_out]
+    return model, batch, photo, name or type(model).__name__
 
 
 def _input(image: object, preprocess: Preprocess | None) -> tuple[Tensor, Photo]:

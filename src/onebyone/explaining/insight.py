@@ -17,7 +17,7 @@ from onebyone.explaining.photos import Photo, of_input
 from onebyone.factorize.metric import energies, factor
 from onebyone.factorize.squeeze import input_energy
 from onebyone.narrowing.spaces import kept_entries
-from onebyone.planning import Budget, Plan, Planner
+from onebyone.planning import Budget, Measured, Plan, Planner
 from onebyone.running import call, first_output, suited
 from onebyone.statistics import LayerStatistics, Statistics
 from onebyone.tree import evaluating, hooked, modules_by_name
@@ -73,12 +73,14 @@ class Insight:
     """`plans` from the cheapest to the dearest, the chosen one among them; the rest as above.
 
     `network` are 1×1 convolutions of the lighter network on the image, None where it has none.
+    `measured` are those of the plans that a search carried out, with the accuracy that it measured.
     """
 
     plans: tuple[Plan, ...]
     spectra: tuple[Spectrum, ...]
     image: SameImage | None
     network: Network | None = None
+    measured: tuple[Measured, ...] = ()
 
 
 def look_into(
@@ -90,12 +92,15 @@ def look_into(
     classes: tuple[str, ...] | None = None,
     *,
     seconds: float = SECONDS,
+    measured: tuple[Measured, ...] = (),
 ) -> Insight:
     """Other plans under the chosen one's kind of budget, for about so many seconds, and the rest."""
-    plans = frontier(planner, chosen, seconds=seconds)
+    tried = tuple(found.plan for found in measured)
+    plans = frontier(planner, chosen, seconds=seconds, carried_out=tried)
     both = same_image(model, lighter, chosen, image, classes)
     network = None if both is None else _network(lighter, image, both.photo)
-    return Insight(plans, tuple(spectra(model, planner.statistics)), both, network)
+    found = tuple(spectra(model, planner.statistics))
+    return Insight(plans, found, both, network, measured)
 
 
 def _network(lighter: nn.Module, image: Tensor, photo: Photo) -> Network | None:
@@ -105,17 +110,20 @@ def _network(lighter: nn.Module, image: Tensor, photo: Photo) -> Network | None:
         return None
 
 
-def frontier(planner: Planner, chosen: Plan, *, seconds: float = SECONDS) -> tuple[Plan, ...]:
+def frontier(
+    planner: Planner, chosen: Plan, *, seconds: float = SECONDS, carried_out: tuple[Plan, ...] = ()
+) -> tuple[Plan, ...]:
     """Plans for many budgets of MACs (of parameters, where the chosen one limits these alone).
 
     From the cheapest to the dearest; one that costs no less than another with less error is left out,
-    but the chosen one.
+    but the chosen one and those that were carried out.
     """
     by_params = chosen.budget.macs is None
     end = monotonic() + seconds
-    made = [chosen]
+    stays = [*carried_out, chosen]
+    made = list(stays)
     for fraction in FRACTIONS:
-        if len(made) > LEAST and monotonic() > end:
+        if len(made) > LEAST + len(carried_out) and monotonic() > end:
             break
         budget = Budget(params=fraction) if by_params else Budget(macs=fraction)
         try:
@@ -126,9 +134,12 @@ def frontier(planner: Planner, chosen: Plan, *, seconds: float = SECONDS) -> tup
     kept = [
         p
         for p in made
-        if p is chosen or not any(cost(q) <= cost(p) and q.error < p.error for q in made)
+        if any(p is s for s in stays)
+        or not any(cost(q) <= cost(p) and q.error < p.error for q in made)
     ]
-    unique = {cost(p): p for p in sorted(kept, key=lambda p: p is chosen)}
+    # Of plans that cost the same, the chosen one goes before one carried out, that before the others.
+    rank = {id(p): i for i, p in enumerate(stays)}
+    unique = {cost(p): p for p in sorted(kept, key=lambda p: rank.get(id(p), -1))}
     return tuple(unique[c] for c in sorted(unique))
 
 

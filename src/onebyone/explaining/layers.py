@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil, sqrt
+from math import ceil
 from typing import Any
 
 import torch
@@ -20,9 +20,9 @@ from onebyone.running import call, suited
 from onebyone.tree import evaluating, hooked, modules_by_name
 
 MOST_LAYERS = 8
-MOST_VALUES = 160_000  # of a layer's input that the page holds
+MOST_BYTES = 1_750_000  # of all layers together, before they are packed
 MOST_FILTERS = 24
-SIDE = 40  # pixels of a stored map's longer side
+SIDE = 56  # pixels of a stored map's longer side
 EXACT = 1e-3  # relative; beyond that a layer computes with other weights than it shows
 
 
@@ -142,8 +142,11 @@ def show_layers(
             call(model, suited(model, image))
     made: list[Shown] = []
     notes: list[str] = []
+    strides = _strides({n: (chosen[n].in_channels, y) for n, (_, y) in caught.items()})
     for name, module in chosen.items():
-        result = _show(name, module, *caught[name]) if name in caught else "it did not run"
+        result = "it did not run"
+        if name in caught:
+            result = _show(name, module, *caught[name], strides[name])
         if isinstance(result, Shown):
             made.append(result)
         else:
@@ -153,7 +156,28 @@ def show_layers(
     return tuple(made), tuple(notes)
 
 
-def _show(name: str, layer: nn.Conv2d, x: Tensor, y: Tensor) -> Shown | str:
+def _strides(layers: Mapping[str, tuple[int, Tensor]]) -> dict[str, int]:
+    """From how many pixels on one is kept, so that all layers fit; of the largest first.
+
+    layers: each one's input channels and output. A byte for each value of the input, four for each
+    of the outputs that are shown and for each weight.
+    """
+    shapes = {n: (c, min(y.shape[1], MOST_FILTERS), *y.shape[2:]) for n, (c, y) in layers.items()}
+    strides = {n: max(1, ceil(max(shape[2:]) / SIDE)) for n, shape in shapes.items()}
+
+    def cost(name: str) -> int:
+        c, k, height, width = shapes[name]
+        return (c + 4 * k) * ceil(height / strides[name]) * ceil(width / strides[name]) + 4 * k * c
+
+    while sum(map(cost, strides)) > MOST_BYTES:
+        largest = max(strides, key=cost)
+        if strides[largest] >= max(shapes[largest][2:]):
+            break
+        strides[largest] += 1
+    return strides
+
+
+def _show(name: str, layer: nn.Conv2d, x: Tensor, y: Tensor, stride: int) -> Shown | str:
     """The layer as the page holds it, or why it cannot be shown."""
     weight = layer.weight.detach().cpu().double()[:, :, 0, 0]
     bias = torch.zeros(len(weight)).double() if layer.bias is None else layer.bias.detach().cpu()
@@ -164,9 +188,7 @@ def _show(name: str, layer: nn.Conv2d, x: Tensor, y: Tensor) -> Shown | str:
     wrong = (expected - y[0].double()).abs().max() > EXACT * y.abs().max().clamp_min(1e-6)
     if y.dtype in (torch.float32, torch.float64) and wrong:
         return "it computes with other weights than it holds, or the input changed in place"
-    channels, height, width = pixels.shape
-    area = max(MOST_VALUES // channels, 16)
-    stride = max(1, ceil(max(height, width) / SIDE), ceil(sqrt(height * width / area)))
+    _, height, width = pixels.shape
     maps = in_levels(pixels[:, ::stride, ::stride].float())
     filters = _filters(y[0].float())
     weight, bias = weight[filters].float(), bias[filters].float()

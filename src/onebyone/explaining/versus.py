@@ -33,6 +33,7 @@ def _frontier_json(verification: Verification, plan: Plan, insight: Insight) -> 
     """Every plan layer by layer, in plain numbers."""
     before, after = verification.before, verification.after
     return {
+        "images": verification.images,
         "by": "params" if plan.budget.macs is None else "macs",
         "layers": [layer_name(d.layer) for d in plan.decisions],
         "before": {"macs": plan.macs_before, "params": plan.params_before},
@@ -42,12 +43,22 @@ def _frontier_json(verification: Verification, plan: Plan, insight: Insight) -> 
         },
         "chosen": next(i for i, p in enumerate(insight.plans) if p.decisions == plan.decisions),
         "measured": None if after.accuracy is None else [before.accuracy, after.accuracy],
-        "plans": [_plan_json(p) for p in insight.plans],
+        "plans": [_plan_json(p, _accuracy(p, verification, plan, insight)) for p in insight.plans],
     }
 
 
-def _plan_json(plan: Plan) -> dict[str, Any]:
+def _accuracy(
+    found: Plan, verification: Verification, chosen: Plan, insight: Insight
+) -> float | None:
+    """The accuracy of a plan's network where it was measured."""
+    if found.decisions == chosen.decisions:
+        return verification.after.accuracy
+    return next((m.accuracy for m in insight.measured if m.plan is found), None)
+
+
+def _plan_json(plan: Plan, accuracy: float | None) -> dict[str, Any]:
     return {
+        "accuracy": accuracy,
         "macs": plan.macs_after, "params": plan.params_after, "error": plan.error,
         "layers": [
             {
@@ -80,17 +91,22 @@ def frontier_section(plan: Plan, insight: Insight | None) -> Content:
         return ""
     what = "parameters" if plan.budget.macs is None else "MACs"
     said = (
-        f"Each point is a plan that was made and not carried out, but the chosen one: the {what} that it "
-        "keeps, and how much the loss is predicted to rise. Move along it to see what would become of "
-        "each layer."
+        f"Each point is a plan: the {what} that it keeps, and how much the loss is predicted to rise. "
+        "Filled points were carried out, hollow ones are predictions alone. Move along them to see what "
+        "would become of each layer."
     )
+    accuracies = tag("svg", id="accuracies", role="img", hidden="")
     last = len(insight.plans) - 1
     slider = tag("input", type="range", id="plans", min=0, max=last, value=0, step=1)
     return join(
         tag("h2", "At other budgets", id="frontier-title"),
         tag("p", said, class_="hint"),
         tag("div",
-            tag("svg", id="frontier", viewBox="0 0 640 260", role="img", aria_labelledby="frontier-title"),
+            tag("div",
+                tag("h3", "Predicted, for each plan"),
+                tag("svg", id="frontier", role="img", aria_labelledby="frontier-title"),
+                tag("h3", "Measured, where carried out", id="accuracies-title", hidden=""),
+                accuracies, tag("p", id="accuracies-said", class_="hint")),
             tag("div",
                 tag("p", tag("label", "Plan ", for_="plans"), slider, class_="slider"),
                 tag("p", id="plan-said", role="status"),

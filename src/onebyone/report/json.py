@@ -1,14 +1,18 @@
-"""The verification and the plan's totals as JSON-ready values."""
+"""The verification and the plan's totals as JSON-ready values, and back."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from math import isfinite
+from pathlib import Path
 from typing import Any
 
 from onebyone.deepening.files import insertion_to_json
+from onebyone.errors import DataError
+from onebyone.measurement.latency import Latency
 from onebyone.planning import Decision, Plan
-from onebyone.verification import Side, Verification
+from onebyone.verification import LayerError, Side, Verification
 
 SCHEMA = "onebyone.report/1"
 
@@ -75,3 +79,36 @@ def _side(side: Side) -> dict[str, Any]:
 
 def _finite(value: float | None) -> float | None:
     return value if value is not None and isfinite(value) else None
+
+
+def read_report(path: Path, plan: Plan) -> Verification:
+    """The verification that `to_json` wrote for this plan; DataError where the file is not such a one."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if values["schema"] != SCHEMA:
+            raise ValueError(f"its schema is {values['schema']!r}, not {SCHEMA!r}")
+        layers = tuple(
+            LayerError(str(layer["layer"]), float(layer["output_error"]))
+            for layer in values["layers"]
+            if layer["output_error"] is not None
+        )
+        return Verification(
+            _side_from(values["before"]), _side_from(values["after"]), int(values["held_out_images"]),
+            _number(values["agreement"]), _number(values["kl_nats"]), _number(values["output_error"]),
+            layers, tuple(map(str, values["notes"][len(plan.notes):])),
+        )  # fmt: skip
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        said = f"it has no {error}" if isinstance(error, KeyError) else error
+        raise DataError(f"{path} cannot be read as a report that onebyone wrote: {said}") from error
+
+
+def _side_from(values: dict[str, Any]) -> Side:
+    latency = tuple(
+        Latency(**timed | {"notes": tuple(timed["notes"])}) for timed in values["latency"]
+    )
+    macs, params, size = (int(values[key]) for key in ("macs", "params", "weight_bytes"))
+    return Side(macs, params, size, _number(values["accuracy"]), latency)
+
+
+def _number(value: float | None) -> float | None:
+    return None if value is None else float(value)

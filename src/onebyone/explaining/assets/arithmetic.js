@@ -14,7 +14,7 @@ function row(kind, label, cells) {
 }
 
 function total(kind, label, value) {
-  return row(kind, label, [el("td", { colspan: 3 }, el("output", { "data-v": kind }, spell(value, 9)))]);
+  return row(kind, label, [el("td", { colspan: 3 }, el("output", { "data-v": kind, "data-exact": value }, spell(value, 9)))]);
 }
 
 function shownProducts(values) {
@@ -91,7 +91,7 @@ function show(title, rows, note, again = null, more = false) {
   toggle.hidden = !more;
   toggle.textContent = all ? "Show the largest products only" : "Show every product";
   const result = byId("cell-rows").querySelector("[data-v=result], [data-v=relu]");
-  byId("cell-short").textContent = result ? `= ${result.textContent}` : "";
+  byId("cell-short").textContent = result ? `= ${spell(Number(result.dataset.exact), 4)}` : "";
 }
 
 export function startArithmetic() {

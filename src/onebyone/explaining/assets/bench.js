@@ -138,16 +138,17 @@ function drawVolumes(cost) {
   const gap = 62;
   const room = Math.min(Math.max(byId("volumes").clientWidth, 320), 660);
   const scale = Math.min((room - gap * (volumes.length - 1) - 20) / across, 170 / up);
+  const base = Math.max(up * scale, 44) + 14; // where the volumes stand
   let x = 4;
   const parts = [];
   volumes.forEach(([c, h, w], index) => {
-    if (index) parts.push(...arrow(x, 190 - 20, cost.parts[index - 1], gap));
+    if (index) parts.push(...arrow(x, base - 20, cost.parts[index - 1], gap));
     if (index) x += gap;
-    parts.push(solid(x, 190, w * scale, h * scale, c * SLANT * scale, c * RISE * scale));
-    parts.push(svg("text", { x, y: 210, class: "shape" }, `${c}×${h}×${w}`));
+    parts.push(solid(x, base, w * scale, h * scale, c * SLANT * scale, c * RISE * scale));
+    parts.push(svg("text", { x, y: base + 20, class: "shape" }, `${c}×${h}×${w}`));
     x += (w + SLANT * c) * scale;
   });
-  byId("volumes").setAttribute("viewBox", `0 0 ${Math.max(x + 16, room)} 220`);
+  byId("volumes").setAttribute("viewBox", `0 0 ${Math.max(x + 16, room)} ${base + 30}`);
   byId("volumes").replaceChildren(svg("title", {}, `${titleOf(cost.name)}, volumes to scale`), ...parts);
 }
 

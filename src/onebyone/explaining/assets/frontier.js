@@ -1,10 +1,12 @@
-// The plans at other budgets: cost against predicted loss, with a slider along them.
+// The plans at other budgets: cost against predicted loss, with a slider along them; and the accuracy
+// of those that were carried out.
 
 import { byId, count, el, spell, svg } from "./markup.js";
 import { data } from "./data.js";
 
-const [LEFT, RIGHT, TOP, BOTTOM] = [64, 620, 16, 214];
+const [LEFT, TOP, BOTTOM] = [62, 16, 196];
 let found, whole, low, high;
+let right = 620; // as wide as there is room, so that text keeps its size
 
 export function startFrontier() {
   found = data.versus?.frontier;
@@ -20,28 +22,43 @@ export function startFrontier() {
   show(found.chosen);
 }
 
-const across = (plan) => LEFT + (RIGHT - LEFT) * (plan[found.by] / whole);
+export function redrawFrontier() {
+  if (found) show(Number(byId("plans").value));
+}
 
-function up(plan) {
-  const power = plan.error > 0 ? Math.max(Math.log10(plan.error), low) : low;
+const across = (share) => LEFT + (right - LEFT) * share;
+const shareOf = (plan) => plan[found.by] / whole;
+const what = () => (found.by === "macs" ? "MACs" : "parameters");
+const percent = (share) => `${(100 * share).toFixed(2)} %`;
+
+function up(error) {
+  const power = error > 0 ? Math.max(Math.log10(error), low) : low;
   return BOTTOM - ((BOTTOM - TOP) * (power - low)) / (high - low);
 }
 
 function show(index) {
+  right = Math.min(Math.max(byId("frontier").clientWidth, 300), 640) - 20;
   draw(index);
+  drawAccuracies(index);
   const plan = found.plans[index];
-  const what = found.by === "macs" ? "MACs" : "parameters";
-  const said = [`${spell((100 * plan[found.by]) / whole, 3)} % of the ${what}: ${count(plan.macs)} MACs, `,
-    `${count(plan.params)} parameters. The loss is predicted to rise by `,
-    el("output", { "data-v": "plan-error" }, spell(plan.error, 4)), " nats."];
-  if (index === found.chosen) {
-    said.push(" This is the plan that was carried out");
-    said.push(found.measured ? `: top-1 accuracy ${found.measured.map((a) => `${(100 * a).toFixed(2)} %`).join(" → ")}.` : ".");
-  }
-  byId("plan-said").replaceChildren(...said);
-  byId("plans").setAttribute("aria-valuetext", `${spell((100 * plan[found.by]) / whole, 3)} % of the ${what}`);
+  const kept = `${spell(100 * shareOf(plan), 3)} % of the ${what()}`;
+  byId("plan-said").replaceChildren(
+    `${kept}: ${count(plan.macs)} MACs, ${count(plan.params)} parameters. The loss is predicted to rise by `,
+    el("output", { "data-v": "plan-error" }, spell(plan.error, 4)), " nats. ", ...measured(plan, index));
+  byId("plans").setAttribute("aria-valuetext", kept);
   const most = Math.max(...found.each[found.by]) || 1;
   byId("plan-rows").replaceChildren(...plan.layers.map((layer, i) => row(layer, i, most)));
+}
+
+// What is known beyond the prediction, and what is not.
+function measured(plan, index) {
+  const begin = index === found.chosen ? "This is the plan that was carried out" : "It was carried out in the search";
+  if (plan.accuracy !== null) {
+    return [`${begin}. Measured top-1 accuracy: `, el("output", { "data-v": "plan-accuracy" }, percent(plan.accuracy)),
+      found.measured ? `, of ${percent(found.measured[0])} before.` : "."];
+  }
+  if (index === found.chosen) return [`${begin}; its accuracy was not measured.`];
+  return ["It was not carried out, so its accuracy is not known."];
 }
 
 function row(layer, i, most) {
@@ -53,22 +70,65 @@ function row(layer, i, most) {
     el("td", { class: "bars", "aria-hidden": "true" }, bar("before", before), bar(`after ${layer.form}`, layer[found.by])));
 }
 
-function draw(index) {
-  const lines = [];
-  for (let power = low; power <= high; power++) {
-    const y = up({ error: 10 ** power });
-    lines.push(svg("line", { x1: LEFT, x2: RIGHT, y1: y, y2: y, class: "axis" }),
-      svg("text", { x: LEFT - 8, y: y + 4, class: "end" }, spell(10 ** power, 1)));
-  }
+// Lines at these heights with their labels, and the cost below.
+function axes(marks, title) {
+  const lines = marks.flatMap(([y, label]) => [
+    svg("line", { x1: LEFT, x2: right, y1: y, y2: y, class: "axis" }),
+    svg("text", { x: LEFT - 8, y: y + 4, class: "end" }, label)]);
   for (const part of [0, 0.25, 0.5, 0.75, 1]) {
-    const x = LEFT + (RIGHT - LEFT) * part;
-    lines.push(svg("text", { x, y: BOTTOM + 20, class: "middle" }, `${100 * part} %`));
+    lines.push(svg("text", { x: across(part), y: BOTTOM + 20, class: "middle" }, `${100 * part} %`));
   }
-  lines.push(svg("text", { x: (LEFT + RIGHT) / 2, y: BOTTOM + 40, class: "middle" }, found.by === "macs" ? "MACs kept" : "parameters kept"));
-  const path = found.plans.map((plan) => `${across(plan).toFixed(1)},${up(plan).toFixed(1)}`).join("L");
-  const dots = found.plans.map((plan, i) => svg("circle", { cx: across(plan), cy: up(plan), r: i === index ? 7 : 4,
-    class: `dot ${i === found.chosen ? "chosen" : ""} ${i === index ? "shown" : ""}` }));
-  const told = found.plans[index];
-  byId("frontier").replaceChildren(...lines, svg("path", { d: `M${path}`, class: "line" }), ...dots,
-    svg("text", { x: across(told), y: up(told) - 14, class: "middle strong" }, index === found.chosen ? "chosen" : ""));
+  lines.push(svg("text", { x: (LEFT + right) / 2, y: BOTTOM + 40, class: "middle" }, `${what()} kept`),
+    svg("text", { x: LEFT, y: 10 }, title));
+  return lines;
+}
+
+function frame(node, parts) {
+  node.setAttribute("viewBox", `0 0 ${right + 20} ${BOTTOM + 48}`);
+  node.replaceChildren(...parts);
+}
+
+function dot(x, y, kinds, shown) {
+  return svg("circle", { cx: x.toFixed(1), cy: y.toFixed(1), r: shown ? 7 : 4.5, class: `dot ${kinds} ${shown ? "shown" : ""}` });
+}
+
+function draw(index) {
+  const powers = [...Array(high - low + 1).keys()].map((i) => 10 ** (low + i));
+  const lines = axes(powers.map((v) => [up(v), spell(Number(v.toPrecision(1)), 1)]), "predicted rise of the loss, nats");
+  const at = (plan) => [across(shareOf(plan)), up(plan.error)];
+  const path = found.plans.map((plan) => at(plan).map((v) => v.toFixed(1)).join()).join("L");
+  const dots = found.plans.map((plan, i) => dot(...at(plan), kindOf(plan, i), i === index));
+  const [x, y] = at(found.plans[found.chosen]);
+  frame(byId("frontier"), [...lines, svg("path", { d: `M${path}`, class: "line" }), ...dots,
+    svg("text", { x, y: y - 14, class: "middle strong" }, "chosen")]);
+}
+
+function kindOf(plan, i) {
+  if (i === found.chosen) return "chosen";
+  return plan.accuracy === null ? "guess" : "";
+}
+
+// The accuracies that were measured, the original's at 100 % of the cost among them.
+function drawAccuracies(index) {
+  const points = found.plans.map((plan, i) => ({ at: shareOf(plan), value: plan.accuracy, i, kind: kindOf(plan, i) }))
+    .filter(({ value }) => value !== null);
+  const none = !points.length || !found.measured;
+  for (const id of ["accuracies", "accuracies-title"]) byId(id).toggleAttribute("hidden", none);
+  if (none) {
+    byId("accuracies-said").textContent = "Accuracy was not measured: that takes held-out images with labels.";
+    return;
+  }
+  points.push({ at: 1, value: found.measured[0], i: -1, kind: "" });
+  const values = points.map(({ value }) => 100 * value);
+  const step = [0.5, 1, 2, 5, 10, 25].find((s) => (Math.max(...values) - Math.min(...values)) / s <= 4) ?? 25;
+  const [from, to] = [Math.floor(Math.min(...values) / step) * step, Math.floor(Math.max(...values) / step + 1) * step];
+  const high = (value) => BOTTOM - ((BOTTOM - TOP - 6) * (value - from)) / (to - from);
+  const marks = [];
+  for (let value = from; value <= to + 1e-9; value += step) marks.push([high(value), `${value} %`]);
+  const dots = points.map(({ at, value, i, kind }) => dot(across(at), high(100 * value), kind, i === index));
+  frame(byId("accuracies"), [svg("title", {}, "measured accuracy over cost"), ...axes(marks, "top-1 accuracy, measured"), ...dots,
+    svg("text", { x: right - 10, y: high(values.at(-1)) - 10, class: "end" }, "original")]);
+  const tried = points.length - 2;
+  byId("accuracies-said").textContent = `Measured on ${found.images.toLocaleString("en")} held-out images: the original, ` +
+    `the chosen plan${tried > 0 ? ` and ${tried === 1 ? "one that" : `${tried} that`} the search tried` : ""}. All other plans are predictions alone.`;
 }

@@ -10,6 +10,9 @@ import { done } from "./goals.js";
 
 const TOP = 6; // input maps that are shown one by one
 
+// Closed by a stop, with a space behind.
+const sentence = (text) => (text ? `${text}${/[.!?]$/.test(text) ? "" : "."} ` : "");
+
 export class Layer {
   // The layer with its arrays decompressed.
   static async open(packed, network) {
@@ -89,18 +92,18 @@ export class Layer {
     this.carried = el("output", { "data-v": "carried" });
     this.effect = el("p", { class: "hint", role: "status" });
     const kept = volume.K < packed.outputs ? ` The page has ${volume.K} of its ${packed.outputs} output maps, those that vary most.` : "";
-    const every = packed.stride > 1 ? ` Of its ${packed.grid.join("×")} pixels every ${packed.stride}th is here; a 1×1 convolution does not miss its neighbors.` : "";
+    const every = packed.stride > 1 ? ` Of its ${packed.grid.join("×")} pixels those in ${packed.stride === 2 ? "every second" : packed.stride === 3 ? "every third" : `every ${packed.stride}th`} row and column are here; a 1×1 convolution does not miss the others.` : "";
     return el("div", { class: "layer" },
       el("p", { class: "hint" }, `${packed.name || "The network"}: ${volume.C} channels → ${packed.outputs}, at ${packed.grid.join("×")} pixels.${kept}${every}`),
-      el("p", { class: "row-of-buttons" }, el("label", { for: "filter" }, "Look at "), which,
+      el("p", { class: "row-of-buttons" }, el("label", { for: "filter" }, "Its "), which,
         el("button", { type: "button", onclick: () => { this.gains.fill(1); this.drawn = null; this.render(); } }, "Undo all changes")),
       el("div", { class: "flow three" }, this.photo.node, this.output.node, this.rebuilt.node),
-      el("div", { class: "slider" }, el("label", { for: "top" }, "Rebuild it from the strongest "), this.count, this.countSaid),
+      el("div", { class: "slider wide" }, el("label", { for: "top" }, "Rebuild it from its strongest channels "), this.count, this.countSaid),
       el("p", { class: "hint" }, "They carry ", this.carried, " of what varies in this map."),
       this.effect,
       el("h3", {}, "The input maps that matter most for it"),
       el("ul", { class: "inputs" }, this.inputs.map((i) => i.node)),
-      el("p", { class: "hint credit" }, `${this.network.photo.caption} Maps are kept in 8 bits, which moves this layer’s outputs by ${spell(100 * packed.rounding, 2)} % of their spread at most; PyTorch’s numbers are for the maps as they are here.`));
+      el("p", { class: "hint credit" }, `${sentence(this.network.photo.caption)}Maps are kept in 8 bits, which moves this layer’s outputs by ${spell(100 * packed.rounding, 2)} % of their spread at most; PyTorch’s numbers are for the maps as they are here.`));
   }
 
   shown() {

@@ -4,6 +4,9 @@ import { el, spell } from "./markup.js";
 import { inkOn, pixelsOf, shade } from "./color.js";
 import { hover, pin } from "./state.js";
 
+// What has room in a cell: two decimals. The panel has the whole value.
+const short = (value) => spell(Math.round(100 * value) / 100, 3);
+
 // A figure that draws maps. options: title, live (whether it follows the pointer), numbers (whether
 // large cells show theirs), at(x, y): what a pointer there means, by default the cursor.
 export class Picture {
@@ -61,17 +64,18 @@ export class Picture {
     this.canvas.height = H * side * sharp;
     const pen = this.canvas.getContext("2d");
     pen.scale(sharp, sharp);
-    pen.font = `${Math.round(side * 0.3)}px system-ui, sans-serif`;
+    pen.font = `${Math.round(side * 0.34)}px system-ui, sans-serif`;
     pen.textAlign = "center";
     pen.textBaseline = "middle";
     const numbers = this.options.numbers && side >= 34;
+    const gap = side < 14 ? 0 : 0.5; // between cells that are large enough to tell apart
     for (let i = 0; i < shown; i++) {
       const [x, y] = [(i % W) * side, Math.floor(i / W) * side];
       pen.fillStyle = shade(values[i] / most);
-      pen.fillRect(x + 0.5, y + 0.5, side - 1, side - 1);
+      pen.fillRect(x + gap, y + gap, side - 2 * gap, side - 2 * gap);
       if (!numbers) continue;
       pen.fillStyle = inkOn(values[i] / most);
-      pen.fillText(spell(values[i], 3), x + side / 2, y + side / 2 + 1);
+      pen.fillText(short(values[i]), x + side / 2, y + side / 2 + 1);
     }
   }
 

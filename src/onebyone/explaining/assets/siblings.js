@@ -90,9 +90,9 @@ function around(v, c, y, x, from, to) {
 }
 
 export function start() {
-  const rows = { reads: "reads", says: "", learns: "learns", changesHW: "changes H × W", changesC: "changes C", value: "gives here" };
+  const rows = { reads: "reads", says: "", learns: "learns", changesHW: "changes H×W", changesC: "changes C", value: "gives here" };
   for (const [key, kind] of Object.entries(KINDS)) {
-    const volume = new Volume();
+    const volume = new Volume({ flat: true });
     const cells = {};
     const list = el("dl", {}, Object.entries(rows).filter(([r]) => r !== "says").map(([r, label]) => {
       cells[r] = el("dd", { id: `${key}-${r}` });
@@ -135,7 +135,7 @@ export function render() {
     cells.learns.textContent = kind.learns(v)[1];
     const torch = kind.torch(v);
     cells.value.replaceChildren(el("output", { "data-v": key }, spell(kind.value(v), 9)),
-      ...(torch === undefined ? [] : [el("small", {}, ` PyTorch: ${spell(torch, 9)}`)]));
+      ...(torch === undefined ? [] : [el("small", {}, `PyTorch: ${spell(torch, 9)}`)]));
     button.setAttribute("aria-pressed", String(key === chosen));
     node.classList.toggle("chosen", key === chosen);
   }

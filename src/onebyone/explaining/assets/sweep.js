@@ -87,6 +87,7 @@ function drawAll() {
   scale = outputScale(visible);
   volume.draw(visible, `input: ${C} channels × ${H} × ${W} pixels${order ? ", shuffled" : ""}`);
   maps = [...Array(K).keys()].map(() => new Picture({ numbers: K <= 4 }));
+  byId("sweep-maps").classList.toggle("few", K <= 4);
   byId("sweep-maps").replaceChildren(...maps.map((map, k) => {
     map.frame.addEventListener("pointerdown", () => change({ k }, "map"));
     map.node.style.setProperty("--k", hue(k));

@@ -4,13 +4,14 @@
 import { byId } from "./markup.js";
 import { data } from "./data.js";
 import { done } from "./goals.js";
-import { startFrontier } from "./frontier.js";
+import { redrawFrontier, startFrontier } from "./frontier.js";
 import { startCsv } from "./csv.js";
 import { startSameImage } from "./same_image.js";
 
 export const title = "Before and after";
 
 let picture, balloon, rows, links;
+let drawn = false;
 
 export function start() {
   picture = document.querySelector(".picture");
@@ -24,13 +25,19 @@ export function start() {
   startSameImage();
 }
 
-export function resized() {}
+export function resized() {
+  drawn = false;
+}
 
 export function grid() {
   return null;
 }
 
-export function render() {}
+// Charts are as wide as the screen, which has a width when it is shown.
+export function render() {
+  if (!drawn) redrawFrontier();
+  drawn = true;
+}
 
 
 function tell(index, at) {

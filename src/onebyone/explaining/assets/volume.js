@@ -1,7 +1,8 @@
 // The volume as slices in space, one a channel, with the column of the cursor through all of them.
 //
 // The slices are canvases under CSS 3D transforms; the column is drawn above them, projected here by
-// the same two turns, so that slices in front never hide it.
+// the same two turns, so that slices in front never hide it. Where several volumes follow one pointer,
+// each is flat: the same picture on one canvas, which a browser puts together much faster.
 
 import { el, svg } from "./markup.js";
 import { largest, outputMap } from "./volume_data.js";
@@ -16,8 +17,9 @@ const SLICES = 24; // that are drawn at most
 const OUTLINED = 16; // channels up to which the column is outlined in each
 
 export class Volume {
-  constructor({ live = true } = {}) {
-    this.scene = el("div", { class: "scene" });
+  constructor({ live = true, flat = false } = {}) {
+    this.flat = flat ? el("canvas") : null;
+    this.scene = el("div", { class: flat ? "flat scene" : "scene" }, this.flat);
     this.lines = svg("svg", { class: "column", "aria-hidden": "true" });
     this.stage = el("div", { class: "stage", role: "img", "aria-label": "the input volume" },
       this.scene, this.lines);
@@ -29,14 +31,34 @@ export class Volume {
 
   follow() {
     const tell = (act) => (event) => {
-      if (!this.canvases.includes(event.target)) return;
-      const x = Math.floor((event.offsetX / event.target.offsetWidth) * this.volume.W);
-      const y = Math.floor((event.offsetY / event.target.offsetHeight) * this.volume.H);
-      act(x, y);
+      const found = this.flat ? this.under(event) : this.inside(event);
+      if (found) act(...found);
     };
     this.scene.classList.add("live");
     this.scene.addEventListener("pointermove", tell(hover));
     this.scene.addEventListener("click", tell(pin));
+  }
+
+  // The pixel of the slice under the pointer.
+  inside(event) {
+    if (!this.canvases.includes(event.target)) return null;
+    const { H, W } = this.volume;
+    const share = [event.offsetX / event.target.offsetWidth, event.offsetY / event.target.offsetHeight];
+    return [Math.floor(share[0] * W), Math.floor(share[1] * H)];
+  }
+
+  // The same where all slices are one picture: the foremost one that lies there.
+  under(event) {
+    const { H, W } = this.volume;
+    const box = this.flat.getBoundingClientRect();
+    const at = [event.clientX - box.left - box.width / 2, event.clientY - box.top - box.height / 2];
+    for (const c of this.slices) {
+      const [a, b, , d, e, f] = this.matrix(c);
+      const x = Math.floor((at[0] - e) / a);
+      const y = Math.floor((at[1] - f - (b * (at[0] - e)) / a) / d);
+      if (x >= 0 && x < W && y >= 0 && y < H) return [x, y];
+    }
+    return null;
   }
 
   draw(volume, caption) {
@@ -47,18 +69,53 @@ export class Volume {
     // Of many channels not every slice is drawn: they hide one another, and each costs time.
     const step = Math.ceil(C / SLICES);
     this.slices = [...Array(C).keys()].filter((c) => c % step === 0 || c === C - 1);
+    this.most = largest(x);
     while (this.canvases.length < this.slices.length) this.canvases.push(el("canvas"));
+    this.slices.forEach((c, at) =>
+      this.paint(this.canvases[at], x.subarray(c * H * W, (c + 1) * H * W), this.most));
+    if (this.flat) this.flatten();
+    else this.stack();
+    this.point();
+  }
+
+  // Slices in space, the last channel first: it lies behind.
+  stack() {
+    const { H, W } = this.volume;
     this.scene.replaceChildren(...this.canvases.slice(0, this.slices.length).reverse());
-    const most = (this.most = largest(x));
     this.slices.forEach((c, at) => {
-      const canvas = this.canvases[at];
-      this.paint(canvas, x.subarray(c * H * W, (c + 1) * H * W), most);
-      canvas.style.width = `${W * this.cell}px`;
-      canvas.style.height = `${H * this.cell}px`;
-      canvas.style.transform =
+      const { style } = this.canvases[at];
+      style.width = `${W * this.cell}px`;
+      style.height = `${H * this.cell}px`;
+      style.transform =
         `translate(-50%, -50%) rotateX(${TILT}deg) rotateY(${TURN}deg) translateZ(${this.depth(c)}px)`;
     });
-    this.point();
+  }
+
+  // All slices on one canvas, as the two turns show them.
+  flatten() {
+    const { H, W } = this.volume;
+    const sharp = 2;
+    const [width, height] = this.box;
+    Object.assign(this.flat, { width: sharp * width, height: sharp * height });
+    this.flat.style.cssText = `width:${width}px;height:${height}px`;
+    const pen = this.flat.getContext("2d");
+    pen.imageSmoothingEnabled = false;
+    pen.globalAlpha = 0.8;
+    pen.strokeStyle = getComputedStyle(this.caption).color;
+    for (let at = this.slices.length - 1; at >= 0; at--) {
+      pen.setTransform(sharp, 0, 0, sharp, (sharp * width) / 2, (sharp * height) / 2);
+      pen.transform(...this.matrix(this.slices[at]));
+      pen.drawImage(this.canvases[at], 0, 0);
+      pen.lineWidth = 0.6 / this.cell;
+      pen.strokeRect(0, 0, W, H);
+    }
+  }
+
+  // From cells of a slice to the picture, as `place` has it: [a, b, c, d, e, f] of a canvas.
+  matrix(c) {
+    const { H, W } = this.volume;
+    const start = this.place((-W / 2) * this.cell, (-H / 2) * this.cell, this.depth(c));
+    return [CN * this.cell, SN * ST * this.cell, 0, CT * this.cell, ...start];
   }
 
   paint(canvas, values, most) {
@@ -83,8 +140,11 @@ export class Volume {
     }
     this.cell = cell;
     this.gap = Math.max(gap * cell * (longest / 5), 1.2);
-    this.stage.style.height = `${height + 24}px`;
-    const box = [this.stage.clientWidth, height + 24];
+    // No higher than what is seen, with room for outlines.
+    const deep = (C - 1) * this.gap;
+    const seen = H * cell * CT + W * cell * -SN * -ST + deep * CN * -ST;
+    this.stage.style.height = `${Math.ceil(seen) + 24}px`;
+    const box = (this.box = [this.stage.clientWidth, Math.ceil(seen) + 24]);
     this.lines.setAttribute("viewBox", `${-box[0] / 2} ${-box[1] / 2} ${box[0]} ${box[1]}`);
   }
 
@@ -92,15 +152,14 @@ export class Volume {
     return ((this.volume.C - 1) / 2 - c) * this.gap;
   }
 
-  project(x, y, z) {
-    const across = x * CN + z * SN;
-    const deep = z * CN - x * SN;
-    return `${(across).toFixed(2)},${(y * CT - deep * ST).toFixed(2)}`;
+  place(x, y, z) {
+    return [x * CN + z * SN, y * CT - (z * CN - x * SN) * ST];
   }
 
   corner(x, y, c) {
     const { H, W } = this.volume;
-    return this.project((x - W / 2) * this.cell, (y - H / 2) * this.cell, this.depth(c));
+    const at = this.place((x - W / 2) * this.cell, (y - H / 2) * this.cell, this.depth(c));
+    return at.map((v) => v.toFixed(2)).join();
   }
 
   // Outline the cells that are read: the column of the cursor, or those in `cells` [{x, y, w, h, c}].
@@ -112,6 +171,7 @@ export class Volume {
     const outline = (around, c) => `M${around.map(([i, j]) => this.corner(i, j, c)).join("L")}Z`;
     const square = ({ x, y, w, h, c }) => outline([[x, y], [x + w, y], [x + w, y + h], [x, y + h]], c);
     const shapes = read.map((box) => [square(box), cells ? "none" : this.color(box)]);
+    if (cells) shapes.splice(0, shapes.length, [shapes.map((s) => s[0]).join(""), "var(--lit)"]);
     const rods = cells ? [] : [[0, 0], [1, 0], [1, 1], [0, 1]].map(([i, j]) =>
       `M${[0, C - 1].map((c) => this.corner(state.x + i, state.y + j, c)).join("L")}`);
     this.lines.replaceChildren(

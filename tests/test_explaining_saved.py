@@ -1,0 +1,89 @@
+"""A folder that slim wrote, opened again: the last screen is its own, and says what is gone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from onebyone.cli.app import app
+from onebyone.errors import DataError
+from onebyone.explaining.defaults import slimmed_demo
+from onebyone.files import PLAN, REPORT_JSON, json_text
+from onebyone.plan_files import read_plan
+from onebyone.report.cards import headline
+from onebyone.report.json import read_report, to_json
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return slimmed_demo().save(tmp_path_factory.mktemp("saved") / "out")
+
+
+def explained(folder: Path, *more: str) -> tuple[str, str]:
+    """The page and what the command said."""
+    page = folder.parent / "page.html"
+    command = ["explain", str(folder), "--no-latency", "-o", str(page), *more]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    return page.read_text(encoding="utf-8"), " ".join(done.output.split())
+
+
+def test_a_report_is_read_as_it_was_written(tmp_path: Path) -> None:
+    made = slimmed_demo()
+    path = tmp_path / REPORT_JSON
+    path.write_text(json_text(to_json(made.verification, made.plan)), encoding="utf-8")
+    assert read_report(path, made.plan) == made.verification
+
+
+def test_the_last_screen_is_the_folders_own(folder: Path) -> None:
+    html, said = explained(folder)
+    made = slimmed_demo()
+    assert f"Before and after: {headline(made.verification)}".replace(" %", "\xa0%") in html
+    assert "The demo network, slimmed" not in html
+    assert "plans at other budgets and the spectra are in the folder's own report.html" in said
+    data = json.loads(html.split('id="data">')[1].split("</script>")[0])
+    changed = [d.layer for d in made.plan.decisions if d.ranks]
+    assert [both["layer"] for both in data["versus"]["image"]["layers"]] == changed
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text: "{", "cannot be read as a report"),
+        (lambda text: "{}", "it has no 'schema'"),
+        (lambda text: text.replace('"held_out_images"', '"images"'), "it has no 'held_out_images'"),
+        (lambda text: text.replace("onebyone.report/1", "other/9"), "its schema is 'other/9'"),
+    ],
+)
+def test_a_damaged_report_leaves_the_demo_and_says_so(
+    change: object, message: str, folder: Path
+) -> None:
+    path = folder / REPORT_JSON
+    kept = path.read_text(encoding="utf-8")
+    try:
+        path.write_text(change(kept), encoding="utf-8")  # type: ignore[operator]
+        with pytest.raises(DataError, match=message):
+            read_report(path, read_plan(folder / PLAN))
+        if message == "cannot be read as a report":
+            html, said = explained(folder)
+            assert "The demo network, slimmed" in html
+            assert "the last screen shows the demo network" in said
+    finally:
+        path.write_text(kept, encoding="utf-8")
+
+
+def test_an_original_that_is_gone_is_told(folder: Path) -> None:
+    path = folder / PLAN
+    kept = path.read_text(encoding="utf-8")
+    values = json.loads(kept)
+    values["source"] = None
+    try:
+        path.write_text(json.dumps(values), encoding="utf-8")
+        html, said = explained(folder)
+        assert "the photo is not shown through both networks" in said
+        assert "Before and after: " in html
+    finally:
+        path.write_text(kept, encoding="utf-8")
