@@ -22,6 +22,7 @@ from onebyone.recovery.augmentation import augmented
 from onebyone.recovery.features import block_ends
 from onebyone.recovery.normalization import reestimate
 from onebyone.recovery.objective import Objective
+from onebyone.recovery.scoring import Score, holds_up
 from onebyone.recovery.status import Status
 from onebyone.tree import deep_copy
 
@@ -168,6 +169,20 @@ class TestKeeping:
         assert ruined.best == 0
         assert equal(ruined.model, good)
 
+    def test_longer_training_wins_within_a_standard_error(self) -> None:
+        """Of 0.9 on 900 images the standard error is 0.01."""
+
+        def seen(accuracy: float | None, loss: float = 1.0) -> Score:
+            return Score(900, accuracy, None, loss)
+
+        start, best = seen(0.8), seen(0.9)
+        assert holds_up(start, [])
+        assert holds_up(seen(0.891), [start, best])
+        assert not holds_up(seen(0.889), [start, best])
+        assert not holds_up(seen(0.895), [seen(0.9), seen(0.85)])
+        assert holds_up(seen(None, 0.4), [seen(None, 0.9), seen(None, 0.5)])
+        assert not holds_up(seen(None, 0.5), [seen(None, 0.9), seen(None, 0.5)])
+
     def test_early_stop(self) -> None:
         model, data = net(), labeled(96)
         recipe = replace(QUICK, epochs=50, patience=2, learning_rate=1e-12)
@@ -262,8 +277,9 @@ class TestEnding:
         assert tuned.ended == "interrupted"
         assert tuned.why == "interrupted at epoch 2.67"
         assert len(tuned.measured) == 3
-        scores = [m.score.value for m in tuned.measured if m.score]
-        assert tuned.best == scores.index(max(scores))
+        scores = [m.score for m in tuned.measured if m.score]
+        assert tuned.best == max(i for i in range(3) if holds_up(scores[i], scores[:i]))
+        assert scores[tuned.best].value > scores[0].value
 
     def test_divergence_stops_and_keeps_the_best(self) -> None:
         model, data = net(), labeled(96)

@@ -37,8 +37,9 @@ ROUNDS = 4
 class FineTuned:
     """A fine-tuned network and how it got there.
 
-    `model` has the best weights of `measured`, whose first entry is before any training; without
-    held-out images the last ones. `best` is its place there. `ended` is done, early (no better in a
+    `model` has the best weights of `measured`, whose first entry is before any training, or later
+    ones that are as good as can be told (`holds_up`); without held-out images the last ones. `best`
+    is their place there. `ended` is done, early (no better in a
     while), interrupted or diverged, and `why` says more. `images` counts image passes of training;
     `held_out` are the images that chose the weights.
     """
@@ -264,11 +265,8 @@ def _result(
     """The best weights in a copy of the model: its types, memory formats, modes and flags."""
     tuned = deep_copy(model)
     tuned.load_state_dict(training.best)
-    measured = training.measured
-    scores = [m.score.value if m.score else (0.0, 0.0) for m in measured]
-    best = scores.index(max(scores)) if measured[0].score else len(measured) - 1
     return FineTuned(
-        tuned, tuple(measured), best, training.recipe,
+        tuned, tuple(training.measured), training.kept, training.recipe,
         _named(training), training.images, training.seconds, ended,
         why, notes, training.held_out,
     )  # fmt: skip

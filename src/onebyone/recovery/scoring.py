@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from math import sqrt
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +33,22 @@ class Score:
     def value(self) -> tuple[float, float]:
         """What is compared: more is better. Accuracy, else the loss; the loss between equals."""
         return (-self.loss if self.accuracy is None else self.accuracy, -self.loss)
+
+
+def holds_up(later: Score, earlier: Sequence[Score]) -> bool:
+    """Whether the latest weights are to be kept, beside scores that begin with the untrained ones.
+
+    They have to be better than the untrained ones, and as good as the best as far as so many images
+    can tell: within one standard error of its accuracy, √(a (1 − a) / n), the weights that were
+    trained for longer are kept (the one-standard-error rule of Breiman et al., Classification and
+    Regression Trees, 1984). Losses are compared as they are.
+    """
+    if not earlier:
+        return True
+    best = max(earlier, key=lambda score: score.value)
+    if later.accuracy is None or best.accuracy is None or later.value <= earlier[0].value:
+        return later.value > best.value
+    return later.accuracy >= best.accuracy - sqrt(best.accuracy * (1 - best.accuracy) / best.images)
 
 
 def score(model: nn.Module, teacher: nn.Module | None, images: Images, world: World) -> Score:

@@ -29,7 +29,7 @@ from onebyone.recovery.checkpoints import (
 from onebyone.recovery.normalization import reestimate
 from onebyone.recovery.objective import Objective
 from onebyone.recovery.recipe import Recipe
-from onebyone.recovery.scoring import Score, score
+from onebyone.recovery.scoring import Score, holds_up, score
 from onebyone.recovery.status import Shown, Status
 from onebyone.recovery.supply import Supply
 from onebyone.recovery.updating import averager_of, optimizer_of
@@ -79,7 +79,7 @@ class Training:
         self.optimizer = optimizer_of(student, recipe)
         self.average = AveragedModel(student, multi_avg_fn=averager_of(recipe), use_buffers=True)
         self.steps = max(1, round(recipe.epochs * supply.steps))
-        self.step, self.images, self.waited = 0, 0, 0
+        self.step, self.images, self.waited, self.kept = 0, 0, 0, 0
         self.measured: list[Measured] = []
         self.best: dict[str, Tensor] = {}
         self.began = time.perf_counter()
@@ -172,7 +172,10 @@ class Training:
             )
 
     def measure(self, loss: float | None) -> None:
-        """Score the averaged weights, and keep them where they are the best so far."""
+        """Score the averaged weights, and keep them where they hold up beside the best so far.
+
+        The weights before the training stay unless later ones are better on the held-out images.
+        """
         network = self.average.module
         if self.step:
             reestimate(network, self.student, self.calm)
@@ -180,14 +183,14 @@ class Training:
         found = None
         if self.held_out is not None:
             found = score(network, self.objective.teacher, self.held_out, self.world)
-        before = max((m.score.value for m in self.measured if m.score), default=None)
+        earlier = [m.score for m in self.measured if m.score]
         epoch = self.step / self.supply.steps
         self.measured.append(Measured(epoch, self.images, loss, found, self.seconds))
-        if found is None or before is None or found.value > before:
+        better = found is None or all(found.value > other.value for other in earlier)
+        self.waited = 0 if better else self.waited + 1
+        if found is None or holds_up(found, earlier):
             self.best = {k: t.detach().clone() for k, t in network.state_dict().items()}
-            self.waited = 0
-        else:
-            self.waited += 1
+            self.kept = len(self.measured) - 1
 
     def _agree(self) -> None:
         """The buffers of all processes (BatchNorm's statistics) become their mean."""
@@ -216,7 +219,8 @@ class Training:
         tensors = {f"{part}/{k}": t for part, held in parts.items() for k, t in held.items()}
         about = {
             "recipe": self.recipe.to_json(), "step": self.step, "steps": self.steps,
-            "images": self.images, "waited": self.waited, "seconds": self.seconds,
+            "images": self.images, "waited": self.waited, "kept": self.kept,
+            "seconds": self.seconds,
             "precision": str(self.precision), "world": self.world.size,
             "measured": [asdict(m) for m in self.measured],
         }  # fmt: skip
@@ -231,7 +235,8 @@ class Training:
         self.average.load_state_dict(found.part("average"))
         fill_optimizer(self.optimizer, found.part("optimizer"))
         self.best = found.part("best")
-        self.step, self.images, self.waited = about["step"], about["images"], about["waited"]
+        self.step, self.images = about["step"], about["images"]
+        self.waited, self.kept = about["waited"], about["kept"]
         self.spent = about["seconds"]
         self.precision = getattr(torch, about["precision"].removeprefix("torch."))
         self.measured = [_measured(m) for m in about["measured"]]
