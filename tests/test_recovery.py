@@ -57,14 +57,14 @@ def equal(one: nn.Module, other: nn.Module) -> bool:
 class TestLearning:
     def test_labels_alone(self) -> None:
         model, data = net(), labeled(240)
-        tuned = obo.fine_tune(model, data, recipe=replace(QUICK, epochs=6), held_out=labeled(90, 2))
+        tuned = obo.fine_tune(model, data, recipe=replace(QUICK, epochs=9), held_out=labeled(90, 2))
         assert tuned.before
         assert tuned.after
         assert tuned.before.agreement is None
         assert tuned.after.accuracy is not None
         assert tuned.before.accuracy is not None
         assert tuned.after.accuracy > max(0.6, tuned.before.accuracy)
-        assert (tuned.images, len(tuned.measured), tuned.ended) == (6 * 240, 7, "done")
+        assert (tuned.images, len(tuned.measured), tuned.ended) == (9 * 240, 10, "done")
 
     def test_a_teacher_alone(self) -> None:
         data, others = labeled(330).split(90)
@@ -221,7 +221,9 @@ class TestEnding:
         """Stopped in the middle of an epoch and gone on from the checkpoint, as if never stopped."""
         model, teacher, data = net(1), net(), labeled(100)
         dropping = nn.Sequential(*model[:-1], nn.Dropout(0.3), model[-1]).eval()
-        recipe = replace(QUICK, epochs=3, augment=("shift", "mirror"), momentum=0.9)
+        recipe = replace(
+            QUICK, epochs=3, augment=("shift", "mirror"), momentum=0.9, learning_rate=0.01
+        )
         arguments: dict[str, Any] = {"teacher": teacher, "held_out": 0, "recipe": recipe}
         whole = obo.fine_tune(dropping, data, **arguments)
         monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
