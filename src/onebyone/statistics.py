@@ -19,6 +19,7 @@ from onebyone.factorize.squeeze import input_form, tap_products
 from onebyone.narrowing.finding import find_spaces
 from onebyone.narrowing.ordering import channel_orders
 from onebyone.narrowing.spaces import Space, blocks_read
+from onebyone.padded import plain
 from onebyone.running import call, first_output, release_memory, suited
 from onebyone.sampling import choose_positions, output_rows, patch_rows, positions_of
 from onebyone.surveying import Seen, Survey, survey
@@ -156,9 +157,11 @@ def observe(
     (N, classes) it is v ~ N(0, I). The model comes back as it was.
     memory: bytes that the pass may take for activations; progress: told the fraction done.
     Processes that torchrun started share the batches, and each gets the sums over all.
+    Convolutions of classes of their own that only pad are seen as plain ones (`onebyone.padded`).
     Raises ModelError for a model that fails on the images, returns NaN or has nothing to change.
     """
     inputs, world = open_images(images).inputs, World.current()
+    model = plain(model, inputs[:1]).model
     with evaluating(model), frozen(model), random_state(seed) as generator:
         found = survey(model, inputs[:1])
         spaces = find_spaces(model, inputs, found)
