@@ -1,4 +1,4 @@
-"""Photos that packages ship, and crops of them: those to calibrate on and those held out never share a photo.
+"""Photos that packages ship, and crops of them: no photo is both calibrated on and held out.
 
     pip install scikit-image scikit-learn
     apt-get install lomiri-wallpapers-16.04 lomiri-wallpapers-20.04 mate-backgrounds \\

@@ -1,4 +1,4 @@
-"""Trained networks of PyPI packages, slimmed without fine-tuning, on photos that they were never calibrated on.
+"""Trained networks of PyPI packages, slimmed without fine-tuning and judged on photos held out.
 
     python benchmarks/real.py --networks hed --levels 0.5 0.33 --cache real.json
     python benchmarks/real.py --networks efficientnet-lite0 --methods onebyone "weight SVD"
