@@ -32,10 +32,10 @@ from trained import Trained
 
 import onebyone as obo
 from onebyone.errors import OneByOneError
+from onebyone.loading.slimmed import replanned
 from onebyone.measurement.counting import count
 from onebyone.measurement.timing import interleave
 from onebyone.pacing.whole import Stopwatch, ratio_of
-from onebyone.loading.slimmed import replanned
 
 PEERS = tuple(m.name for m in lowrank.METHODS)
 PRUNING = {f"torch-pruning, {name}": name for name in pruning.IMPORTANCES}

@@ -95,7 +95,7 @@ def hed() -> nn.Module:
         torch.no_grad(),
     ):
         for number, block in enumerate(model.blocks):
-            layers = [m for m in block if isinstance(m, nn.Conv2d)]
+            layers = [m for m in block.children() if isinstance(m, nn.Conv2d)]
             for index, layer in enumerate(layers):
                 end = f"_{index}" if index else ""
                 _fill(layer, file[f"block{number + 1}/layers/conv2d{end}/vars"])

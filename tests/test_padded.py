@@ -104,8 +104,8 @@ class Shifted(nn.Conv2d):
 class Scaled(nn.Conv2d):
     """Holds a parameter that a plain layer has no place for."""
 
-    def __init__(self, *sizes: int) -> None:
-        super().__init__(*sizes)
+    def __init__(self, c_in: int, c_out: int, kernel: int) -> None:
+        super().__init__(c_in, c_out, kernel)
         self.scale = nn.Parameter(torch.ones(()))
 
 
