@@ -1,7 +1,8 @@
 """onebyone beside other ways to make a trained network lighter: same network, same images, same MACs.
 
+    apt-get install dataset-fashion-mnist
     python benchmarks/peers.py                                   # both built-in networks, no fine-tuning
-    python benchmarks/peers.py --finetune 1 --data /usr/share/datasets/fashion-mnist
+    python benchmarks/peers.py --finetune 1
     python benchmarks/peers.py --latency --page docs/peers.md --plot docs/peers.png
 
 All get the same 512 training images, with labels (onebyone, the low-rank methods and the decomposers
@@ -24,6 +25,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import fashion
 import torch
 from compressors import COMPRESSORS
 from torch import nn
@@ -44,7 +46,8 @@ def row(network: str, method: str, macs: float, given: argparse.Namespace) -> di
     """One network made lighter in one way, and measured; run in a process of its own."""
     torch.set_num_threads(given.threads)
     model = obo.load(f"demo:{network}").model
-    images, test = obo.open_images("demo").take(IMAGES, given.seed), obo.open_images("demo:test")
+    train, test = obo.Images(*fashion.read_split(given.data, "train")), obo.open_images("demo:test")
+    images = train.take(IMAGES, given.seed)
     chosen = next(c for c in COMPRESSORS if c.name == method)
     example = images.inputs[:1]
     accuracy(model, images)  # what PyTorch sets up once is not the method's
@@ -65,7 +68,7 @@ def row(network: str, method: str, macs: float, given: argparse.Namespace) -> di
     if given.latency:
         found["time_kept"] = _time_kept(model, lighter, example, given.threads)
     if given.finetune:
-        found |= {"epochs": given.finetune, "tuned": _tuned(model, lighter, test, given)}
+        found |= {"epochs": given.finetune, "tuned": _tuned(model, lighter, train, test, given)}
     return found
 
 
@@ -91,12 +94,13 @@ def _time_kept(
 
 
 def _tuned(
-    model: nn.Module, lighter: nn.Module, test: obo.Images, given: argparse.Namespace
+    model: nn.Module,
+    lighter: nn.Module,
+    train: obo.Images,
+    test: obo.Images,
+    given: argparse.Namespace,
 ) -> float:
     """Accuracy after the default recipe of `fine_tune` with the original as teacher."""
-    import fashion
-
-    train = obo.Images(*fashion.read_split(given.data, "train"))
     recipe = obo.Recipe(seed=given.seed, precision="bfloat16")
     tuned = obo.fine_tune(lighter, train, teacher=model, recipe=recipe, epochs=given.finetune)
     return accuracy(tuned.model, test)
@@ -235,7 +239,7 @@ def main() -> None:
     parser.add_argument("--levels", type=float, nargs="+", default=list(LEVELS))
     parser.add_argument("--seed", type=int, default=0, help="of the draw of images")
     parser.add_argument("--finetune", type=float, default=0, help="epochs of all training images")
-    parser.add_argument("--data", type=Path, default=Path("/usr/share/datasets/fashion-mnist"))
+    parser.add_argument("--data", type=Path, default=fashion.FOLDER)
     parser.add_argument("--latency", action="store_true")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--cache", type=Path, default=Path("peers.json"))

@@ -17,6 +17,7 @@ import datetime
 import json
 import sys
 import time
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -55,21 +56,28 @@ class Case:
     def __init__(self, network: Trained, root: Path, each: int, held_out: int) -> None:
         known, unknown = photos.split(photos.photos(root))
         self.network, self.model = network, network.load().requires_grad_(False)
-        self.images = network.inputs(photos.crops(known, each, network.size, 0))
+        self.known, self.each = known, each
         self.crops = photos.crops(unknown, held_out, network.size, 1)
         self.held_out = network.inputs(self.crops)
-        self.before = outputs(self.model, self.held_out)
-        self._seen: obo.Statistics | None = None
         self.observing = 0.0
 
-    @property
+    @cached_property
+    def images(self) -> Tensor:
+        """Those to calibrate on."""
+        return self.network.inputs(photos.crops(self.known, self.each, self.network.size, 0))
+
+    @cached_property
+    def before(self) -> Tensor:
+        """What the original gives for the crops held out."""
+        return outputs(self.model, self.held_out)
+
+    @cached_property
     def seen(self) -> obo.Statistics:
         """The statistics, and in `observing` the seconds that they took."""
-        if self._seen is None:
-            began = time.perf_counter()
-            self._seen = obo.observe(self.model, self.images)
-            self.observing = time.perf_counter() - began
-        return self._seen
+        began = time.perf_counter()
+        found = obo.observe(self.model, self.images)
+        self.observing = time.perf_counter() - began
+        return found
 
     def slimmed(self, macs: float, beside: Path) -> nn.Module:
         """By onebyone; plan and weights are kept in files."""
@@ -172,7 +180,7 @@ def main() -> None:
     parser.add_argument("--latency", action="store_true", help="time those that are in the cache")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--pictures", type=Path, help="edge maps of the last level, side by side")
-    parser.add_argument("--shown", type=int, nargs="+", default=[2, 5, 21], help="crops by number")
+    parser.add_argument("--shown", type=int, nargs="+", default=[29, 3, 1, 5], help="crops by number")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     rows: dict[str, Any] = json.loads(given.cache.read_text()) if given.cache.exists() else {}
