@@ -7,7 +7,7 @@
 
 All get the same 512 training images, with labels (onebyone, the low-rank methods and the decomposers
 look at none), and are measured on the 5,000 built-in test images. Each row is made in a process of its
-own; its seconds and its memory are those of compressing alone, above what Python, PyTorch, the network
+own; its seconds (of the processor) and its memory are those of compressing alone, above what Python, PyTorch, the network
 and the images take. Rows are kept in the cache and are not run again. `compressors.py` says what must
 be installed; what is missing is left out.
 """
@@ -52,9 +52,9 @@ def row(network: str, method: str, macs: float, given: argparse.Namespace) -> di
     example = images.inputs[:1]
     accuracy(model, images)  # what PyTorch sets up once is not the method's
     before = _peak()
-    began = time.perf_counter()
+    began = time.process_time()
     lighter = chosen.make(model, images, macs, given.seed)
-    seconds, peak = time.perf_counter() - began, _peak() - before
+    seconds, peak = time.process_time() - began, _peak() - before
     if lighter is None:
         return {"why": "not reached"}
     lighter.requires_grad_(True).eval()
@@ -139,7 +139,7 @@ def text(rows: dict[str, Any], network: str, given: argparse.Namespace) -> str:
     """One Markdown table: points lost by method and level, then what each took."""
     levels = sorted({float(k.split("/")[2]) for k in rows if k.startswith(f"{network}/")})[::-1]
     lines = [
-        "| method | " + " | ".join(f"{n:g}" for n in levels) + " | params | seconds | memory |",
+        "| method | " + " | ".join(f"{n:g}" for n in levels) + " | params | CPU seconds | memory |",
         "|---|" + "---|" * (len(levels) + 3),
     ]
     for compressor in COMPRESSORS:
@@ -184,8 +184,8 @@ def page(rows: dict[str, Any], given: argparse.Namespace) -> str:
         + (", and in brackets the part of the time in onnxruntime kept" if given.latency else "")
         + ". Made by `python benchmarks/peers.py`, which says how each is called; "
         f"torch {torch.__version__}, {', '.join(versions)}; {when}. "
-        "Parameters kept are those at the lowest level reached; seconds and memory are those of "
-        "compressing on one thread of a shared machine, memory above that of the loaded network.",
+        "Parameters kept are those at the lowest level reached; processor seconds and memory are "
+        "those of compressing on one thread of a shared machine, memory above that of the loaded network.",
     ]
     for network in given.networks:
         first = next(
