@@ -7,9 +7,9 @@
 
 All get the same 512 training images, with labels (onebyone, the low-rank methods and the decomposers
 look at none), and are measured on the 5,000 built-in test images. Each row is made in a process of its
-own; its seconds (of the processor) and its memory are those of compressing alone, above what Python, PyTorch, the network
-and the images take. Rows are kept in the cache and are not run again. `compressors.py` says what must
-be installed; what is missing is left out.
+own; its seconds (of the processor) and its memory are those of compressing alone, above what Python,
+PyTorch, the network and the images take. Rows are kept in the cache and are not run again.
+`compressors.py` says what must be installed; what is missing is left out.
 """
 
 from __future__ import annotations

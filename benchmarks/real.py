@@ -17,6 +17,7 @@ import datetime
 import json
 import sys
 import time
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ LEVELS = {"hed": (0.5, 0.33), "opennsfw": (0.6, 0.5)}
 EDGE_LEVELS = (0.9, 0.8, 0.7, 0.6, 0.5)
 CALIBRATION = {"hed": 2}  # crops of each photo; 15 GMACs an image
 EACH, HELD_OUT = 16, 8
-RUNTIMES = ("onnx", "openvino", "executorch", "ncnn", "eager")
+RUNTIMES = ("onnx", "openvino", "ncnn", "eager", "executorch")
 ROUNDS_SECONDS = 20.0  # of interleaved timing in each runtime
 LABELED = 64  # crops whose gradients pruning by Taylor expansion takes
 
@@ -135,24 +136,25 @@ def outputs(model: nn.Module, inputs: Tensor) -> Tensor:
     return torch.cat([model(part) for part in inputs.split(16)])
 
 
-def latencies(case: Case, lighter: nn.Module, threads: int) -> dict[str, Any]:
-    """Medians on one image in each runtime that is installed, original and lighter one by turns."""
-    found: dict[str, Any] = {}
-    for runtime in RUNTIMES:
+def latencies(
+    case: Case, lighter: nn.Module, threads: int, known: dict[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """`known` and, one after another, what it lacks: medians of one image in each runtime that works."""
+    for runtime in (r for r in RUNTIMES if r not in known):
         try:
             watch = Stopwatch(case.model, case.held_out[:1], runtime, threads)
             calls = {"before": watch.original, "after": watch.opened(lighter)}
-        except OneByOneError as error:
+        except Exception as error:  # a runtime may lack an operator, and says so in its own way
             print(f"without {runtime}: {error}", file=sys.stderr)
             continue
         samples = interleave(calls, threads=threads, seconds=ROUNDS_SECONDS, least=11, most=500)
         ratio = ratio_of(samples)
-        found[runtime] = {
+        known[runtime] = {
             "before_ms": ratio.before_ms, "after_ms": ratio.after_ms, "ratio": ratio.median,
             "doubt": ratio.doubt, "rounds": ratio.rounds, "threads": threads,
         }  # fmt: skip
-        print(case.network.name, runtime, found[runtime], flush=True)
-    return found
+        print(case.network.name, runtime, known[runtime], flush=True)
+        yield known
 
 
 def picture(case: Case, lighter: nn.Module, chosen: list[int], path: Path) -> None:
@@ -187,6 +189,10 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     rows: dict[str, Any] = json.loads(given.cache.read_text()) if given.cache.exists() else {}
     beside = given.cache.with_suffix("")
+
+    def write(rows: dict[str, Any]) -> None:
+        given.cache.write_text(json.dumps(rows, indent=1) + "\n", "utf-8")
+
     for network in (n for n in trained.NETWORKS if n.name in given.networks):
         each = given.each or CALIBRATION.get(network.name, EACH)
         case = Case(network, given.root, each, given.held_out)
@@ -197,9 +203,13 @@ def main() -> None:
                 if key not in rows:
                     rows[key] = case.row(method, level, beside)
                     print(key, json.dumps(rows[key]), flush=True)
-                if given.latency and method == "onebyone" and "latency" not in rows[key]:
-                    rows[key]["latency"] = latencies(case, case.kept(level, beside), given.threads)
-                given.cache.write_text(json.dumps(rows, indent=1) + "\n", "utf-8")
+                    write(rows)
+                if given.latency and method == "onebyone":
+                    known = rows[key].get("latency", {})
+                    for rows[key]["latency"] in latencies(
+                        case, case.kept(level, beside), given.threads, known
+                    ):
+                        write(rows)
         if given.pictures:
             picture(case, case.kept(levels[-1], beside), given.shown, given.pictures)
 
