@@ -27,10 +27,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import operators
 import torch
+from counter_peers import Inputs, Peer, available, on_meta
 from known_costs import CONVOLUTIONS, Built, Case
 from known_networks import NETWORKS
 from known_products import PRODUCTS
-from peers import Inputs, Peer, available, on_meta
 from torch import Tensor, nn
 from torch.nn import functional as F
 from traces import differences, traces

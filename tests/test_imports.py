@@ -27,7 +27,7 @@ matching sides diffing
 factorize factorize.metric factorize.least_squares factorize.reduced_rank factorize.squeeze
 factorize.alternate factorize.factors factorize.balance factorize.fit factorize.grouped
 factorize.selection
-surveying narrowing narrowing.spaces narrowing.files narrowing.cutting narrowing.marks
+surveying padded narrowing narrowing.spaces narrowing.files narrowing.cutting narrowing.marks
 narrowing.following narrowing.finding narrowing.ordering statistics
 deepening deepening.insertions deepening.files deepening.flow deepening.places deepening.candidates
 deepening.filling

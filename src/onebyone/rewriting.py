@@ -23,6 +23,7 @@ from onebyone.forms import KEPT
 from onebyone.lockstep import Lockstep
 from onebyone.narrowing.cutting import cut_model
 from onebyone.narrowing.spaces import kept_entries, narrowed
+from onebyone.padded import plain
 from onebyone.planning import Decision, Plan
 from onebyone.running import release_memory, suited
 from onebyone.sampling import choose_positions, output_rows, patch_rows, positions_of
@@ -77,6 +78,7 @@ def rewrite(
     Raises PlanError for a plan of another network.
     """
     inputs = open_images(images).inputs
+    model = plain(model, inputs[:1]).model
     statistics = statistics or observe(model, inputs, seed=plan.seed, memory=memory)
     jobs = _jobs(model, plan, statistics)
     size = max(1, min(CHUNK, memory // max(40 * statistics.survey.live_bytes, 1)))

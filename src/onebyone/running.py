@@ -66,6 +66,21 @@ def first_output(output: object) -> Tensor:
     )
 
 
+def as_logits(output: Tensor) -> Tensor:
+    """Log-probabilities where the rows (N, classes) are probabilities, whose softmax is themselves.
+
+    A network that ends in a softmax gives no logits: taken for such, a sure prediction would look like
+    an even one. All else comes back as it is.
+    """
+    if output.ndim != 2 or output.shape[1] < 2:
+        return output
+    rows = output.detach().double()
+    near = (rows.sum(1) - 1).abs().amax() < 1e-3 if len(rows) else False
+    if not near or rows.amin() < 0:
+        return output
+    return output.clamp_min(torch.finfo(output.dtype).tiny).log()
+
+
 def release_memory() -> None:
     """Give freed memory back to the system: glibc keeps it for each thread that had allocated it."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None

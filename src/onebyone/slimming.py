@@ -17,6 +17,7 @@ from onebyone.errors import BudgetError, DataError
 from onebyone.explaining.insight import Insight, look_into
 from onebyone.pacing.pace import paced, runtime_named
 from onebyone.pacing.timetable import Timetable
+from onebyone.padded import plain
 from onebyone.planning import Budget, Plan, Planner
 from onebyone.preprocessing import Preprocess
 from onebyone.progressive import schedule
@@ -129,10 +130,12 @@ def slim(
             every, held_out, calibration=calibration, labels=max_drop is not None, seed=seed
         )
     with clock.step("observe"):
+        padded = plain(model, used.inputs[:1])
+        model = padded.model
         statistics = observe(model, used, seed=seed, memory=memory, progress=clock.tell)
     trial = Trial(model, used, statistics, memory, clock)
     found, note = _found(trial, budget, max_drop, plan, kept_back, clocked)
-    notes = (*told(every), *note)
+    notes = (*told(every), *padded.notes, *note)
     return _verified(
         model,
         found,

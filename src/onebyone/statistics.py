@@ -19,7 +19,8 @@ from onebyone.factorize.squeeze import input_form, tap_products
 from onebyone.narrowing.finding import find_spaces
 from onebyone.narrowing.ordering import channel_orders
 from onebyone.narrowing.spaces import Space, blocks_read
-from onebyone.running import call, first_output, release_memory, suited
+from onebyone.padded import plain
+from onebyone.running import as_logits, call, first_output, release_memory, suited
 from onebyone.sampling import choose_positions, output_rows, patch_rows, positions_of
 from onebyone.surveying import Seen, Survey, survey
 from onebyone.tree import evaluating, frozen, hooked, modules_by_name, random_state
@@ -152,13 +153,16 @@ def observe(
     images: a tensor (N, C, H, W) or anything that `onebyone.data.open_images` takes; no labels are
     needed. What is sent back from logits is S v, S Sᵀ = diag(p) − p pᵀ for the model's own softened
     prediction p, v of random signs: the gradients' second moment is then the Fisher information
-    (Martens 2020, §5), with less noise than from labels drawn from p. For an output that is not
-    (N, classes) it is v ~ N(0, I). The model comes back as it was.
+    (Martens 2020, §5), with less noise than from labels drawn from p. Rows of
+    probabilities count as the logits behind them. For an output that is not (N, classes) it is
+    v ~ N(0, I). The model comes back as it was.
     memory: bytes that the pass may take for activations; progress: told the fraction done.
     Processes that torchrun started share the batches, and each gets the sums over all.
+    Convolutions of classes of their own that only pad are seen as plain ones (`onebyone.padded`).
     Raises ModelError for a model that fails on the images, returns NaN or has nothing to change.
     """
     inputs, world = open_images(images).inputs, World.current()
+    model = plain(model, inputs[:1]).model
     with evaluating(model), frozen(model), random_state(seed) as generator:
         found = survey(model, inputs[:1])
         spaces = find_spaces(model, inputs, found)
@@ -240,6 +244,7 @@ def _backward(output: object, generator: torch.Generator) -> None:
         )
     if not result.requires_grad:
         return
+    result = as_logits(result)
     result.backward(_direction(result.detach(), generator).to(result))
 
 

@@ -16,7 +16,7 @@ from onebyone.displaying import Displayed
 from onebyone.errors import DataError, ModelError
 from onebyone.measurement.counting import count
 from onebyone.measurement.latency import Latency, time_models
-from onebyone.running import output_of, suited
+from onebyone.running import as_logits, output_of, suited
 from onebyone.sampling import choose_positions, output_rows, positions_of
 from onebyone.surveying import PLAIN
 from onebyone.tree import evaluating, hooked, modules_by_name
@@ -155,8 +155,8 @@ class _Comparison:
 
     def _classify(self, before: Tensor, after: Tensor, labels: Tensor | None) -> None:
         self.classes = before.shape[1]
-        expected = before.log_softmax(1)
-        self.total_kl += float((expected.exp() * (expected - after.log_softmax(1))).sum())
+        expected, given = (as_logits(y).log_softmax(1) for y in (before, after))
+        self.total_kl += float((expected.exp() * (expected - given)).sum())
         self.same += int((before.argmax(1) == after.argmax(1)).sum())
         if labels is None:
             return

@@ -21,6 +21,7 @@ from onebyone.loading.loaded import Loaded, example_of
 from onebyone.loading.programs import module_of
 from onebyone.loading.weights import fit_weights, read_weights
 from onebyone.narrowing.cutting import cut_model
+from onebyone.padded import plain
 from onebyone.plan_files import SCHEMA, plan_from_json, plan_to_json
 from onebyone.planning import Plan
 from onebyone.preprocessing import Preprocess
@@ -134,6 +135,7 @@ def _architecture(plan: Plan, architecture: nn.Module | None, build: Build) -> n
 
 def _applied(base: nn.Module, plan: Plan) -> nn.Module:
     """The network cut, its layers replaced, the insertions in it: in place, weights not filled in."""
+    base = plain(base, example_of(plan.input_shape)).model
     cut_model(base, plan.narrowings)
     model = replace_modules(base, _skeletons(base, plan))
     modules = modules_by_name(model)
