@@ -56,8 +56,8 @@ def equal(one: nn.Module, other: nn.Module) -> bool:
 
 class TestLearning:
     def test_labels_alone(self) -> None:
-        model, data = net(), labeled(240)
-        tuned = obo.fine_tune(model, data, recipe=replace(QUICK, epochs=9), held_out=labeled(90, 2))
+        model, (data, others) = net(), labeled(330).split(90)
+        tuned = obo.fine_tune(model, data, recipe=replace(QUICK, epochs=9), held_out=others)
         assert tuned.before
         assert tuned.after
         assert tuned.before.agreement is None
