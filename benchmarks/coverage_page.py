@@ -81,7 +81,8 @@ shows, with what holds the rest. Inputs are the smallest square ones that the ne
 96 and 128 pixels and its own (clips of 4 to 16 frames for video; detectors resize to 96 pixels, where
 they take any size). The MACs of a detector are those of its first image: it computes more where it
 finds more. MACs are for one image, attention products among them. Layers: changed, kept in shape
-(perhaps refitted), refused. A dash: not run.
+(perhaps refitted), refused. A dash: not run; the rows with dashes are of an earlier version, checked
+for the budget of MACs alone.
 
 timm's convolutional networks are those without attention between positions whose convolutions hold
 half of the weights or more, and the ConvNeXt, MambaOut and MetaFormer families, whose 1×1
@@ -137,8 +138,14 @@ def summary(rows: Sequence[Row], every: Sequence[Listed]) -> str:
     return (
         f"**{len(rows)} of {len(every)} networks were run: {count[MET]} meet the budget of MACs, "
         f"{count[LOWEST]} cannot be brought so low and say why, {count[REFUSED]} are refused with a "
-        f"reason, {count[FAILED]} fail.**"
+        f"reason, {count[FAILED]} fail.** {_earlier(rows)}"
     )
+
+
+def _earlier(rows: Sequence[Row]) -> str:
+    """How many rows lack the checks that were added since."""
+    number = sum(r.onnx is None for r in rows if r.outcome in (MET, LOWEST))
+    return f"Of these, {number} were run before parameters, ONNX and full rank were checked too."
 
 
 def counts(rows: Sequence[Row], every: Sequence[Listed], groups: Sequence[str]) -> str:
