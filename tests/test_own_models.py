@@ -6,7 +6,7 @@ import own_models as own
 import pytest
 import torch
 from models import images
-from torch import Tensor, nn
+from torch import nn
 
 import onebyone as obo
 from onebyone import sensing, statistics
