@@ -1,11 +1,14 @@
-"""Every classification network of torchvision through `slim`: what is met, what is not, and why.
+"""Networks of torchvision and timm through `slim`: what is met, what is not, and why.
 
-    python benchmarks/coverage.py -o docs/coverage.md              # all 80, about half an hour
-    python benchmarks/coverage.py --only resnet18 vgg16 --save     # two, saved and loaded again too
+    python benchmarks/coverage.py -o docs/coverage.md                # goes on from what was run
+    python benchmarks/coverage.py --only torchvision:resnet18 --again
+    python benchmarks/coverage.py --groups timm --minutes 60 -o docs/coverage.md
+    python benchmarks/coverage.py --minutes 0 -o docs/coverage.md    # the page alone
 
 Each network runs in a process of its own, with random weights, on random images of the smallest size
-that it takes, and what comes out is checked (`check`). Where the budget cannot be met, the lowest one
-that `slim` names is tried instead, and the row says what holds the rest of the MACs.
+that it takes, and what comes out is checked (`coverage_checks`). Where the budget cannot be met, the
+lowest one that `slim` names is tried instead, and the row says what holds the rest of the MACs. Rows
+are kept in a file; networks that have one are not run again unless they failed.
 """
 
 from __future__ import annotations
@@ -19,148 +22,134 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from dataclasses import asdict
-from hashlib import blake2b
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from datetime import date
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
-from coverage_page import FAILED, LOWEST, MET, Row, page
+from coverage_checks import check, check_equal, check_plan, digest
+from coverage_networks import (
+    DETECTION,
+    GROUPS,
+    TIMM,
+    Network,
+    families_first,
+    smallest,
+    timm_networks,
+    torchvision_networks,
+)  # fmt: skip
+from coverage_page import FAILED, LOWEST, MET, REFUSED, Row, page
 from operators import declare
-from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor
 
 import onebyone as obo
-from onebyone.errors import BudgetError
-from onebyone.files import write_text
+from onebyone.errors import BudgetError, OneByOneError
+from onebyone.files import ONNX, PLAN, write_text
+from onebyone.forms import FORMS
 from onebyone.planning import Decision, Plan
-from onebyone.tree import modules_by_name
+from onebyone.running import first_output
+from onebyone.statistics import Statistics
 
-SIZES = (64, 96, 128)
-MOST_IMAGES, LEAST_IMAGES = 32, 4  # a quarter of them is held out
-WORK = 1e11  # MACs of one pass over the images, where fewer than the most then do
-
-
-def names() -> list[str]:
-    """torchvision's classification networks, quantized ones apart."""
-    from torchvision import models
-
-    return models.list_models(module=models)
+ROWS = Path(__file__).with_name("coverage.json")
+MOST_IMAGES, LEAST_IMAGES = 16, 4  # a quarter of them is held out
+WORK = 2e10  # MACs of one pass over the images, where fewer than the most then do
+LONGEST = 1800  # seconds for one network
+FULL_RANK = 1e-3  # of the largest output: what rounding may change
 
 
-def smallest(name: str) -> tuple[obo.Loaded, int]:
-    """The network with random weights and the smallest square input of SIZES, or its own, that it takes."""
-    for size in SIZES:
-        loaded = obo.load(f"torchvision:{name}", weights="random", input_size=(3, size, size))
-        try:
-            with torch.no_grad():
-                loaded.model(loaded.example)
-        except (AssertionError, RuntimeError, ValueError):
-            continue
-        return loaded, size
-    loaded = obo.load(f"torchvision:{name}", weights="random")
-    return loaded, loaded.example.shape[-1]
-
-
-def count_macs(model: nn.Module, example: Tensor) -> int:
-    """PyTorch's own count for one image; fused kernels, which it does not know, are kept out."""
-    plain = sdpa_kernel(SDPBackend.MATH)
-    with torch.enable_grad(), plain, FlopCounterMode(display=False) as flops:
-        model(example)
-    return flops.get_total_flops() // 2
-
-
-def digest(model: nn.Module) -> str:
-    """Every name, value and mode of a network, and how many hooks it carries."""
-    found = blake2b()
-    for name, tensor in model.state_dict().items():
-        found.update(name.encode())
-        found.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().data)
-    for name, module in modules_by_name(model).items():
-        hooks = len(module._forward_hooks) + len(module._forward_pre_hooks)
-        found.update(f"{name} {type(module)} {module.training} {hooks}".encode())
-    for parameter in model.parameters():
-        found.update(f"{parameter.requires_grad} {parameter.grad is None}".encode())
-    return found.hexdigest()
-
-
-def cover(name: str, macs: float, save: bool) -> Row:
+def cover(network: Network, macs: float, params: float) -> Row:
     """Slim one network and check the result; AssertionError or the error of `slim` where it fails."""
     began = time.perf_counter()
-    loaded, size = smallest(name)
-    model, before = loaded.model, digest(loaded.model)
-    whole = count_macs(model, loaded.example)
-    count = int(max(LEAST_IMAGES, min(MOST_IMAGES, WORK // whole)))
-    images = torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(0))
-    slimmed, asked, outcome = slim(loaded, images, macs)
-    seconds = time.perf_counter() - began
-    check(loaded, slimmed, images, asked * whole)
+    loaded, by_data = smallest(network), network.group == DETECTION
+    model, before, shape = loaded.model, digest(loaded.model), loaded.example.shape[1:]
+    whole = obo.measure(model, loaded.example).macs
+    count = int(max(LEAST_IMAGES, min(MOST_IMAGES, WORK // max(whole, 1))))
+    images = torch.randn(count, *shape, generator=torch.Generator().manual_seed(0))
+    slimmed, asked, outcome = lowest(lambda budget: slim(loaded, images, budget), "macs", macs)
+    check(loaded, slimmed, images, asked * whole, by_data=by_data)
+    onnx = saved(loaded, slimmed, images)
+    plan, used = slimmed.plan, images[len(images) // 4 :]
+    statistics = obo.observe(model, used)
+    by_params = lowest(lambda budget: fitted(loaded, statistics, used, budget), "params", params)
+    gap = full_rank(loaded, statistics, used)
     assert digest(model) == before, "the original was changed"
-    if save:
-        check_saved(slimmed, images)
-    plan = slimmed.plan
     forms = Counter(d.form if d.form in ("keep", "refuse") else "changed" for d in plan.decisions)
     return Row(
-        name, outcome, {}, size, count, whole, asked, plan.macs_after / whole,
+        network.name, network.group, network.family, outcome, {"macs": macs, "params": params},
+        "×".join(map(str, shape)), count, whole, asked, plan.macs_after / whole,
         plan.params_after / plan.params_before, forms["changed"], forms["keep"], forms["refuse"],
-        dict(Counter(general(d) for d in plan.decisions if d.reason).most_common()),
-        held(plan), seconds=seconds,
+        dict(Counter(general(d) for d in plan.decisions if d.reason).most_common()), held(plan),
+        by_params[2], by_params[1], onnx, gap, seconds=time.perf_counter() - began,
+        day=date.today().isoformat(), versions=versions(),
     )  # fmt: skip
 
 
-def slim(loaded: obo.Loaded, images: Tensor, macs: float) -> tuple[obo.Slimmed, float, str]:
-    """The network at the budget, or at the lowest one that it reaches; the budget, and which it was."""
-
-    def attempt(budget: float) -> obo.Slimmed:
-        return obo.slim(
-            loaded.model, images, macs=budget, held_out=len(images) // 4, latency=False,
-            source=loaded.source,
-        )  # fmt: skip
-
+def lowest(attempt: Callable[[float], Any], name: str, budget: float) -> tuple[Any, float, str]:
+    """What comes out at the budget, or at the lowest one that is named; the budget, and which it was."""
     try:
-        return attempt(macs), macs, MET
+        return attempt(budget), budget, MET
     except BudgetError as error:
         message = str(error)
-    named = re.search(r"lowest .* macs=(\d\.\d+)", message)
+    named = re.search(rf"lowest .* {name}=(\d\.\d+)", message)
     assert named is not None, f"the message names no lowest budget: {message}"
     return attempt(float(named[1])), float(named[1]), LOWEST
 
 
-def check(loaded: obo.Loaded, slimmed: obo.Slimmed, images: Tensor, limit: float) -> None:
-    """Raise AssertionError where the result is not what `slim` promises."""
-    plan, lighter, sides = slimmed.plan, slimmed.model, slimmed.verification
-    counted = count_macs(lighter, loaded.example)
-    assert counted == plan.macs_after == sides.after.macs, (
-        f"PyTorch counts {counted:,} MACs, the plan says {plan.macs_after:,} and the verification "
-        f"{sides.after.macs:,}"
-    )
-    assert counted <= limit, f"{counted:,} MACs are above the budget of {limit:,.0f}"
-    assert count_macs(loaded.model, loaded.example) == plan.macs_before == sides.before.macs, (
-        "the original's MACs differ"
-    )
-    params = sum(p.numel() for p in lighter.parameters())
-    assert params == plan.params_after == sides.after.params, f"{params:,} parameters"
-    with torch.no_grad():
-        assert lighter(images).isfinite().all(), "the output has NaN or infinite values"
-    own, other = modules_by_name(loaded.model), modules_by_name(lighter)
-    assert not any(type(m).__module__.startswith("onebyone") for m in other.values()), (
-        "the result has layers of onebyone's own"
-    )
+def slim(loaded: obo.Loaded, images: Tensor, macs: float) -> obo.Slimmed:
+    """The whole of it, at a budget of MACs."""
+    return obo.slim(
+        loaded.model, images, macs=macs, held_out=len(images) // 4, latency=False,
+        source=loaded.source,
+    )  # fmt: skip
+
+
+def fitted(loaded: obo.Loaded, statistics: Statistics, images: Tensor, params: float) -> Plan:
+    """The steps of slim, at a budget of parameters, and their result checked."""
+    plan = obo.plan(loaded.model, statistics, obo.Budget(params=params))
+    lighter = obo.rewrite(loaded.model, plan, images, statistics=statistics)
+    assert plan.params_after <= params * plan.params_before, "parameters are above the budget"
+    check_plan(loaded.model, lighter, plan, images)
+    return plan
+
+
+def saved(loaded: obo.Loaded, slimmed: obo.Slimmed, images: Tensor) -> str:
+    """Why there is no ONNX file, empty where there is one; the folder gives bit-equal outputs."""
+    with tempfile.TemporaryDirectory() as around, torch.no_grad():
+        folder = slimmed.save(Path(around, "out"))
+        again = obo.load(folder, architecture=loaded.model).model
+        message = "outputs differ from those of the network that was saved"
+        check_equal(again(images), slimmed.model(images), message)
+        if (folder / ONNX).is_file():
+            return ""
+        notes = json.loads((folder / PLAN).read_text(encoding="utf-8"))["notes"]
+    return next((n for n in notes if n.startswith("no ")), "no file, and no note on it")
+
+
+def full_rank(loaded: obo.Loaded, statistics: Statistics, images: Tensor) -> float:
+    """How far the network in forms of full rank is from the original, of its largest output."""
+    plan = obo.plan(loaded.model, statistics, obo.Budget(macs=1.0), narrow=False)
+    decisions = []
     for decision in plan.decisions:
-        if decision.form in ("keep", "refuse") and decision.macs_after:
-            assert decision.reason, f"the plan does not say why {decision.layer} stays as it is"
-        if decision.refused:
-            pairs = zip(
-                own[decision.layer].parameters(), other[decision.layer].parameters(), strict=True
-            )
-            assert all(torch.equal(a, b) for a, b in pairs), f"refused {decision.layer} was changed"
-
-
-def check_saved(slimmed: obo.Slimmed, images: Tensor) -> None:
-    """Raise AssertionError where the saved folder does not give bit-equal outputs."""
-    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-        again = obo.load(slimmed.save(Path(folder, "out"))).model
-        assert torch.equal(again(images), slimmed.model(images)), "loaded outputs differ"
+        conv = decision.conv
+        if conv is not None and not decision.refused and conv.groups == 1:
+            form = "pointwise" if conv.pointwise else "tucker2"
+            sides = {"in": conv.c_in, "out": conv.c_out}
+            ranks = tuple(sides[side] for side in FORMS[form].ranks)
+            decision = replace(decision, form=form, ranks=ranks, reason="")
+        decisions.append(decision)
+    whole = replace(plan, decisions=tuple(decisions))
+    lighter = obo.rewrite(loaded.model, whole, images, statistics=statistics)
+    with torch.no_grad():
+        one, other = (first_output(m(images)) for m in (loaded.model, lighter))
+    if not one.numel():
+        return 0.0 if not other.numel() else 1.0
+    assert one.shape == other.shape, "at full rank the output has another shape"
+    gap = float((one - other).abs().max() / one.abs().max().clamp_min(1e-30))
+    assert gap <= FULL_RANK, f"at full rank outputs differ by {gap:.1e} of the largest"
+    return gap
 
 
 def general(decision: Decision) -> str:
@@ -176,59 +165,124 @@ def held(plan: Plan) -> dict[str, float]:
         if decision.refused or decision.reason.startswith("no form"):
             shares[general(decision)] += decision.macs_before
     shares["products in no layer's own forward, such as attention's"] += plan.other_macs
-    return {r: n / plan.macs_before for r, n in shares.most_common() if n}
+    return {r: n / max(plan.macs_before, 1) for r, n in shares.most_common() if n}
 
 
-def run(name: str, args: argparse.Namespace) -> Row:
-    """One network in a process of its own, or as the cache has it; never raises."""
-    settings = {"macs": args.macs, "save": args.save}
-    cached = args.cache / f"{name}.json" if args.cache else None
-    if cached is not None and cached.is_file():
-        row = Row(**json.loads(cached.read_text(encoding="utf-8")))
-        if row.outcome != FAILED and row.settings == settings:
-            return row
-    command = [sys.executable, __file__, "--one", name, "--macs", str(args.macs)]
-    command += ["--save"] if args.save else []
-    command += ["--threads", str(args.threads)]
-    done = subprocess.run(command, capture_output=True, text=True)
+def versions() -> dict[str, str]:
+    """Of what the networks come from."""
+    return {name: version(name) for name in ("torch", "torchvision", "timm")}
+
+
+def run(network: Network, args: argparse.Namespace) -> Row:
+    """One network in a process of its own; never raises."""
+    command = [sys.executable, __file__, "--one", json.dumps(asdict(network))]
+    for name in ("macs", "params", "threads"):
+        command += [f"--{name}", str(getattr(args, name))]
+    settings = {"macs": args.macs, "params": args.params}
+    blank = Row(
+        network.name, network.group, network.family, FAILED, settings, day=date.today().isoformat()
+    )
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=LONGEST)
+    except subprocess.TimeoutExpired:
+        return replace(blank, why=f"it took longer than {LONGEST} s")
+    if not done.returncode:
+        return Row(**json.loads(done.stdout.splitlines()[-1]))
     last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-    if done.returncode:
-        row = Row(name, FAILED, settings, why=f"exit code {done.returncode}: {last}")
-    else:
-        row = Row(**json.loads(done.stdout.splitlines()[-1]) | {"settings": settings})
-    if cached is not None:
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        write_text(cached, json.dumps(asdict(row), indent=1))
-    return row
+    return replace(blank, why=f"exit code {done.returncode}: {last}")
+
+
+def one(text: str, macs: float, params: float) -> Row:
+    """The row of one network; what the product refuses with a message of its own is no failure."""
+    network = Network(**json.loads(text))
+    try:
+        return cover(network, macs, params)
+    except OneByOneError as error:
+        if type(error) is BudgetError:
+            raise
+        return Row(
+            network.name, network.group, network.family, REFUSED, {"macs": macs, "params": params},
+            why=str(error), day=date.today().isoformat(), versions=versions(),
+        )  # fmt: skip
+
+
+class Rows:
+    """What was run, and which networks of timm there are, in a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        self.timm: dict[str, Any] = known.get("timm", {})
+        self.rows = {name: Row(**row) for name, row in known.get("rows", {}).items()}
+
+    def add(self, row: Row) -> None:
+        """Take a row in, and write them all."""
+        self.rows[row.name] = row
+        self.write()
+
+    def write(self) -> None:
+        """The whole file, a row on each line so that changes can be seen."""
+        lines = ",\n".join(
+            f"{json.dumps(n)}: {json.dumps(asdict(r), ensure_ascii=False)}"
+            for n, r in sorted(self.rows.items())
+        )
+        text = f'{{"timm": {json.dumps(self.timm)},\n"rows": {{\n{lines}\n}}}}\n'
+        write_text(self.path, text)
+
+    def networks(self) -> list[Network]:
+        """All networks in the order in which they are run; timm's are listed once for a version."""
+        if self.timm.get("version") != version("timm"):
+            found = [[n.name, n.family, n.params] for n in timm_networks()]
+            self.timm = {"version": version("timm"), "networks": found}
+            self.write()
+        timm = [Network(n, TIMM, family, p) for n, family, p in self.timm["networks"]]
+        every = [*torchvision_networks(), *families_first(timm)]
+        return sorted(every, key=lambda n: GROUPS.index(n.group))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="by default every network")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="such as timm:resnet18")
+    parser.add_argument("--groups", nargs="+", default=list(GROUPS), choices=GROUPS)
+    parser.add_argument("--again", action="store_true", help="also those that have a row")
+    parser.add_argument("--minutes", type=float, help="start none after so many; 0 runs none")
     parser.add_argument("--macs", type=float, default=0.6)
-    parser.add_argument("--save", action="store_true", help="save and load each result as well")
+    parser.add_argument("--params", type=float, default=0.6)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--cache", type=Path, metavar="DIR", help="results to go on from")
+    parser.add_argument("--rows", type=Path, default=ROWS, metavar="FILE.json")
     parser.add_argument("-o", "--out", type=Path, metavar="FILE.md")
-    parser.add_argument("--one", metavar="NAME", help=argparse.SUPPRESS)
+    parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     declare()
     if args.one:
-        print(json.dumps(asdict(cover(args.one, args.macs, args.save))))
+        print(json.dumps(asdict(one(args.one, args.macs, args.params))))
         return
-    chosen = args.only or names()
-    rows = []
-    for number, name in enumerate(chosen, start=1):
-        row = run(name, args)
-        rows.append(row)
+    rows, began = Rows(args.rows), time.monotonic()
+    every = rows.networks()
+    names = {n.name for n in every}
+    unknown = set(args.only or ()) - names
+    if unknown:
+        parser.error(f"no network of this benchmark: {', '.join(sorted(unknown))}")
+    chosen = [n for n in every if n.group in args.groups and n.name in (args.only or names)]
+    failed = False
+    for number, network in enumerate(chosen, start=1):
+        before = rows.rows.get(network.name)
+        if before is not None and before.outcome != FAILED and not args.again:
+            continue
+        if args.minutes is not None and time.monotonic() - began >= 60 * args.minutes:
+            break
+        row = run(network, args)
+        rows.add(row)
+        failed |= row.outcome == FAILED
         said = row.why or f"{row.macs_kept:.3f} of the MACs"
         print(
-            f"{number}/{len(chosen)} {name}: {row.outcome}, {said}, {row.seconds:.0f} s", flush=True
+            f"{number}/{len(chosen)} {row.name}: {row.outcome}, {said}, {row.seconds:.0f} s",
+            flush=True,
         )
     if args.out:
-        write_text(args.out, page(rows, args.macs, args.save, args.threads))
-    sys.exit(any(row.outcome == FAILED for row in rows))
+        write_text(args.out, page([*rows.rows.values()], every, args.macs, args.params))
+    sys.exit(failed)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ while the networks that use none of them run.
 from __future__ import annotations
 
 import importlib.util
+import sys
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +20,7 @@ _DEFORMABLE = (
     "int groups, int offset_groups, bool use_mask) -> Tensor"
 )
 _KEPT: list[torch.library.Library] = []
+_GIVEN: set[str] = set()
 
 
 def declare() -> None:
@@ -48,3 +51,31 @@ def _zeros(
     input: Tensor, weight: Tensor, offset: Tensor, mask: Tensor, bias: Tensor, *geometry: int
 ) -> Tensor:
     return input.new_zeros(input.shape[0], weight.shape[0], *offset.shape[2:])
+
+
+def allow_detection() -> None:
+    """Give `nms` a kernel where torchvision has none of its own, so that detectors run."""
+    from torchvision.ops import boxes
+
+    if _KEPT and "nms" not in _GIVEN:
+        _KEPT[0].impl("nms", _suppressed, "CPU")
+        boxes._assert_has_ops = lambda: None
+        pooling: Any = sys.modules["torchvision.ops.roi_align"]
+        # Its own pure PyTorch form, without the compilation of it that costs more than it saves here.
+        pooling._roi_align = pooling._roi_align.__wrapped__
+        _GIVEN.add("nms")
+
+
+def _suppressed(dets: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
+    """The boxes that overlap no better one by more than the threshold, from the best score down."""
+    from torchvision.ops import box_iou
+
+    order = scores.argsort(descending=True, stable=True)
+    near = (box_iou(dets[order], dets[order]) > iou_threshold).tolist()
+    kept: list[int] = []
+    gone = [False] * len(order)
+    for i, row in enumerate(near):
+        if not gone[i]:
+            kept.append(i)
+            gone = [a or b for a, b in zip(gone, row, strict=True)]
+    return order[torch.tensor(kept, dtype=torch.long)] if kept else order

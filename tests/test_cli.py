@@ -442,7 +442,7 @@ class TestProcesses:
         ("module", "name", "number", "code"),
         [
             ("onebyone.rewriting", "_solve", signal.SIGINT, 130),
-            ("onebyone.statistics", "_backward", signal.SIGINT, 130),
+            ("onebyone.statistics", "send_back", signal.SIGINT, 130),
             ("onebyone.saving", "export_onnx", signal.SIGINT, 130),
             pytest.param(
                 "onebyone.saving", "write_text", signal.SIGINT, 130, marks=pytest.mark.slow

@@ -27,7 +27,7 @@ from planting import Bug, Patch, check_caught
 from torch import Tensor, nn
 
 import onebyone as obo
-from onebyone import allocation, building, plan_files, planning, rewriting, statistics
+from onebyone import allocation, building, plan_files, planning, rewriting, sensing, statistics
 from onebyone.conv import ConvSpec
 from onebyone.factorize import fit as fitting
 from onebyone.factorize import least_squares
@@ -455,11 +455,11 @@ def _first_name_only(model: nn.Module, new: dict[str, nn.Module]) -> nn.Module:
 
 
 def _most_likely(patch: Patch) -> None:
-    def direction(output: Tensor, generator: torch.Generator) -> Tensor:
-        p = (output.double() / statistics.TEMPERATURE).softmax(1)
+    def direction(output: Tensor, generator: torch.Generator, images: int) -> Tensor:
+        p = (output.double() / sensing.TEMPERATURE).softmax(1)
         return p - nn.functional.one_hot(p.argmax(1), p.shape[1])
 
-    patch.setattr(statistics, "_direction", direction)
+    patch.setattr(sensing, "direction", direction)
 
 
 PASSES = {

@@ -11,7 +11,7 @@ from test_tree import check_untouched
 from torch import Tensor, nn
 
 import onebyone as obo
-from onebyone import statistics
+from onebyone import sensing, statistics
 from onebyone.errors import ModelError
 from onebyone.statistics import Moments
 
@@ -71,7 +71,7 @@ def check_fisher(model: nn.Module, inputs: Tensor) -> None:
     """Law: at a classifier's logits Σ g gᵀ is the Fisher information of the softened prediction p."""
     found = statistics.observe(model, inputs).layers["5"].gradients / len(inputs)
     with torch.no_grad():
-        p = (model(inputs).double() / statistics.TEMPERATURE).softmax(1)
+        p = (model(inputs).double() / sensing.TEMPERATURE).softmax(1)
     expected = ((p.mean(0)).diag() - p.T @ p / len(p)).float()
     torch.testing.assert_close(
         found, expected, rtol=0, atol=0.08 * expected.diagonal().max().item()

@@ -297,7 +297,7 @@ def _planned(
             )  # fmt: skip
     return Plan(
         budget, tuple(decisions[s.layer] for s in survey.layers), survey.input_shape, macs, params,
-        seed=statistics.seed, notes=widths_kept(statistics), narrowings=narrowings,
+        seed=statistics.seed, notes=(*statistics.notes, *widths_kept(statistics)), narrowings=narrowings,
     )  # fmt: skip
 
 

@@ -10,25 +10,26 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from onebyone.agreement import Agreement
 from onebyone.conv import ConvSpec
 from onebyone.data import open_images
 from onebyone.distributed import World
-from onebyone.errors import ModelError
+from onebyone.factorize.metric import shrink, shrinkage
 from onebyone.factorize.selection import Order
 from onebyone.factorize.squeeze import input_form, tap_products
 from onebyone.narrowing.finding import find_spaces
 from onebyone.narrowing.ordering import channel_orders
 from onebyone.narrowing.spaces import Space, blocks_read
 from onebyone.padded import plain
-from onebyone.running import as_logits, call, first_output, release_memory, suited
+from onebyone.running import call, release_memory, suited
 from onebyone.sampling import choose_positions, output_rows, patch_rows, positions_of
+from onebyone.sensing import send_back, stand_in
 from onebyone.surveying import Seen, Survey, survey
 from onebyone.tree import evaluating, frozen, hooked, modules_by_name, random_state
 
 WORK_SHARE = 0.06  # of a layer's own arithmetic that sampling for one moment may cost
 LEAST_ROWS, MOST_ROWS = 4096, 32768
 OVER = 2  # bytes that a pass takes for each byte of activations
-TEMPERATURE = 2.0  # training images are often known by heart: their predictions say little at 1
 
 
 @dataclass
@@ -68,10 +69,16 @@ class Moments:
         )
 
     @property
+    def few(self) -> bool:
+        """Whether there are no more samples than numbers in one: their covariance is singular."""
+        return 0 < self.samples <= self.size
+
+    @property
     def covariance(self) -> Float[Tensor, "d d"]:
-        """Centred second moments, in float64."""
+        """Centred second moments, in float64; of few samples shrunk, so that no direction is free."""
         mean = self.total / self.samples
-        return self.products.double() / self.samples - mean.outer(mean)
+        found = self.products.double() / self.samples - mean.outer(mean)
+        return shrink(found, shrinkage(found, self.samples)) if self.few and found.any() else found
 
 
 @dataclass
@@ -128,7 +135,8 @@ class Statistics:
 
     `spaces` are the hidden channels between layers, those that cannot be left out with the reason;
     `needs` has Σ Wᵀ G W for the input channels of layers, summed over the images, and `orders` for
-    each space that can be cut, by its name, which channels are needed most.
+    each space that can be cut, by its name, which channels are needed most. `notes` say what of the
+    images the plan should be read with: that they are few, or unlike those of training.
     """
 
     survey: Survey
@@ -138,6 +146,7 @@ class Statistics:
     spaces: tuple[Space, ...] = ()
     needs: dict[str, Tensor] = field(default_factory=dict)
     orders: dict[str, Order] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 def observe(
@@ -168,20 +177,52 @@ def observe(
         spaces = find_spaces(model, inputs, found)
         batch = max(1, min(len(inputs), 64, memory // max(OVER * found.activation_bytes, 1)))
         blocks = blocks_read(spaces)
-        recorder = _Recorder(found, len(inputs), generator, blocks)
+        recorder, agreement = _Recorder(found, len(inputs), generator, blocks), Agreement()
         with hooked(recorder.attach(model)), torch.enable_grad():
             for index, part in world.share(inputs.split(batch)):
                 # A batch draws the same whichever process it falls to.
                 generator.manual_seed(hash((seed, index)) % (1 << 62))
-                _backward(call(model, suited(model, part)), generator)
+                with hooked(agreement.attach(model) if not index else []):
+                    output = call(model, suited(model, part))
+                send_back(output, len(part), generator)
                 if progress is not None:
                     progress(min(1.0, (index + 1) * batch / len(inputs)))
     release_memory()
     kept = {name: seen.to("cpu") for name, seen in recorder.layers.items()}
     layers = _summed(kept, found, blocks, world)
+    notes = (*agreement.notes, *_filled(layers, len(inputs)))
     needs = _needs(model, layers)
     orders = channel_orders(spaces, layers, needs)
-    return Statistics(_only(found, layers), len(inputs), layers, seed, spaces, needs, orders)
+    return Statistics(_only(found, layers), len(inputs), layers, seed, spaces, needs, orders, notes)
+
+
+def _filled(layers: dict[str, LayerStatistics], images: int) -> tuple[str, ...]:
+    """Moments for layers that no gradient reached; notes on those, and on layers of few samples."""
+    dense = {name: seen for name, seen in layers.items() if seen.outputs.size}
+    unfelt = stand_in(
+        {name: seen.gradients for name, seen in dense.items()},
+        {name: seen.outputs.covariance for name, seen in dense.items()},
+        images,
+    )
+    few = tuple(name for name, seen in dense.items() if seen.outputs.few or seen.channels.few)
+    notes = []
+    if unfelt:
+        notes.append(
+            f"no gradient of the network's outputs reaches {_named(unfelt)}: their own outputs are "
+            "kept close instead"
+        )
+    if few:
+        notes.append(
+            f"the {images:,} calibration images give {_named(few)} no more samples than channels: "
+            "their covariance is shrunk towards equal channels, and more images would give a better plan"
+        )
+    return tuple(notes)
+
+
+def _named(layers: tuple[str, ...]) -> str:
+    """A few of the names, and how many more."""
+    more = f" and {len(layers) - 3} more layers" if len(layers) > 3 else ""
+    return ", ".join(layers[:3]) + more
 
 
 def _needs(model: nn.Module, layers: dict[str, LayerStatistics]) -> dict[str, Tensor]:
@@ -232,30 +273,6 @@ def _only(found: Survey, seen: dict[str, LayerStatistics]) -> Survey:
         for s in found.layers
     ]
     return replace(found, layers=tuple(layers))
-
-
-def _backward(output: object, generator: torch.Generator) -> None:
-    """Send the Fisher loss's gradient back through the network."""
-    result = first_output(output)
-    if not result.isfinite().all():
-        raise ModelError(
-            "the model's output has NaN or infinite values on the calibration images: check its "
-            "weights and the images' normalisation"
-        )
-    if not result.requires_grad:
-        return
-    result = as_logits(result)
-    result.backward(_direction(result.detach(), generator).to(result))
-
-
-def _direction(output: Tensor, generator: torch.Generator) -> Tensor:
-    """The gradient at the output: of random signs in the Fisher's metric for logits, else normal."""
-    if output.ndim != 2 or output.shape[1] < 2:
-        return torch.randn(output.shape, generator=generator)
-    prediction = (output.double().cpu() / TEMPERATURE).softmax(1)
-    signs = torch.randint(0, 2, prediction.shape, generator=generator).double() * 2 - 1
-    signed = prediction.sqrt() * signs
-    return signed - prediction * signed.sum(1, keepdim=True)
 
 
 class _Recorder:

@@ -18,6 +18,7 @@ from onebyone.tree import hooked, modules_by_name, replace_modules, shallow_copy
 
 PLAIN = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 CONV_LIKE = (nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear)
+QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torchao")
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
@@ -61,6 +62,7 @@ def survey(model: nn.Module, image: Tensor) -> Survey:
     layers: dict[str, nn.Module] = {
         n: m for n, m in modules_by_name(model).items() if isinstance(m, CONV_LIKE)
     }
+    _check_kind(model)
     if not layers:
         raise ModelError(
             f"{type(model).__name__} has no convolution and no linear layer that onebyone knows: "
@@ -80,6 +82,34 @@ def survey(model: nn.Module, image: Tensor) -> Survey:
         tuple(seen), count(model, image).macs, sum(p.numel() for p in model.parameters()),
         tuple(image.shape[1:]), watcher.activation_bytes, watcher.live_bytes, device,
     )  # fmt: skip
+
+
+def _check_kind(model: nn.Module) -> None:
+    """Raise ModelError for networks whose layers cannot be seen, or are quantized already."""
+    for name, module in modules_by_name(model).items():
+        kind, where = type(module), f"its layer {name!r}" if name else "it"
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ModelError(
+                f"the network cannot be made lighter: {where} is TorchScript ({kind.__name__}), whose "
+                "layers cannot be exchanged. Give the nn.Module that it was made from"
+            )
+        if kind.__module__.startswith(QUANTIZED):
+            raise ModelError(
+                f"the network cannot be made lighter: {where} is quantized already "
+                f"({kind.__module__.rpartition('.')[0]}.{kind.__name__}). Give the network as it was "
+                "before, and quantize the lighter one"
+            )
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.layout is not torch.strided:
+            raise ModelError(
+                f"the network cannot be made lighter: its tensor {name} is sparse ({tensor.layout}), "
+                "and no copy of such a network can be made. Give it with dense tensors (to_dense())"
+            )
+        if tensor.is_quantized:
+            raise ModelError(
+                f"the network cannot be made lighter: its tensor {name} is quantized already "
+                f"({tensor.dtype}). Give the network as it was before, and quantize the lighter one"
+            )
 
 
 class _Watcher:

@@ -117,7 +117,7 @@ def verify(
     tell(1.0)
     return Verification(
         sides[0], sides[1], found.images, found.agreement(), found.divergence(),
-        found.output_error(), layers,
+        found.output_error(), layers, found.notes,
     )  # fmt: skip
 
 
@@ -126,7 +126,7 @@ class _Comparison:
 
     def __init__(self, model: nn.Module, lighter: nn.Module) -> None:
         self.networks = (model, lighter)
-        self.images = self.labeled = self.same = 0
+        self.images = self.labeled = self.same = self.unlike = 0
         self.right = [0, 0]
         self.total_kl = self.gap = self.square = 0.0
         self.sum: Tensor | None = None
@@ -145,12 +145,15 @@ class _Comparison:
                 "images, a larger budget, or a network in float32"
             )
         self.images += len(inputs)
+        if before.shape != after.shape:
+            self.unlike += len(inputs)
+            return
         self.gap += float((before - after).square().sum())
         self.square += float(before.square().sum())
         total = before.sum(0)
         if self.sum is None or self.sum.shape == total.shape:
             self.sum = total if self.sum is None else self.sum + total
-        if before.ndim == 2 and before.shape[1] > 1:
+        if before.ndim == 2 and before.shape[1] > 1 and len(before) == len(inputs):
             self._classify(before, after, labels)
 
     def _classify(self, before: Tensor, after: Tensor, labels: Tensor | None) -> None:
@@ -183,9 +186,20 @@ class _Comparison:
         """Mean KL(before ‖ after), nats."""
         return None if self.classes is None else max(self.total_kl / self.images, 0.0)
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Why there is no error of the output."""
+        if not self.unlike:
+            return ()
+        return (
+            "the error of the output is not known: the two networks return different numbers of values "
+            f"for {self.unlike:,} of the {self.images:,} images, as detectors do where they find more or "
+            "fewer things; compare them by their own metric",
+        )
+
     def output_error(self) -> float | None:
         """Squared error relative to the variance of the original's output over the images."""
-        if self.sum is None:
+        if self.sum is None or self.unlike or not self.sum.numel():
             return None
         variance = self.square - float(self.sum.square().sum()) / self.images
         # One image alone, or a constant output, has no variance: relative to its size then.

@@ -239,7 +239,7 @@ def _both(layer: str, before: Tensor, after: Tensor) -> Both:
 
 def _likeliest(logits: Tensor, classes: tuple[str, ...] | None) -> tuple[tuple[str, float], ...]:
     """The five likeliest classes with their probabilities; none for outputs that are no class logits."""
-    if logits.ndim != 2 or not 1 < logits.shape[1] <= 100_000:
+    if logits.ndim != 2 or not len(logits) or not 1 < logits.shape[1] <= 100_000:
         return ()
     found = logits[0].softmax(0)
     best = found.argsort(descending=True)[:CLASSES].tolist()

@@ -194,7 +194,7 @@ def _show(name: str, layer: nn.Conv2d, x: Tensor, y: Tensor, stride: int) -> Sho
     weight, bias = weight[filters].float(), bias[filters].float()
     output = _apply(maps.values.double(), weight.double(), bias.double())
     exact = expected[filters][:, ::stride, ::stride]
-    moved = (output - exact).abs().max() / exact.std().clamp_min(1e-12)
+    moved = (output - exact).abs().max() / exact.std(correction=0).clamp_min(1e-12)
     return Shown(
         name, len(y[0]), (height, width), stride, maps, tuple(filters), weight, bias, output.float(),
         float(moved),

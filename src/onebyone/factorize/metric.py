@@ -20,6 +20,19 @@ def shrink(matrix: Float[Tensor, "d d"], amount: float) -> Float[Tensor, "d d"]:
     return (1 - amount) * matrix + amount * scale * eye
 
 
+def shrinkage(covariance: Float[Tensor, "d d"], samples: int) -> float:
+    """How much to shrink a covariance of so many samples, from 0 to 1: oracle approximating shrinkage.
+
+    ρ = ((1 − 2/d) tr S² + tr² S) / ((n + 1 − 2/d) (tr S² − tr² S / d)), at most 1. Chen, Wiesel, Eldar
+    & Hero, "Shrinkage algorithms for MMSE covariance estimation", 2010, equation 23.
+    """
+    d = len(covariance)
+    square = float(covariance.square().sum())
+    trace = float(covariance.diagonal().sum()) ** 2
+    spread = (samples + 1 - 2 / d) * (square - trace / d)
+    return max(0.0, min(1.0, ((1 - 2 / d) * square + trace) / spread)) if spread > 0 else 1.0
+
+
 def factor(matrix: Float[Tensor, "d d"], amount: float = 1e-6) -> Float[Tensor, "d d"]:
     """Lower triangular L with L Lᵀ = the shrunk matrix (Cholesky)."""
     matrix = matrix.double()

@@ -1,0 +1,131 @@
+"""The networks that `coverage.py` goes through: those of torchvision, and the CNNs of timm by family."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from operators import allow_detection
+from torch import nn
+
+import onebyone as obo
+
+CLASSIFICATION, SEGMENTATION, DETECTION, VIDEO = (
+    f"torchvision {task}" for task in ("classification", "segmentation", "detection", "video")
+)
+TIMM = "timm"
+GROUPS = (SEGMENTATION, VIDEO, DETECTION, CLASSIFICATION, TIMM)
+SIZES = (32, 64, 96, 128)  # pixels of a square input that are tried before the network's own
+CLIPS = ((4, 32), (8, 64), (16, 112), (16, 224))  # frames, pixels
+# Families that are convolutional networks whose 1×1 convolutions are written as linear layers.
+LINEAR = ("convnext", "mambaout", "metaformer")
+# What weighs channels or branches, or pools at the end.
+GATES = (
+    "SplitAttn", "SelectiveKernelAttn", "BatNonLocalAttn", "BilinearAttnTransform",
+    "AttentionPool2d",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Network:
+    """One network: `name` as `obo.load` takes it; `family` is the file of timm that defines it."""
+
+    name: str
+    group: str
+    family: str
+    params: int = 0
+
+
+def torchvision_networks() -> list[Network]:
+    """All of torchvision but quantized networks, optical flow and the transformers for video."""
+    from torchvision import models
+
+    places = {
+        CLASSIFICATION: models, SEGMENTATION: models.segmentation, DETECTION: models.detection,
+        VIDEO: models.video,
+    }  # fmt: skip
+    return [
+        Network(f"torchvision:{name}", group, name)
+        for group, module in places.items()
+        for name in models.list_models(module=module)
+        if not name.startswith(("mvit", "swin3d"))
+    ]
+
+
+def timm_networks() -> list[Network]:
+    """timm's convolutional networks (`convolutional`), with family and number of parameters.
+
+    They are built without memory for their weights, which takes a few minutes for all of them.
+    """
+    import timm
+
+    found = []
+    for name in timm.list_models():
+        family = timm.models._registry._model_to_module[name]
+        try:
+            with torch.device("meta"):
+                model = timm.create_model(name)
+        except (RuntimeError, NotImplementedError):  # it computes with weights while it is built
+            model = timm.create_model(name)
+        if convolutional(model, family):
+            params = sum(p.numel() for p in model.parameters())
+            found.append(Network(f"timm:{name}", TIMM, family, params))
+    return found
+
+
+def convolutional(model: nn.Module, family: str) -> bool:
+    """Whether it has no attention between positions, and convolutions hold half of its weights.
+
+    Those of the classifier do not count.
+    """
+    kinds = {type(m).__name__ for m in model.modules()}.difference(GATES)
+    if any("Attention" in k or "Attn" in k for k in kinds):
+        return False
+    convs, linears = (
+        sum(
+            p.numel()
+            for m in model.modules()
+            if isinstance(m, kind)
+            for p in m.parameters(recurse=False)
+        )
+        for kind in (nn.modules.conv._ConvNd, nn.Linear)
+    )
+    head = getattr(model, "head_hidden_size", getattr(model, "num_features", 0))
+    return family in LINEAR or convs >= linears - head * getattr(model, "num_classes", 0)
+
+
+def families_first(networks: Iterable[Network]) -> list[Network]:
+    """The smallest of each family, then the others, each part from the smallest."""
+    order = sorted(networks, key=lambda n: n.params)
+    seen: set[str] = set()
+    first = [n for n in order if not (n.family in seen or seen.add(n.family))]
+    return [*first, *(n for n in order if n not in first)]
+
+
+def smallest(network: Network) -> obo.Loaded:
+    """The network with random weights and the smallest input that it takes, or its own."""
+    shapes: list[tuple[int, ...]] = [(3, size, size) for size in SIZES]
+    if network.group == VIDEO:
+        shapes = [(3, frames, size, size) for frames, size in CLIPS]
+    for shape in shapes:
+        loaded = load(network, shape)
+        try:
+            with torch.no_grad():
+                loaded.model(loaded.example)
+        except (AssertionError, RuntimeError, ValueError, IndexError, ZeroDivisionError):
+            continue
+        return loaded
+    return load(network, None)
+
+
+def load(network: Network, shape: tuple[int, ...] | None) -> obo.Loaded:
+    """Random weights; a detector resizes images to 96 pixels where it takes any size."""
+    loaded = obo.load(network.name, weights="random", input_size=shape)
+    if network.group == DETECTION:
+        allow_detection()
+        transform: Any = loaded.model.transform
+        if transform.fixed_size is None:
+            transform.min_size, transform.max_size = (96,), 128
+    return loaded

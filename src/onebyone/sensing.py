@@ -1,0 +1,88 @@
+"""What is sent back from a network's outputs, and what stands in where none of it arrives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from onebyone.errors import ModelError
+from onebyone.running import as_logits, first_output
+from onebyone.tree import tensors_in
+
+TEMPERATURE = 2.0  # training images are often known by heart: their predictions say little at 1
+
+
+def send_back(output: object, images: int, generator: torch.Generator) -> None:
+    """Send the loss's gradient back from every floating-point output of a network for some images.
+
+    Logits (images, classes) have the Fisher information as their metric. Any other output has the
+    plain one where it is alone; beside others it is scaled so that its relative error counts, as much
+    as a nat of the logits' (E‖f − E f‖² is 1 for one image). Outputs without elements, or that do not
+    depend on the layers, send nothing.
+    Raises ModelError where an output has NaN or infinite values, or none is floating-point.
+    """
+    first_output(output)
+    found = list({id(t): t for t in tensors_in(output) if t.is_floating_point()}.values())
+    if not all(t.isfinite().all() for t in found):
+        raise ModelError(
+            "the model's output has NaN or infinite values on the calibration images: check its "
+            "weights and the images' normalisation"
+        )
+    sending = [
+        as_logits(t) if _logits(t, images) else t for t in found if t.requires_grad and t.numel()
+    ]
+    if not sending:
+        return
+    drawn = [direction(t.detach(), generator, images) for t in sending]
+    if len(sending) > 1:
+        drawn = [d * _scale(t, images) for t, d in zip(sending, drawn, strict=True)]
+    torch.autograd.backward(sending, [d.to(t) for t, d in zip(sending, drawn, strict=True)])
+
+
+def direction(output: Tensor, generator: torch.Generator, images: int | None = None) -> Tensor:
+    """The gradient at the output: of random signs in the Fisher's metric for logits, else normal."""
+    if not _logits(output, images):
+        return torch.randn(output.shape, generator=generator)
+    prediction = (output.double().cpu() / TEMPERATURE).softmax(1)
+    signs = torch.randint(0, 2, prediction.shape, generator=generator).double() * 2 - 1
+    signed = prediction.sqrt() * signs
+    return signed - prediction * signed.sum(1, keepdim=True)
+
+
+def _logits(output: Tensor, images: int | None) -> bool:
+    """Whether an output has a row of classes for each image; lists of boxes have other lengths."""
+    return output.ndim == 2 and output.shape[1] > 1 and images in (None, len(output))
+
+
+def _scale(output: Tensor, images: int) -> float:
+    """What makes the squared error of an output relative to what it varies by, for one image."""
+    if _logits(output, images):
+        return 1.0
+    values = output.detach().double()
+    varies = float((values - values.mean()).square().sum())
+    return (images / varies) ** 0.5 if varies > 0 else 0.0
+
+
+def stand_in(
+    gradients: Mapping[str, Tensor], covariances: Mapping[str, Tensor], images: int
+) -> tuple[str, ...]:
+    """Fill, in place, the moments Σ g gᵀ of layers that no gradient reached; their names.
+
+    The network cuts its graph before them, or returned nothing on these images. They count as much as
+    the median of the others, by what the loss rises if all of the output's variance is lost (1 nat
+    where there are no others), with the same weight for each of their channels.
+    """
+    felt = {
+        name: float((found.double() * covariances[name]).sum()) / images
+        for name, found in gradients.items()
+    }
+    known = [loss for loss in felt.values() if loss > 0]
+    none = tuple(name for name, found in gradients.items() if not found.any())
+    for name in none:
+        varies = float(covariances[name].diagonal().sum())
+        if varies > 0:
+            gradients[name].fill_diagonal_(images * (median(known) if known else 1.0) / varies)
+    return none
