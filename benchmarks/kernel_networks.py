@@ -10,7 +10,9 @@ from torch import Tensor, nn
 CLASSES = 10
 
 
-def _normed(c_in: int, c_out: int, kernel: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
+def _normed(
+    c_in: int, c_out: int, kernel: int, stride: int = 1, groups: int = 1
+) -> list[nn.Module]:
     conv = nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, groups=groups, bias=False)
     return [conv, nn.BatchNorm2d(c_out)]
 

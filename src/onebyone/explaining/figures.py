@@ -189,11 +189,10 @@ def _parts(decision: Decision) -> list[tuple[int, bool]]:
     conv = decision.conv
     if decision.form in UNCHANGED or conv is None:
         return [(decision.macs_after, False)]
-    found = []
-    for part in FORMS[decision.form].parts(conv, decision.ranks):
-        positions = decision.positions_in if part.at_input else decision.positions_out
-        found.append((part.conv.macs(positions), part.conv.pointwise and not conv.pointwise))
-    return found
+    return [
+        (part.macs(decision.places), part.conv.pointwise and not conv.pointwise)
+        for part in FORMS[decision.form].parts(conv, decision.ranks)
+    ]
 
 
 def _bar(at: Point, width: float, height: float, color: str, pale: bool = False) -> Shape:
