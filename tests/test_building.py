@@ -39,20 +39,24 @@ def random_factors(form: str, conv: ConvSpec, ranks: tuple[int, ...], seed: int 
     )  # fmt: skip
 
 
-def reconstructed(factors: Factors, conv: ConvSpec) -> Tensor:
-    """expand · core · reduce: the kernel (c_out, taps, c_in of a group) that the factors stand for."""
-    groups = []
-    for g in range(conv.groups):
+def reconstructed(factors: Factors, conv: ConvSpec | None = None) -> Tensor:
+    """expand · core · reduce: the kernel (c_out, taps, c_in of a group) that the factors stand for.
+
+    conv: needed where the layer is grouped or its first part spans several taps.
+    """
+    groups, number = [], 1 if conv is None else conv.groups
+    for g in range(number):
         core, reduce, expand = (
-            None if part is None else part.chunk(conv.groups)[g]
+            None if part is None else part.chunk(number)[g]
             for part in (factors.core, factors.reduce, factors.expand)
         )
         assert core is not None
         if reduce is not None:  # (rank, taps of the first axis, c_in), those taps outermost
             rest = core.shape[1]
             core = core @ reduce
-            core = core.reshape(len(core), rest, -1, conv.c_in // conv.groups).transpose(1, 2)
-            core = core.flatten(1, 2)
+            if conv is not None:
+                core = core.reshape(len(core), rest, -1, conv.c_in // number).transpose(1, 2)
+                core = core.flatten(1, 2)
         groups.append(core if expand is None else torch.einsum("or,rkc->okc", expand, core))
     return torch.cat(groups)
 
