@@ -22,7 +22,7 @@ LINE, MUTED = "#4a6291", "#59606b"
 BEFORE = "#848b96"
 COLORS = {
     "keep": "#4d5560", "refuse": "#4d5560", "squeeze": "#0b66d8", "channel": "#b34700",
-    "tucker2": "#12855a", "pointwise": "#8f2f8f",
+    "tucker2": "#12855a", "pointwise": "#8f2f8f", "narrow": "#7d6200", "spatial": "#00707f",
 }  # fmt: skip
 SLANT, RISE = 0.5, 0.3  # how a unit of depth is drawn
 
