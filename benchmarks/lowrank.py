@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from onebyone.allocation import Choices, allocate
 from onebyone.building import fill, skeleton
-from onebyone.conv import ConvSpec
+from onebyone.conv import ConvSpec, Places
 from onebyone.factorize.factors import Factors
 from onebyone.factorize.metric import energies, spectrum, tails
 from onebyone.forms import FORMS
@@ -166,10 +166,10 @@ def _candidates(
     for form in method.forms:
         if FORMS[form].refuse(conv) is not None:
             continue
-        ranges = [range(1, conv.c_in if side == "in" else conv.c_out) for side in FORMS[form].ranks]
+        ranges = [range(1, full) for full in FORMS[form].full(conv)]
         for ranks in np.ndindex(*map(len, ranges)):
             chosen = tuple(r[i] for r, i in zip(ranges, ranks, strict=True))
-            macs = float(FORMS[form].macs(conv, chosen, inside, outside))
+            macs = float(FORMS[form].macs(conv, chosen, Places(inside, outside)))
             if macs < rows[0][1]:
                 lost = lost_out[chosen[-1]] + (lost_in[chosen[0]] if len(chosen) == 2 else 0.0)
                 names.append((form, chosen))

@@ -28,23 +28,37 @@ def random_factors(form: str, conv: ConvSpec, ranks: tuple[int, ...], seed: int 
     def draw(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, dtype=torch.float64)
 
-    sides = dict(zip(FORMS[form].ranks, ranks, strict=True))
-    r_in, r_out = sides.get("in", conv.c_in), sides.get("out", conv.c_out)
+    sides, groups = dict(zip(FORMS[form].ranks, ranks, strict=True)), conv.groups
+    first = conv.first_taps if "between" in sides else 1
+    r_in = sides.get("in", sides.get("between", conv.c_in // groups))
+    r_out = sides.get("out", conv.c_out // groups)
     return Factors(
-        draw(r_out, conv.taps, r_in), draw(conv.c_out),
-        draw(r_in, conv.c_in) if "in" in sides else None,
+        draw(groups * r_out, conv.taps // first, r_in), draw(conv.c_out),
+        draw(groups * r_in, first * (conv.c_in // groups)) if first > 1 or "in" in sides else None,
         draw(conv.c_out, r_out) if "out" in sides else None,
     )  # fmt: skip
 
 
-def reconstructed(factors: Factors) -> Tensor:
-    """expand · core · reduce: the kernel (c_out, taps, c_in) that the factors stand for."""
-    kernel = factors.core
-    if factors.reduce is not None:
-        kernel = kernel @ factors.reduce
-    if factors.expand is not None:
-        kernel = torch.einsum("or,rkc->okc", factors.expand, kernel)
-    return kernel
+def reconstructed(factors: Factors, conv: ConvSpec | None = None) -> Tensor:
+    """expand · core · reduce: the kernel (c_out, taps, c_in of a group) that the factors stand for.
+
+    conv: needed where the layer is grouped or its first part spans several taps.
+    """
+    groups, number = [], 1 if conv is None else conv.groups
+    for g in range(number):
+        core, reduce, expand = (
+            None if part is None else part.chunk(number)[g]
+            for part in (factors.core, factors.reduce, factors.expand)
+        )
+        assert core is not None
+        if reduce is not None:  # (rank, taps of the first axis, c_in), those taps outermost
+            rest = core.shape[1]
+            core = core @ reduce
+            if conv is not None:
+                core = core.reshape(len(core), rest, -1, conv.c_in // number).transpose(1, 2)
+                core = core.flatten(1, 2)
+        groups.append(core if expand is None else torch.einsum("or,rkc->okc", expand, core))
+    return torch.cat(groups)
 
 
 def check_reconstruction(
@@ -56,7 +70,7 @@ def check_reconstruction(
     built = fill(skeleton(layer, form, ranks), form, factors)
     direct = copy.deepcopy(layer).double()
     with torch.no_grad():
-        kernel = reconstructed(factors).transpose(1, 2)
+        kernel = reconstructed(factors, conv).transpose(1, 2)
         direct.weight.copy_(kernel.reshape(direct.weight.shape))  # type: ignore[union-attr,arg-type,operator]
         if direct.bias is not None:
             direct.bias.copy_(factors.bias)  # type: ignore[operator]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from itertools import pairwise
 
@@ -9,12 +10,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_conv import counted_macs, counted_params, layers, positions
+from test_conv import counted_macs, counted_params, layers
 from torch import Tensor, nn
 
 from onebyone.building import skeleton
-from onebyone.conv import ConvSpec
+from onebyone.conv import ConvSpec, Places
 from onebyone.forms import FORMS, KEPT
+from onebyone.surveying import survey
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same'")
 THIN = [name for name, form in FORMS.items() if form.ranks]
@@ -33,8 +35,7 @@ def cases(draw: st.DrawFn) -> tuple[str, nn.Module, Tensor, tuple[int, ...]]:
 
 
 def ranks_of(form: str, conv: ConvSpec) -> st.SearchStrategy[tuple[int, ...]]:
-    most = {"in": conv.c_in, "out": conv.c_out}
-    return st.tuples(*[st.integers(1, most[side]) for side in FORMS[form].ranks])
+    return st.tuples(*[st.integers(1, full) for full in FORMS[form].full(conv)])
 
 
 def check_chain(form: str, conv: ConvSpec, ranks: tuple[int, ...]) -> None:
@@ -42,11 +43,12 @@ def check_chain(form: str, conv: ConvSpec, ranks: tuple[int, ...]) -> None:
     parts = [part.conv for part in FORMS[form].parts(conv, ranks)]
     assert (parts[0].c_in, parts[-1].c_out) == (conv.c_in, conv.c_out)
     widths = tuple(part.c_out for part in parts[:-1])
-    assert widths == ranks
+    assert widths == tuple(rank * conv.groups for rank in ranks)
     assert all(a.c_out == b.c_in for a, b in pairwise(parts))
     assert [part.bias for part in parts[:-1]] == [False] * (len(parts) - 1)
     assert parts[-1].bias or form in KEPT
-    assert sum(not part.pointwise for part in parts) == (not conv.pointwise)
+    assert math.prod(part.taps for part in parts) == conv.taps
+    assert {part.groups for part in parts} == {conv.groups}
     size = tuple(sum(map(abs, p)) + d * k + 5 for p, d, k in
                  zip(conv.padding, conv.dilation, conv.kernel, strict=True))  # fmt: skip
     reached = size
@@ -58,8 +60,8 @@ def check_chain(form: str, conv: ConvSpec, ranks: tuple[int, ...]) -> None:
 def check_form_cost(form: str, layer: nn.Module, x: Tensor, ranks: tuple[int, ...]) -> None:
     """Law: a form's cost formula gives PyTorch's own count on the layers it is made of."""
     conv, block = ConvSpec.of(layer), skeleton(layer, form, ranks)
-    inside, outside = positions(layer, x), positions(layer, layer(x))
-    assert FORMS[form].macs(conv, ranks, inside, outside) == counted_macs(block, x)
+    places = survey(layer, x[:1]).layers[0].places
+    assert FORMS[form].macs(conv, ranks, places) == counted_macs(block, x)
     assert FORMS[form].params(conv, ranks) == counted_params(block)
 
 
@@ -80,18 +82,24 @@ def test_every_row_says_what_it_is(form: str) -> None:
     assert row.title
     assert row.says
     assert row.paper or form == "keep"
-    assert set(row.ranks) <= {"in", "out"}
+    assert set(row.ranks) <= {"in", "out", "between"}
 
 
 @pytest.mark.parametrize("form", THIN)
-@pytest.mark.parametrize("groups", [2, 8])
-def test_grouped_layers_are_refused_with_a_reason(form: str, groups: int) -> None:
+def test_depthwise_layers_are_refused_with_a_reason(form: str) -> None:
     for kernel in ((3, 3), (1, 1)):
         ones = (1,) * 2
-        conv = ConvSpec(8, 8, kernel, ones, ((1, 1),) * 2, ones, groups=groups)
+        conv = ConvSpec(8, 16, kernel, ones, ((1, 1),) * 2, ones, groups=8)
         reason = FORMS[form].refuse(conv)
         assert reason is not None
-        assert any(word in reason for word in ("grouped", "tap", "pointwise"))
+        assert any(word in reason for word in ("depthwise", "tap", "pointwise"))
+
+
+@pytest.mark.parametrize("kernel", [(3,), (3, 1), (1, 1, 5)])
+def test_a_kernel_along_one_axis_has_no_two_halves(kernel: tuple[int, ...]) -> None:
+    ones = (1,) * len(kernel)
+    conv = ConvSpec(8, 8, kernel, ones, ((1, 1),) * len(kernel), ones)
+    assert FORMS["spatial"].refuse(conv) == "the kernel lies along one axis"
 
 
 def test_each_dense_layer_has_a_thin_form_and_can_be_kept() -> None:
@@ -105,13 +113,16 @@ def test_each_dense_layer_has_a_thin_form_and_can_be_kept() -> None:
 def test_the_worked_example() -> None:
     conv = ConvSpec.of(nn.Conv2d(100, 40, 5, padding=2, bias=False))
     squeeze = FORMS["squeeze"]
-    assert squeeze.macs(conv, (20,), 400, 400) == 8_800_000
+    assert squeeze.macs(conv, (20,), Places(400, 400)) == 8_800_000
     assert squeeze.params(conv, (20,)) == 22_000 + 40  # with the bias of the last layer
 
 
 def test_the_first_part_of_a_strided_layer_runs_on_the_larger_map() -> None:
     layer = nn.Conv2d(8, 8, 3, stride=2, padding=1)
     x = torch.randn(1, 8, 12, 12)
-    for form, ranks in (("squeeze", (4,)), ("tucker2", (4, 4)), ("channel", (4,))):
+    cases = (("squeeze", (4,)), ("tucker2", (4, 4)), ("channel", (4,)), ("spatial", (4,)))
+    for form, ranks in cases:
         check_form_cost(form, layer, x, ranks)
-    assert FORMS["squeeze"].macs(ConvSpec.of(layer), (4,), 144, 36) == 144 * 32 + 36 * 4 * 8 * 9
+    conv, places = ConvSpec.of(layer), Places(144, 36, 72)
+    assert FORMS["squeeze"].macs(conv, (4,), places) == 144 * 32 + 36 * 4 * 8 * 9
+    assert FORMS["spatial"].macs(conv, (4,), places) == 72 * 4 * 8 * 3 + 36 * 4 * 8 * 3

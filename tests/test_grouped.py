@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
-from models import TRAPS, images
+from models import TRAPS, head, images
 from test_rewriting import edited, kept, outputs, relative_error
 from torch import Tensor, nn
 
 import onebyone as obo
-from onebyone.factorize.fit import Band
-from onebyone.factorize.grouped import fit_groups
+from onebyone.building import skeleton
+from onebyone.candidates import Candidates
+from onebyone.factorize.fit import Band, fit
+from onebyone.factorize.grouped import fit_each_group, fit_groups
 from onebyone.factorize.least_squares import Regression
+from onebyone.measurement.counting import count
 
 
 def problem(groups: int, c_in: int, c_out: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -97,3 +100,83 @@ def test_a_network_of_grouped_layers_alone_keeps_every_bit() -> None:
     plan, statistics = kept(model, inputs)
     lighter = obo.rewrite(model, plan, inputs, statistics=statistics)
     assert torch.equal(lighter[0].weight, model[0].weight)  # type: ignore[index,union-attr]
+
+
+# --- low-rank forms of each group
+
+
+def check_thin_groups(seed: int) -> None:
+    """Law: the factors of each group are those that its own channels and metric give."""
+    weight, patches, targets = problem(4, 8, 12, seed)
+    generator = torch.Generator().manual_seed(seed)
+    metrics = torch.randn(4, 3, 3, generator=generator, dtype=torch.float64).tril() * 3
+    metrics += 4 * torch.eye(3)
+    band = Band(torch.full((12,), -torch.inf), torch.full((12,), torch.inf))
+    found = fit_each_group(weight, patches, targets, metrics, 1, 2, 1e-3, band, 1)
+    for g in range(4):
+        rows, columns = slice(3 * g, 3 * g + 3), slice(2 * g, 2 * g + 2)
+        alone = fit(
+            weight[rows], patches[:, :, columns].contiguous(), targets[:, rows], metrics[g], 1, 2,
+            1e-3, Band(band.lower[rows], band.upper[rows]), 1,
+        )  # fmt: skip
+        for name in ("core", "bias", "reduce", "expand"):
+            own = getattr(found, name).chunk(4)[g]
+            torch.testing.assert_close(own, getattr(alone, name), rtol=1e-6, atol=1e-6)
+
+
+def test_thin_groups_are_problems_of_their_own() -> None:
+    check_thin_groups(0)
+
+
+THIN = {"squeeze": (2,), "channel": (2,), "tucker2": (2, 2), "pointwise": (2,)}
+
+
+def check_family(form: str, ranks: tuple[int, ...]) -> None:
+    """Law: grouped kernels of the form's ranks are recovered, at the cost that PyTorch counts."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        size = 1 if form == "pointwise" else 3
+        layer = nn.Conv2d(16, 24, size, stride=2, padding=size // 2, groups=4)
+        model = head(nn.Sequential(nn.Conv2d(4, 16, 3, padding=1), layer), 24).eval()
+        thin = skeleton(layer, form, ranks)
+        assert isinstance(thin, nn.Sequential)
+        for part in thin:
+            nn.init.normal_(part.weight, std=0.3)  # type: ignore[arg-type]
+        nn.init.zeros_(thin[-1].bias)  # type: ignore[arg-type]
+        with torch.no_grad():  # the kernel, read off from impulses
+            x = torch.eye(16 * size**2).reshape(-1, 16, size, size)
+            for part in thin:
+                x = nn.functional.conv2d(x, part.weight, groups=4)  # type: ignore[arg-type]
+            full = x.reshape(16, size, size, 24).permute(3, 0, 1, 2)
+            own = [full[o, 4 * (o // 6) : 4 * (o // 6) + 4] for o in range(24)]
+            layer.weight.copy_(torch.stack(own))
+    inputs = torch.randn(64, 4, 12, 12, generator=torch.Generator().manual_seed(1))
+    plan, statistics = kept(model, inputs)
+    plan = edited(plan, {"first.1": (form, ranks)})
+    lighter = obo.rewrite(model, plan, inputs, statistics=statistics)
+    assert relative_error(outputs(model, inputs), outputs(lighter, inputs)) < 1e-7
+    counted = count(lighter, inputs[:1])
+    assert (plan.macs_after, plan.params_after) == (counted.macs, counted.params)
+    assert all(part.groups == 4 for part in lighter.get_submodule("first.1"))  # type: ignore[union-attr]
+    table = next(t for t in Candidates(statistics).tables(()) if t.seen.layer == "first.1")
+    lost = dict(zip([(c.form, c.ranks) for c in table.candidates], table.errors, strict=True))
+    less = tuple(r - 1 for r in ranks)
+    assert lost[form, ranks] < 1e-4 * lost[form, less]
+
+
+@pytest.mark.parametrize("form", THIN)
+def test_grouped_kernels_of_a_form_are_recovered(form: str) -> None:
+    check_family(form, THIN[form])
+
+
+def test_groups_go_below_what_keeping_them_allows() -> None:
+    """A network that is mostly grouped meets a budget that its dense layers alone cannot."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        layers = [nn.Conv2d(32, 32, 3, padding=1, groups=2) for _ in range(2)]
+        stem = nn.Sequential(nn.Conv2d(4, 32, 1), layers[0], nn.ReLU(), layers[1])
+        model = head(stem, 32).eval()
+    inputs = torch.randn(32, 4, 10, 10, generator=torch.Generator().manual_seed(1))
+    slimmed = obo.slim(model, inputs, macs=0.4, latency=False)
+    assert slimmed.plan.macs_after <= 0.4 * slimmed.plan.macs_before
+    assert {slimmed.plan.of(f"first.{i}").form for i in (1, 3)} <= set(THIN) | {"spatial"}

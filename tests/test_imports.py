@@ -25,7 +25,7 @@ measurement.memory measurement.latency measurement.spans measurement.layers_alon
 measurement.layer_latency measurement.roofline measurement.measuring
 matching sides diffing
 factorize factorize.metric factorize.least_squares factorize.reduced_rank factorize.squeeze
-factorize.alternate factorize.factors factorize.balance factorize.fit factorize.grouped
+factorize.alternate factorize.spatial factorize.factors factorize.balance factorize.fit factorize.grouped
 factorize.selection
 surveying padded narrowing narrowing.spaces narrowing.files narrowing.cutting narrowing.marks
 narrowing.following narrowing.finding narrowing.ordering statistics

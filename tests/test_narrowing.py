@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 import onebyone as obo
 from onebyone import plan_files
-from onebyone.conv import ConvSpec
+from onebyone.conv import ConvSpec, Places
 from onebyone.errors import PlanError
 from onebyone.factorize import selection
 from onebyone.factorize.selection import Reading
@@ -327,12 +327,12 @@ def test_costs_are_those_of_the_forms(data: st.DataObject) -> None:
     )  # fmt: skip
     form = data.draw(st.sampled_from([f for f in FORMS if FORMS[f].refuse(conv) is None]))
     ranks = tuple(data.draw(numbers) for _ in FORMS[form].ranks)
-    inside, outside = data.draw(numbers), data.draw(numbers)
+    places = Places(data.draw(numbers), data.draw(numbers), data.draw(numbers))
     grid = torch.tensor([ranks], dtype=torch.int64).reshape(1, -1).numpy()
-    found = FormCosts(form, conv, inside, outside).at_ranks(grid)
+    found = FormCosts(form, conv, places).at_ranks(grid)
     c_in, c_out = data.draw(numbers), data.draw(numbers)
     there = replace(conv, c_in=c_in, c_out=c_out)
-    expected = [FORMS[form].macs(there, ranks, inside, outside), FORMS[form].params(there, ranks)]
+    expected = [FORMS[form].macs(there, ranks, places), FORMS[form].params(there, ranks)]
     assert cost_at(found, c_in, c_out)[0].tolist() == expected
 
 

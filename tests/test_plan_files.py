@@ -39,8 +39,9 @@ def decisions(draw: st.DrawFn, name: str) -> Decision:
     suited = [f for f in FORMS if f != "narrow" and FORMS[f].refuse(conv) is None]
     form = draw(st.sampled_from(suited))
     return Decision(
-        name, conv, *seen, form, draw(ranks_of(form, conv)), draw(st.floats(0, 1e6)), reason
-    )
+        name, conv, *seen, form, draw(ranks_of(form, conv)), draw(st.floats(0, 1e6)), reason,
+        positions_between=draw(st.none() | COUNTS),
+    )  # fmt: skip
 
 
 @st.composite

@@ -162,7 +162,7 @@ def test_totals_count_what_cannot_be_changed(name: str) -> None:
 
 
 def test_all_is_kept_where_nothing_can_change() -> None:
-    model = nn.Sequential(nn.Conv2d(4, 4, 3, groups=2), nn.ReLU()).eval()
+    model = nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.ReLU()).eval()
     statistics = obo.observe(model, images(4, 4, 8, 8))
     plan = obo.plan(model, statistics, Budget(macs=1.0))
     assert [d.form for d in plan.decisions] == ["keep"]

@@ -146,9 +146,8 @@ GEOMETRY = {
     "dilation forgotten": Bug(
         _parts("tucker2", _set_conv(1, dilation=(1, 1))), _chain_law("tucker2", (3, 4))
     ),
-    "padding on the wrong part": Bug(
-        _parts("squeeze", _both(_set_conv(0, padding=((1, 1),) * 2),
-                                _set_conv(1, padding=((0, 0),) * 2))),
+    "padding forgotten": Bug(
+        _parts("squeeze", _set_conv(1, padding=((0, 0),) * 2)),
         _kernel_law("squeeze", (3,), padding=1),
     ),
     "stride on the wrong part": Bug(
@@ -161,11 +160,11 @@ GEOMETRY = {
     ),
     "taps in another order": Bug(_flipped, _kernel_law("squeeze", (3,))),
     "rank off by one in the cost": Bug(
-        _form_macs(lambda conv, ranks, i, o: (conv, tuple(r + 1 for r in ranks), i, o)),
+        _form_macs(lambda conv, ranks, places: (conv, tuple(r + 1 for r in ranks), places)),
         _form_cost_law("tucker2", (3, 2)),
     ),
-    "positions swapped": Bug(
-        _form_macs(lambda conv, ranks, i, o: (conv, ranks, o, i)),
+    "positions of the output counted at the input": Bug(
+        _form_macs(lambda conv, ranks, p: (conv, ranks, replace(p, inside=p.outside))),
         _form_cost_law("squeeze", (3,)),
     ),
 }  # fmt: skip

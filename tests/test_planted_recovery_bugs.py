@@ -77,8 +77,8 @@ def _old_statistics(patch: Patch) -> None:
 def _bias_lost(patch: Patch) -> None:
     whole = merging._merged
 
-    def merged(layers: list[nn.Module], names: list[str], conv: object) -> nn.Module:
-        made = whole(layers, names, conv)  # type: ignore[arg-type]
+    def merged(layers: list[nn.Module], conv: object) -> nn.Module:
+        made = whole(layers, conv)  # type: ignore[arg-type]
         nn.init.zeros_(made.bias)  # type: ignore[arg-type]
         return made
 

@@ -388,7 +388,9 @@ def test_forms_are_told_once_each_and_only_those_used(
     plan: Plan, verification: Verification
 ) -> None:
     narrow = Decision("cut", square(), 9, 9, "narrow", shape=replace(square(), c_out=5))
-    page = Page(report_html(verification, replace(plan, decisions=(*plan.decisions, narrow))))
+    halves = Decision("halves", square(), 9, 9, "spatial", (3,))
+    every = replace(plan, decisions=(*plan.decisions, narrow, halves))
+    page = Page(report_html(verification, every))
     told = page.inside(page.one("ul", class_="forms"), "li")
     assert len(told) == len(FORMS) + 1
     assert f"{square().c_in} " in told[1]["text"]

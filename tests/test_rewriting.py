@@ -44,8 +44,7 @@ def full(plan: Plan, form: str) -> Plan:
     forms = {}
     for d in plan.decisions:
         if d.conv is not None and not d.refused and FORMS[form].refuse(d.conv) is None:
-            most = {"in": d.conv.c_in, "out": d.conv.c_out}
-            forms[d.layer] = (form, tuple(most[side] for side in FORMS[form].ranks))
+            forms[d.layer] = (form, FORMS[form].full(d.conv))
     assert forms
     return edited(plan, forms)
 
@@ -70,7 +69,7 @@ def check_full_rank_network(form: str) -> None:
     assert relative_error(outputs(model, held_out), outputs(lighter, held_out)) < 1e-6
 
 
-@pytest.mark.parametrize("form", ["squeeze", "channel", "tucker2", "pointwise"])
+@pytest.mark.parametrize("form", ["squeeze", "channel", "tucker2", "pointwise", "spatial"])
 def test_full_rank_is_exact(form: str) -> None:
     check_full_rank_network(form)
 

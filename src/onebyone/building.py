@@ -20,7 +20,7 @@ def skeleton(layer: nn.Module, form: str, ranks: tuple[int, ...]) -> nn.Module:
     """
     conv = ConvSpec.of(layer)
     parts = FORMS[form].parts(conv, ranks)
-    made = [(part.name, _plain(layer, part.conv, at_input=part.at_input)) for part in parts]
+    made = [(part.name, _plain(layer, part.conv)) for part in parts]
     if form in KEPT:
         return made[0][1]
     block = nn.Sequential()
@@ -30,15 +30,17 @@ def skeleton(layer: nn.Module, form: str, ranks: tuple[int, ...]) -> nn.Module:
     return block
 
 
-def _plain(layer: nn.Module, conv: ConvSpec, at_input: bool) -> nn.Module:
+def _plain(layer: nn.Module, conv: ConvSpec) -> nn.Module:
     """One plain layer; padding is spelled as the original spells it ("same" stays "same")."""
     weight: Tensor = layer.weight  # type: ignore[assignment]
     options = {"bias": conv.bias, "device": weight.device, "dtype": weight.dtype}
     if not conv.kernel:
         made: nn.Module = nn.utils.skip_init(nn.Linear, conv.c_in, conv.c_out, **options)
     else:
-        as_layer = conv.kernel == tuple(layer.kernel_size) and not at_input  # type: ignore[arg-type]
-        padding = layer.padding if as_layer and any(map(any, conv.padding)) else 0
+        padding = 0
+        if any(map(any, conv.padding)):
+            same = layer.padding == "same"
+            padding = "same" if same else tuple(before for before, _ in conv.padding)
         made = nn.utils.skip_init(
             CONVOLUTIONS[len(conv.kernel)], conv.c_in, conv.c_out, conv.kernel, stride=conv.stride,
             padding=padding, dilation=conv.dilation, groups=conv.groups,
@@ -62,7 +64,9 @@ def fill(block: nn.Module, form: str, factors: Factors) -> nn.Module:
     parts = [block] if form in KEPT else list(block.children())
     weights: list[Tensor] = [factors.core.transpose(1, 2)]
     if factors.reduce is not None:
-        weights.insert(0, factors.reduce)
+        inside: int = parts[0].weight.shape[1]  # type: ignore[index,assignment]
+        reduce = factors.reduce.reshape(len(factors.reduce), -1, inside)  # taps first
+        weights.insert(0, reduce.transpose(1, 2))
     if factors.expand is not None:
         weights.append(factors.expand)
     with torch.no_grad():

@@ -6,13 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from onebyone.allocation import Choices
 from onebyone.conv import ConvSpec
 from onebyone.factorize.metric import energies, factor, tails
+from onebyone.factorize.spatial import between_energies
 from onebyone.form_costs import FormCosts, cost_at
-from onebyone.forms import FORMS
+from onebyone.forms import FORMS, full_rank
 from onebyone.narrowing.spaces import Narrowing, kept_entries, narrowed
 from onebyone.statistics import Statistics
 from onebyone.surveying import Seen
@@ -53,7 +56,7 @@ class Table:
 
     def _coarse(self, candidate: Candidate, most: int) -> bool:
         for rank, side in zip(candidate.ranks, FORMS[candidate.form].ranks, strict=True):
-            grid = steps(self.conv.c_in if side == "in" else self.conv.c_out)
+            grid = steps(full_rank(self.conv, side))
             if grid.index(rank) % -(-len(grid) // most):
                 return False
         return True
@@ -83,18 +86,17 @@ def _table(seen: Seen, statistics: Statistics, narrowings: Sequence[Narrowing]) 
     """Keep, and every form and rank that is cheaper than keep in MACs or parameters."""
     assert seen.conv is not None
     conv = narrowed(seen.layer, seen.conv, narrowings)
-    places = (conv, seen.positions_in, seen.positions_out)
     none = np.zeros((1, 0), dtype=np.int64)
     found, errors = [Candidate("keep", ())], [np.zeros(1)]
-    coefficients = [FormCosts("keep", *places).at_ranks(none)]
+    coefficients = [FormCosts("keep", conv, seen.places).at_ranks(none)]
     whole = cost_at(coefficients[0], conv.c_in, conv.c_out)[0]
-    losses = _tails(seen, statistics, narrowings) if seen.conv.groups == 1 else {}
+    losses = {} if seen.conv.depthwise else _tails(seen, statistics, narrowings)
     for name, form in FORMS.items():
         if not form.ranks or form.refuse(seen.conv) is not None:
             continue
-        sides = [steps(conv.c_in if side == "in" else conv.c_out) for side in form.ranks]
+        sides = [steps(full) for full in form.full(conv)]
         ranks = np.stack([g.ravel() for g in np.meshgrid(*sides, indexing="ij")], 1)
-        made = FormCosts(name, *places).at_ranks(ranks)
+        made = FormCosts(name, conv, seen.places).at_ranks(ranks)
         cost = cost_at(made, conv.c_in, conv.c_out)
         cheaper = (cost <= whole).all(1) & (cost < whole).any(1)
         lost = sum(losses[side][ranks[:, i]] for i, side in enumerate(form.ranks))
@@ -118,16 +120,37 @@ def _tails(
     assert conv is not None
     rows = kept_entries(seen.layer, 0, conv.c_out, narrowings)
     columns = kept_entries(seen.layer, 1, conv.c_in, narrowings)
-    gradients, covariance = layer.gradients / statistics.images, layer.outputs.covariance
-    if rows is not None:
-        gradients, covariance = gradients[rows][:, rows], covariance[rows][:, rows]
-    metric = factor(gradients)
-    found = {"out": (tails(energies(metric.T @ covariance @ metric)) / 2).numpy()}
+    gradients = _own(layer.gradients, rows) / statistics.images
+    energy = {"out": [
+        energies(metric.T @ covariance @ metric)
+        for metric, covariance in zip(
+            map(factor, gradients), _own(layer.outputs.covariance, rows), strict=True
+        )
+    ]}  # fmt: skip
     if conv.taps > 1:  # no form of a pointwise layer cuts its input side
-        needs, inside = statistics.needs[seen.layer], layer.channels.covariance
-        if columns is not None:
-            needs, inside = needs[columns][:, columns], inside[columns][:, columns]
-        channels = factor(inside)
-        energy = energies(channels.T @ needs @ channels) / statistics.images
-        found["in"] = (tails(energy) / 2).numpy()
-    return found
+        inside = _own(layer.channels.covariance, columns)
+        needs = _own(statistics.needs[seen.layer], columns) / statistics.images
+        energy["in"] = [
+            energies(channels.T @ need @ channels)
+            for need, channels in zip(needs, map(factor, inside), strict=True)
+        ]
+        if seen.layer in statistics.kernels:
+            kernel = statistics.kernels[seen.layer]
+            kernel = kernel if rows is None else kernel[rows]
+            kernel = kernel if columns is None else kernel[:, :, columns]
+            energy["between"] = [
+                between_energies(w, covariance, layer.taps, metric, conv.first_taps)
+                for w, covariance, metric in zip(
+                    kernel.chunk(len(inside)), inside, gradients, strict=True
+                )
+            ]
+    return {
+        side: (tails(torch.stack(groups).sum(0)) / 2).numpy() for side, groups in energy.items()
+    }
+
+
+def _own(matrix: Tensor, entries: list[int] | None) -> Tensor:
+    """A matrix for each group (of dense layers there is one), of those entries that stay."""
+    if entries is not None:
+        matrix = matrix[entries][:, entries]
+    return matrix if matrix.ndim == 3 else matrix[None]

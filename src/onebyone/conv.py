@@ -9,6 +9,26 @@ from typing import Literal
 from torch import nn
 
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
+Grid = Literal["inside", "between", "outside"]
+
+
+@dataclass(frozen=True)
+class Places:
+    """Positions of one image, summed over a layer's calls: those that enter it and leave it.
+
+    `between` counts the grid of a layer that was left along the first axis of its kernel, and is still
+    to be left along the others; None where it is as large as that of the output.
+    """
+
+    inside: int
+    outside: int
+    between: int | None = None
+
+    def of(self, grid: Grid) -> int:
+        """The positions of a grid."""
+        if grid == "between" and self.between is not None:
+            return self.between
+        return self.inside if grid == "inside" else self.outside
 
 
 @dataclass(frozen=True)
@@ -61,6 +81,21 @@ class ConvSpec:
     def pointwise(self) -> bool:
         """Whether each output reads one pixel: a 1×1 kernel, or a linear layer."""
         return self.taps == 1
+
+    @property
+    def first_axis(self) -> int:
+        """The first axis along which the kernel has several taps; 0 where there is none."""
+        return next((axis for axis, k in enumerate(self.kernel) if k > 1), 0)
+
+    @property
+    def first_taps(self) -> int:
+        """The taps along the first axis that has several; all taps are ordered along it first."""
+        return self.kernel[self.first_axis] if self.kernel else 1
+
+    @property
+    def depthwise(self) -> bool:
+        """Whether each channel is filtered by itself: as many groups as input channels, above 1."""
+        return self.groups == self.c_in > 1
 
     @property
     def params(self) -> int:

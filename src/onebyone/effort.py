@@ -28,35 +28,38 @@ class Work:
 
     @property
     def rank_in(self) -> int | None:
-        """The channels that a first 1×1 leaves, None where there is none."""
-        return self.decision.ranks[0] if self.decision.form in ("squeeze", "tucker2") else None
+        """The channels that a first layer leaves in each group, None where none is solved first."""
+        sides = self.decision.sides
+        return sides.get("in", sides.get("between"))
+
+    @property
+    def first(self) -> int:
+        """The taps that such a first layer has."""
+        return self.conv.first_taps if "between" in self.decision.sides else 1
 
     @property
     def width(self) -> int:
         """Unknowns per output of the least-squares problem."""
-        return (self.rank_in or self.conv.c_in // self.conv.groups) * self.conv.taps
-
-    @property
-    def cut(self) -> int:
-        """What cutting the rank of the outputs takes: eigenvectors in float64."""
-        cuts = self.decision.form in ("channel", "tucker2", "pointwise")
-        return 20 * min(self.conv.c_out, self.width) ** 3 if cuts else 0
+        return (self.rank_in or self.conv.c_in // self.conv.groups) * self.conv.taps // self.first
 
     def cost(self, effort: Effort) -> float:
         """Multiply–accumulates of a solution."""
-        rows, width, conv = effort.rows, self.width, self.conv
-        if conv.groups != 1:
-            own = conv.c_out // conv.groups * (1 + effort.rounds)
-            return conv.groups * (rows * width * (width + 2 * own) + width**3)
+        rows, width, conv, groups = effort.rows, self.width, self.conv, self.conv.groups
+        c_in, c_out = conv.c_in // groups, conv.c_out // groups
+        if groups != 1 and not self.decision.ranks:
+            own = c_out * (1 + effort.rounds)
+            return groups * (rows * width * (width + 2 * own) + width**3)
         once = rows * width * min(rows, width) + min(rows, width) ** 3
-        targets = 2 * rows * width * conv.c_out + self.cut
+        cut = self.decision.sides.get("out")
+        # Cutting the rank of the outputs takes eigenvectors in float64.
+        targets = 2 * rows * width * c_out + (20 * min(c_out, width) ** 3 if cut else 0)
         if self.rank_in is None:
-            return once + (1 + effort.rounds) * targets
-        out = self.decision.ranks[-1] if self.decision.form == "tucker2" else conv.c_out
-        step = min(rows, alternate.MOST_ROWS) * conv.taps * self.rank_in * (conv.c_in + out)
-        squeezing = rows * conv.taps * conv.c_in * self.rank_in
+            return groups * (once + (1 + effort.rounds) * targets)
+        read, rest = c_in * self.first, conv.taps // self.first
+        step = min(rows, alternate.MOST_ROWS) * rest * self.rank_in * (read + (cut or c_out))
+        squeezing = rows * rest * read * self.rank_in
         again = once + targets + squeezing + 2 * alternate.STEPS * step
-        return once + targets + rows * conv.taps * conv.c_in**2 + effort.rounds * again
+        return groups * (once + targets + rows * rest * read**2 + effort.rounds * again)
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,7 @@ def efforts(layers: Sequence[Work], macs: float) -> list[Effort]:
 
 def _wanted(work: Work) -> Effort:
     rows = max(LEAST_ROWS, min(MOST_ROWS, ROWS_PER_FEATURE * work.width))
-    if work.conv.groups != 1:
+    if work.conv.groups != 1 and not work.decision.ranks:
         most = min(GROUPED_ROWS, GROUPED_VALUES // (work.conv.c_in * work.conv.taps))
         return Effort(min(max(most, FEWEST_ROWS, 8 * work.width), work.samples), ROUNDS[1])
     return Effort(min(rows, work.samples), ROUNDS[0])

@@ -8,7 +8,7 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
-from onebyone.conv import ConvSpec
+from onebyone.conv import ConvSpec, Places
 from onebyone.forms import FORMS
 
 Floats = NDArray[np.float64]
@@ -22,22 +22,22 @@ class FormCosts:
     A grouped layer keeps its channels in each group, so that its cost is proportional to c_out.
     """
 
-    def __init__(self, form: str, conv: ConvSpec, inside: int, outside: int) -> None:
+    def __init__(self, form: str, conv: ConvSpec, places: Places) -> None:
         row = FORMS[form]
-        if conv.groups != 1:
-            whole = np.asarray((row.macs(conv, (), inside, outside), row.params(conv, ())), float)
-            self.coefficients = np.zeros((2, 2, 2))
-            self.coefficients[0, 1] = whole / conv.c_out
-            return
-        numbers = 2 + len(row.ranks)
+        channels = 2 if conv.groups == 1 else 0
+        numbers = channels + len(row.ranks)
         found = np.zeros((2,) * numbers + (2,))
         for corner in product((0, 1), repeat=numbers):
-            there = replace(conv, c_in=corner[0], c_out=corner[1])
-            ranks = corner[2:]
-            found[corner] = row.macs(there, ranks, inside, outside), row.params(there, ranks)
+            there, ranks = conv, corner[channels:]
+            if channels:
+                there = replace(conv, c_in=corner[0], c_out=corner[1])
+            found[corner] = row.macs(there, ranks, places), row.params(there, ranks)
         for axis in range(numbers):
             low, high = np.take(found, [0], axis), np.take(found, [1], axis)
             found = np.concatenate([low, high - low], axis)
+        if not channels:
+            whole, found = found, np.zeros((2, 2, *found.shape))
+            found[0, 1] = whole / conv.c_out
         self.coefficients = found
 
     def at_ranks(self, ranks: NDArray[np.int64]) -> Floats:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from functools import reduce
+
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from onebyone.building import fill, skeleton
@@ -40,23 +43,26 @@ def merged(lighter: nn.Module, plan: Plan) -> nn.Module:
             raise PlanError(
                 f"the plan's layer {decision.layer!r} is not as planned in this network"
             )
-        new[decision.layer] = _merged(layers, [p.name for p in parts], decision.conv)
+        new[decision.layer] = _merged(layers, decision.conv)
     return replace_modules(copy, new)
 
 
-def _merged(layers: list[nn.Module], names: list[str], conv: ConvSpec) -> nn.Module:
+def _merged(layers: list[nn.Module], conv: ConvSpec) -> nn.Module:
     """One layer of the original's geometry with the product of the parts' kernels."""
-    weights = {name: _kernel(layer) for name, layer in zip(names, layers, strict=True)}
-    middle = "conv" if "conv" in weights else "reduce"
-    core = weights[middle]
-    if middle == "conv" and "reduce" in weights:
-        core = core @ weights["reduce"][:, 0]
-    if "expand" in weights:
-        core = torch.einsum("or,rtc->otc", weights["expand"][:, 0], core)
+    core = reduce(lambda one, other: _product(one, other, conv.groups), map(_kernel, layers))
     bias: Tensor = layers[-1].bias.detach()  # type: ignore[union-attr]
-    like = layers[names.index(middle)]
-    made = skeleton(_shape(like, conv), "keep", ())
+    made = skeleton(_shape(layers, conv), "keep", ())
     return fill(made, "keep", Factors(core, bias.double()))
+
+
+def _product(
+    first: Float[Tensor, "middle taps c_in"], second: Float[Tensor, "c_out rest middle_group"],
+    groups: int,
+) -> Float[Tensor, "c_out all_taps c_in"]:  # fmt: skip
+    """The kernel of one grouped convolution after another, whose taps are along other axes."""
+    one, other = (w.reshape(groups, -1, *w.shape[1:]) for w in (first, second))
+    made = torch.einsum("gorm,gmtc->gotrc", other, one)
+    return made.reshape(len(second), -1, first.shape[2])
 
 
 def _kernel(layer: nn.Module) -> Tensor:
@@ -65,8 +71,9 @@ def _kernel(layer: nn.Module) -> Tensor:
     return weight.double().reshape(weight.shape[0], weight.shape[1], -1).transpose(1, 2)
 
 
-def _shape(like: nn.Module, conv: ConvSpec) -> nn.Module:
-    """A layer with this geometry, on the device and in the type of another; weights are not set."""
+def _shape(layers: list[nn.Module], conv: ConvSpec) -> nn.Module:
+    """A layer with this geometry, on the device and in the type of others; weights are not set."""
+    like = layers[0]
     weight: Tensor = like.weight  # type: ignore[assignment]
     options = {"bias": True, "device": weight.device, "dtype": weight.dtype}
     if not conv.kernel:
@@ -75,6 +82,13 @@ def _shape(like: nn.Module, conv: ConvSpec) -> nn.Module:
         kind = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[len(conv.kernel)]
         made = nn.utils.skip_init(
             kind, conv.c_in, conv.c_out, conv.kernel, stride=conv.stride,
-            padding=like.padding, dilation=conv.dilation, padding_mode=conv.padding_mode, **options,
+            padding=_padding(layers, conv), dilation=conv.dilation, groups=conv.groups,
+            padding_mode=conv.padding_mode, **options,
         )  # fmt: skip
     return made.train(like.training).requires_grad_(weight.requires_grad)
+
+
+def _padding(layers: list[nn.Module], conv: ConvSpec) -> str | tuple[int, ...]:
+    """As it is spelled in the parts: "same" may be lopsided."""
+    same = any(layer.padding == "same" for layer in layers)
+    return "same" if same else tuple(before for before, _ in conv.padding)

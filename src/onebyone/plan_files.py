@@ -12,7 +12,7 @@ from onebyone.conv import ConvSpec
 from onebyone.deepening.files import insertion_from_json, insertion_to_json
 from onebyone.errors import BudgetError, PlanError
 from onebyone.files import json_text, write_text
-from onebyone.forms import FORMS, KEPT
+from onebyone.forms import FORMS, KEPT, full_rank
 from onebyone.narrowing.files import narrowings_from_json, narrowings_to_json
 from onebyone.narrowing.spaces import Narrowing, narrowed
 from onebyone.planning import Budget, Decision, Plan, Step
@@ -62,6 +62,7 @@ def _step_from_json(values: dict[str, Any]) -> Step:
 
 def _decision_to_json(decision: Decision) -> dict[str, Any]:
     values: dict[str, Any] = {"layer": decision.layer, "form": decision.form}
+    between = decision.positions_between
     if decision.form in FORMS and FORMS[decision.form].ranks:
         values["ranks"] = dict(zip(FORMS[decision.form].ranks, decision.ranks, strict=True))
     if decision.shape is not None:
@@ -72,6 +73,7 @@ def _decision_to_json(decision: Decision) -> dict[str, Any]:
         "predicted_error_nats": decision.error,
         "reason": decision.reason,
         "positions_in": decision.positions_in, "positions_out": decision.positions_out,
+        **({} if between is None else {"positions_between": between}),
         "conv": asdict(decision.conv) if decision.conv else None,
     }  # fmt: skip
 
@@ -147,7 +149,7 @@ def _decision_from_json(
     try:
         layer, conv = str(values["layer"]), _conv_from_json(values["conv"])
         shape = None if conv is None else narrowed(layer, conv, narrowings)
-        form = values["form"]
+        form, between = values["form"], values.get("positions_between")
         if form in KEPT:
             form = "keep" if shape == conv else "narrow"
         if form != "refuse" and form not in FORMS:
@@ -161,7 +163,7 @@ def _decision_from_json(
         return Decision(
             layer, conv, _whole(values["positions_in"]), _whole(values["positions_out"]), form,
             ranks, float(values["predicted_error_nats"]), str(values["reason"]),
-            None if shape == conv else shape,
+            None if shape == conv else shape, None if between is None else _whole(between),
         )  # fmt: skip
     except (KeyError, TypeError, ValueError) as error:
         raise PlanError(f"{where} is damaged: {_described(error)}") from error
@@ -190,7 +192,7 @@ def _checked_ranks(form: str, given: Any, conv: ConvSpec | None, where: str) -> 
         expected = ", ".join(f'"{side}": a number' for side in wanted)
         raise PlanError(f"{where}: the form {form} takes ranks {{{expected}}}, not {given!r}")
     for side in wanted:
-        most = conv.c_in if side == "in" else conv.c_out
+        most = full_rank(conv, side)
         if type(given[side]) is not int or not 1 <= given[side] <= most:
             raise PlanError(
                 f"{where}: rank {side}={given[side]!r} is not a whole number from 1 to {most}"

@@ -12,7 +12,7 @@ from torch import nn
 
 from onebyone.allocation import Choices, allocate, cheapest
 from onebyone.candidates import Candidate, Candidates, Table
-from onebyone.conv import ConvSpec
+from onebyone.conv import ConvSpec, Places
 from onebyone.deepening.insertions import Insertion
 from onebyone.displaying import Displayed
 from onebyone.errors import BudgetError, PlanError
@@ -58,7 +58,7 @@ class Decision:
     summed over its calls. `conv` is None for a kind of layer that onebyone has no formulas for; its
     cost is in the plan's `other_macs` and `other_params`. `error` is the predicted rise of the loss,
     in nats per image. `shape` is the geometry with fewer channels where the layer was narrowed; the
-    form stands in its place.
+    form stands in its place. `positions_between` is as in `Places`.
     """
 
     layer: str
@@ -70,6 +70,7 @@ class Decision:
     error: float = 0.0
     reason: str = ""
     shape: ConvSpec | None = None
+    positions_between: int | None = None
 
     @property
     def refused(self) -> bool:
@@ -80,6 +81,16 @@ class Decision:
     def shaped(self) -> ConvSpec | None:
         """The geometry that the form is made of: narrowed, or the original's."""
         return self.shape or self.conv
+
+    @property
+    def sides(self) -> dict[str, int]:
+        """Its ranks by the side that they cut."""
+        return dict(zip(FORMS[self.form].ranks, self.ranks, strict=True)) if self.ranks else {}
+
+    @property
+    def places(self) -> Places:
+        """Where its parts are counted."""
+        return Places(self.positions_in, self.positions_out, self.positions_between)
 
     @property
     def macs_before(self) -> int:
@@ -96,7 +107,7 @@ class Decision:
         """MACs of what stands in its place."""
         if self.refused or self.shaped is None:
             return self.macs_before
-        return FORMS[self.form].macs(self.shaped, self.ranks, self.positions_in, self.positions_out)
+        return FORMS[self.form].macs(self.shaped, self.ranks, self.places)
 
     @property
     def params_after(self) -> int:
@@ -287,7 +298,7 @@ def _planned(
         decisions[seen.layer] = Decision(
             seen.layer, seen.conv, seen.positions_in, seen.positions_out, form, chosen.ranks,
             float(table.errors[pick]), "" if cut else _reason(chosen, len(table.candidates)),
-            table.conv if cut else None,
+            table.conv if cut else None, seen.positions_between,
         )  # fmt: skip
     for seen in survey.layers:
         if seen.layer not in decisions:

@@ -17,8 +17,9 @@ from onebyone.data import open_images
 from onebyone.effort import Effort, Work, efforts
 from onebyone.errors import ModelError, PlanError
 from onebyone.factorize.fit import Band, fit
-from onebyone.factorize.grouped import fit_groups, group_features
+from onebyone.factorize.grouped import fit_each_group, fit_groups, group_features
 from onebyone.factorize.metric import factor
+from onebyone.factorize.spatial import along_first
 from onebyone.forms import KEPT
 from onebyone.lockstep import Lockstep
 from onebyone.narrowing.cutting import cut_model
@@ -160,6 +161,12 @@ def _metric(job: _Job) -> Tensor:
     return factor(gradients, METRIC_SHRINKAGE)
 
 
+def _metrics(job: _Job) -> Tensor:
+    """The same for each group of a grouped layer, which has no narrowings."""
+    gradients = job.seen.gradients / job.images
+    return torch.stack([factor(group, METRIC_SHRINKAGE) for group in gradients])
+
+
 def _collect(model: nn.Module, jobs: list[_Job], chunks: list[Tensor], seed: int) -> None:
     """One pass of the original: its outputs at sampled positions are the targets."""
     *starts, images = itertools.accumulate((len(chunk) for chunk in chunks), initial=0)
@@ -250,20 +257,36 @@ def _solve(job: _Job, own: nn.Module) -> None:
     if kept and _unchanged(own, conv, patches, targets):
         job.solution = own
         return
-    if decision.conv and decision.conv.groups != 1:  # one channel of a depthwise layer looks dense
+    grouped = decision.conv is not None and decision.conv.groups != 1
+    if grouped and kept:  # one channel of a depthwise layer looks dense
         job.solution = _regrouped(job, own, patches, targets)
         return
     weight: Tensor = own.weight.detach()  # type: ignore[assignment]
-    kernel = weight.reshape(conv.c_out, conv.c_in, conv.taps).transpose(1, 2)
-    rank_in = decision.ranks[0] if decision.form in ("squeeze", "tucker2") else None
-    rank_out = decision.ranks[-1] if decision.form in ("channel", "tucker2", "pointwise") else None
-    width = (rank_in or conv.c_in) * conv.taps
-    factors = fit(
-        kernel, patches, targets, _metric(job), rank_in, rank_out, RIDGE * width / len(patches),
-        _band(job), job.effort.rounds, bias=not kept or conv.bias,
-    )  # fmt: skip
+    kernel = weight.reshape(conv.c_out, -1, conv.taps).transpose(1, 2)
+    work = Work(conv, decision, len(patches))
+    if work.first > 1:
+        kernel, patches = along_first(kernel, work.first), _first_by_group(job, patches)
+    ranks = work.rank_in, decision.sides.get("out")
+    ridge, rounds = RIDGE * work.width / len(patches), job.effort.rounds
+    if grouped:
+        metrics = _metrics(job)
+        factors = fit_each_group(
+            kernel, patches, targets, metrics, *ranks, ridge, _band(job), rounds
+        )
+    else:
+        factors = fit(
+            kernel, patches, targets, _metric(job), *ranks, ridge, _band(job), rounds,
+            bias=not kept or conv.bias,
+        )  # fmt: skip
     job.solution = fill(skeleton(own, decision.form, decision.ranks), decision.form, factors)
     job.solution.train(job.training)
+
+
+def _first_by_group(job: _Job, patches: Tensor) -> Tensor:
+    """Patches with the taps of the first axis as channels, those of each group together."""
+    groups = job.conv.groups
+    parts = [along_first(part, job.conv.first_taps) for part in patches.chunk(groups, 2)]
+    return torch.cat(parts, 2) if groups > 1 else parts[0]
 
 
 def _regrouped(job: _Job, own: nn.Module, patches: Tensor, targets: Tensor) -> nn.Module:

@@ -82,7 +82,8 @@ def stand_in(
     known = [loss for loss in felt.values() if loss > 0]
     none = tuple(name for name, found in gradients.items() if not found.any())
     for name in none:
-        varies = float(covariances[name].diagonal().sum())
+        varies = float(covariances[name].diagonal(dim1=-2, dim2=-1).sum())
         if varies > 0:
-            gradients[name].fill_diagonal_(images * (median(known) if known else 1.0) / varies)
+            weight = images * (median(known) if known else 1.0) / varies
+            gradients[name].diagonal(dim1=-2, dim2=-1).fill_(weight)
     return none

@@ -37,27 +37,28 @@ class Moments:
     """Sums over samples, so that the parts of a data set can be added up; products in float32."""
 
     samples: int
-    total: Float[Tensor, " d"]
-    products: Float[Tensor, "d d"]
+    total: Float[Tensor, "*groups d"]
+    products: Float[Tensor, "*groups d d"]
 
     @staticmethod
-    def none(size: int, device: torch.device | str = "cpu") -> Moments:
-        """The sums of no samples yet."""
+    def none(size: int, device: torch.device | str = "cpu", groups: int = 1) -> Moments:
+        """The sums of no samples yet; one after another for each of several groups."""
+        shape = (size,) if groups == 1 else (groups, size)
         return Moments(
-            0, torch.zeros(size, dtype=torch.float64, device=device),
-            torch.zeros(size, size, device=device),
+            0, torch.zeros(shape, dtype=torch.float64, device=device),
+            torch.zeros(*shape, size, device=device),
         )  # fmt: skip
 
-    def add(self, rows: Float[Tensor, "samples d"]) -> None:
-        """Take these rows in."""
+    def add(self, rows: Float[Tensor, "samples all_d"]) -> None:
+        """Take these rows in; each has the numbers of all groups."""
         self.samples += len(rows)
-        self.total += rows.sum(0)
-        self.products.addmm_(rows.T, rows)
+        self.total += rows.sum(0).reshape(self.total.shape)
+        add_products(self.products, rows)
 
     @property
     def size(self) -> int:
-        """How many numbers a sample has."""
-        return len(self.total)
+        """How many numbers a sample has in each group."""
+        return self.total.shape[-1]
 
     def to(self, device: torch.device | str) -> Moments:
         """The same sums on another device."""
@@ -74,11 +75,29 @@ class Moments:
         return 0 < self.samples <= self.size
 
     @property
-    def covariance(self) -> Float[Tensor, "d d"]:
+    def covariance(self) -> Float[Tensor, "*groups d d"]:
         """Centred second moments, in float64; of few samples shrunk, so that no direction is free."""
         mean = self.total / self.samples
-        found = self.products.double() / self.samples - mean.outer(mean)
-        return shrink(found, shrinkage(found, self.samples)) if self.few and found.any() else found
+        found = self.products.double() / self.samples - mean[..., :, None] * mean[..., None, :]
+        if not self.few:
+            return found
+        groups = [
+            shrink(one, shrinkage(one, self.samples)) if one.any() else one
+            for one in found.reshape(-1, self.size, self.size)
+        ]
+        return torch.stack(groups).reshape(found.shape)
+
+
+def add_products(
+    products: Float[Tensor, "*groups d d"], rows: Float[Tensor, "samples all_d"], scale: float = 1.0
+) -> None:
+    """Add `scale` times the products of the rows' numbers, within each group; in place."""
+    if products.ndim == 2:
+        products.addmm_(rows.T, rows, alpha=scale)
+        return
+    groups, size, _ = products.shape
+    parts = rows.reshape(len(rows), groups, size).transpose(0, 1)
+    products.baddbmm_(parts.transpose(1, 2), parts, alpha=scale)
 
 
 @dataclass
@@ -89,27 +108,29 @@ class LayerStatistics:
     form squeezes nor a narrowing cuts; `taps`: products of the taps of its input patches, summed over
     channels; `outputs`: its outputs before any normalisation; `gradients`: Σ g gᵀ over all output
     positions, g the gradient of the loss there; `lowest` and `highest`: the least and the greatest
-    output of each channel that had a gradient at all. A grouped layer has only the last two.
+    output of each channel that had a gradient at all. Of a grouped layer all but the taps and these
+    two are of each group by itself; a depthwise layer has only these two.
     """
 
     channels: Moments
     taps: Float[Tensor, "taps taps"]
     outputs: Moments
-    gradients: Float[Tensor, "c_out c_out"]
+    gradients: Float[Tensor, "*groups out out"]
     lowest: Float[Tensor, " c_out"]
     highest: Float[Tensor, " c_out"]
 
     @staticmethod
     def none(conv: ConvSpec, block: int = 0, device: torch.device | str = "cpu") -> LayerStatistics:
         """What a layer saw that has not run yet; `block` as in `blocks_read`."""
-        dense = conv.groups == 1
-        taps, out = conv.taps * max(block, 1), conv.c_out if dense else 0
-        inside = conv.c_in // max(block, 1) if dense and (conv.taps > 1 or block) else 0
+        groups = 1 if conv.depthwise else conv.groups
+        taps, out = conv.taps * max(block, 1), 0 if conv.depthwise else conv.c_out // groups
+        reads = not conv.depthwise and (conv.taps > 1 or block)
+        inside = conv.c_in // groups // max(block, 1) if reads else 0
         return LayerStatistics(
-            Moments.none(inside, device),
+            Moments.none(inside, device, groups),
             torch.zeros(taps, taps, dtype=torch.float64, device=device),
-            Moments.none(out, device),
-            torch.zeros(out, out, device=device),
+            Moments.none(out, device, groups),
+            Moments.none(out, device, groups).products,
             torch.full((conv.c_out,), torch.inf, device=device),
             torch.full((conv.c_out,), -torch.inf, device=device),
         )
@@ -135,8 +156,9 @@ class Statistics:
 
     `spaces` are the hidden channels between layers, those that cannot be left out with the reason;
     `needs` has Σ Wᵀ G W for the input channels of layers, summed over the images, and `orders` for
-    each space that can be cut, by its name, which channels are needed most. `notes` say what of the
-    images the plan should be read with: that they are few, or unlike those of training.
+    each space that can be cut, by its name, which channels are needed most. `kernels` are the weights
+    (c_out, taps, c_in of a group) of layers whose kernel lies along several axes. `notes` say what of
+    the images the plan should be read with: that they are few, or unlike those of training.
     """
 
     survey: Survey
@@ -146,6 +168,7 @@ class Statistics:
     spaces: tuple[Space, ...] = ()
     needs: dict[str, Tensor] = field(default_factory=dict)
     orders: dict[str, Order] = field(default_factory=dict)
+    kernels: dict[str, Tensor] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
@@ -193,7 +216,10 @@ def observe(
     notes = (*agreement.notes, *_filled(layers, len(inputs)))
     needs = _needs(model, layers)
     orders = channel_orders(spaces, layers, needs)
-    return Statistics(_only(found, layers), len(inputs), layers, seed, spaces, needs, orders, notes)
+    kernels = _kernels(model, layers)
+    return Statistics(
+        _only(found, layers), len(inputs), layers, seed, spaces, needs, orders, kernels, notes
+    )
 
 
 def _filled(layers: dict[str, LayerStatistics], images: int) -> tuple[str, ...]:
@@ -233,8 +259,25 @@ def _needs(model: nn.Module, layers: dict[str, LayerStatistics]) -> dict[str, Te
         if seen.channels.size:
             weight: Tensor = modules[name].weight.detach()  # type: ignore[assignment]
             kernel = weight.reshape(len(weight), seen.channels.size, -1).transpose(1, 2).cpu()
-            needs[name] = input_form(kernel, seen.taps, seen.gradients)
+            if seen.gradients.ndim == 2:
+                needs[name] = input_form(kernel, seen.taps, seen.gradients)
+            else:
+                pairs = zip(kernel.chunk(len(seen.gradients)), seen.gradients, strict=True)
+                needs[name] = torch.stack([input_form(w, seen.taps, g) for w, g in pairs])
     return needs
+
+
+def _kernels(model: nn.Module, layers: dict[str, LayerStatistics]) -> dict[str, Tensor]:
+    """Copies of the weights whose taps are not all of one axis."""
+    modules = modules_by_name(model)
+    found: dict[str, Tensor] = {}
+    for name in layers:
+        conv = ConvSpec.of(modules[name])
+        if conv.taps > conv.first_taps and not conv.depthwise:
+            weight: Tensor = modules[name].weight.detach()  # type: ignore[assignment]
+            kernel = weight.reshape(conv.c_out, -1, conv.taps).transpose(1, 2)
+            found[name] = kernel.to("cpu", torch.float32, copy=True)
+    return found
 
 
 def _summed(
@@ -301,19 +344,21 @@ class _Recorder:
             block = self.blocks.get(seen.layer, 0)
             layer = self.layers.setdefault(seen.layer, LayerStatistics.none(conv, block, x.device))
             inside, taps = layer.channels.size, len(layer.taps)
-            width = inside or conv.c_out
-            chosen = self._choose(seen, y, taps * width**2, width)
+            groups = 1 if conv.depthwise else conv.groups
+            width = inside or conv.c_out // groups
+            chosen = self._choose(seen, y, groups * taps * width**2, width)
             if inside:
                 patches = patch_rows(conv, x, chosen)
                 if block > 1:
                     patches = patches.reshape(-1, inside, taps).transpose(1, 2)
-                layer.channels.add(patches.reshape(-1, inside))
+                layer.channels.add(patches.reshape(-1, groups * inside))
                 layer.taps += tap_products(patches)
-            if conv.groups == 1:
+            if layer.outputs.size:
                 layer.outputs.add(output_rows(conv, y.detach(), chosen))
             if not y.requires_grad:
                 y = y + torch.zeros(1, dtype=y.dtype, device=y.device, requires_grad=True)
-            chosen = self._choose(seen, y, conv.c_out**2, conv.c_out)
+            felt = conv.c_out // groups
+            chosen = self._choose(seen, y, groups * felt**2, felt)
             values = output_rows(conv, y.detach(), chosen)
             scale = positions_of(conv, y) / chosen.shape[1]
             y.register_hook(lambda g: _feel(layer, values, output_rows(conv, g, chosen), scale))
@@ -336,7 +381,7 @@ def _feel(layer: LayerStatistics, values: Tensor, gradients: Tensor, scale: floa
     felt = gradients != 0
     low = torch.where(felt, values, torch.inf).amin(0)
     high = torch.where(felt, values, -torch.inf).amax(0)
-    if len(layer.gradients):
-        layer.gradients.addmm_(gradients.T, gradients, alpha=scale)
+    if layer.outputs.size:
+        add_products(layer.gradients, gradients, scale)
     torch.minimum(layer.lowest, low, out=layer.lowest)
     torch.maximum(layer.highest, high, out=layer.highest)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from onebyone.conv import ConvSpec
+from onebyone.conv import ConvSpec, Places
 from onebyone.errors import ModelError
 from onebyone.measurement.counting import count
 from onebyone.running import call, suited
@@ -24,7 +25,10 @@ DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 @dataclass(frozen=True)
 class Seen:
-    """One layer as the survey saw it; positions are of one image, summed over the calls."""
+    """One layer as the survey saw it; positions are of one image, summed over the calls.
+
+    `positions_between` is as in `Places`.
+    """
 
     layer: str
     conv: ConvSpec | None
@@ -33,6 +37,12 @@ class Seen:
     calls: int = 0
     items_per_image: int = 1
     refusal: str | None = None
+    positions_between: int | None = None
+
+    @property
+    def places(self) -> Places:
+        """The positions, to count on."""
+        return Places(self.positions_in, self.positions_out, self.positions_between)
 
 
 @dataclass(frozen=True)
@@ -148,23 +158,36 @@ class _Watcher:
             if (conv.kernel and output.ndim != len(conv.kernel) + 2) or output.ndim < 2:
                 self.odd[name] = f"its input has no batch axis (shape {tuple(args[0].shape)})"
                 return
-            before = self.positions.setdefault(name, [0, 0])
+            before = self.positions.setdefault(name, [0, 0, 0])
             before[0] += len(output) * positions_of(conv, args[0])
             before[1] += len(output) * positions_of(conv, output)
+            before[2] += len(output) * _between(conv, args[0], output)
             self.items[name] = len(output)
 
         return hook
 
     def seen(self, name: str, module: nn.Module, shared: str | None, read: str | None) -> Seen:
         conv = ConvSpec.of(module) if type(module) in PLAIN else None
-        inside, outside = self.positions.get(name, [0, 0])
+        inside, outside, between = self.positions.get(name, [0, 0, 0])
         refusal = _refuse(module) or shared
         if refusal is None and not self.calls[name]:
             refusal = (
                 "its forward never ran on the first image (unused, or other code uses its weight)"
             )
         refusal = refusal or self.odd.get(name) or read
-        return Seen(name, conv, inside, outside, self.calls[name], self.items.get(name, 1), refusal)
+        return Seen(
+            name, conv, inside, outside, self.calls[name], self.items.get(name, 1), refusal,
+            None if between == outside else between,
+        )  # fmt: skip
+
+
+def _between(conv: ConvSpec, x: Tensor, y: Tensor) -> int:
+    """Positions of the grid that is as long as the output along the kernel's first axis alone."""
+    if not conv.kernel:
+        return positions_of(conv, y)
+    sizes = list(x.shape[2:])
+    sizes[conv.first_axis] = y.shape[2 + conv.first_axis]
+    return prod(sizes)
 
 
 def _refuse(layer: nn.Module) -> str | None:

@@ -22,7 +22,7 @@ LINE, MUTED = "#4a6291", "#59606b"
 BEFORE = "#848b96"
 COLORS = {
     "keep": "#4d5560", "refuse": "#4d5560", "squeeze": "#0b66d8", "channel": "#b34700",
-    "tucker2": "#12855a", "pointwise": "#8f2f8f",
+    "tucker2": "#12855a", "pointwise": "#8f2f8f", "narrow": "#7d6200", "spatial": "#00707f",
 }  # fmt: skip
 SLANT, RISE = 0.5, 0.3  # how a unit of depth is drawn
 
@@ -189,11 +189,10 @@ def _parts(decision: Decision) -> list[tuple[int, bool]]:
     conv = decision.conv
     if decision.form in UNCHANGED or conv is None:
         return [(decision.macs_after, False)]
-    found = []
-    for part in FORMS[decision.form].parts(conv, decision.ranks):
-        positions = decision.positions_in if part.at_input else decision.positions_out
-        found.append((part.conv.macs(positions), part.conv.pointwise and not conv.pointwise))
-    return found
+    return [
+        (part.macs(decision.places), part.conv.pointwise and not conv.pointwise)
+        for part in FORMS[decision.form].parts(conv, decision.ranks)
+    ]
 
 
 def _bar(at: Point, width: float, height: float, color: str, pale: bool = False) -> Shape:

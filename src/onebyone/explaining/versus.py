@@ -183,9 +183,8 @@ def _errors(verification: Verification, plan: Plan) -> list[Markup]:
 
 def _spectrum(spectrum: Spectrum, plan: Plan) -> Markup:
     decision = next((d for d in plan.decisions if d.layer == spectrum.layer), None)
-    form, ranks = (decision.form, decision.ranks) if decision else ("keep", ())
-    sides = {"tucker2": ("in", "out"), "squeeze": ("in",)}.get(form, ("out",) * bool(ranks))
-    chosen = dict(zip(sides, ranks, strict=False))
+    form = decision.form if decision else "keep"
+    chosen = decision.sides if decision else {}
     lines = [
         *_curve(spectrum.outside, spectrum.ranks_out, chosen.get("out"), "outside"),
         *_curve(spectrum.inside, spectrum.ranks_in, chosen.get("in"), "inside"),

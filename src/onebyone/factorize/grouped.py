@@ -1,4 +1,4 @@
-"""A grouped convolution refitted: every group is a least-squares problem of its own."""
+"""A grouped convolution refitted or split: every group is a problem of its own."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from onebyone.factorize.fit import Band, Factors, relax
+from onebyone.factorize.factors import Factors
+from onebyone.factorize.fit import Band, fit, relax
 
 
 def group_features(
@@ -57,6 +58,36 @@ def fit_groups(
             given = features @ slope.to(features.dtype).transpose(1, 2)
             wanted = relax(targets, given.transpose(0, 1).reshape(samples, -1) + middle, band)
     return Factors(slope.reshape(c_out, taps, -1), intercept)
+
+
+def fit_each_group(
+    weight: Float[Tensor, "c_out taps c_group"],
+    patches: Float[Tensor, "samples taps c_in"],
+    targets: Float[Tensor, "samples c_out"],
+    metrics: Float[Tensor, "groups out out"],
+    rank_in: int | None,
+    rank_out: int | None,
+    ridge: float,
+    band: Band,
+    rounds: int,
+) -> Factors:
+    """The factors of `fit` for each group by itself, one after another: parts with as many groups."""
+    samples, taps, _ = patches.shape
+    groups = len(metrics)
+    reads = patches.reshape(samples, taps, groups, -1)
+    each = [
+        fit(w, reads[:, :, g].contiguous(), y, metrics[g], rank_in, rank_out, ridge,
+            Band(low, high), rounds)
+        for g, (w, y, low, high) in enumerate(zip(
+            weight.chunk(groups), targets.chunk(groups, 1), band.lower.chunk(groups),
+            band.upper.chunk(groups), strict=True,
+        ))
+    ]  # fmt: skip
+    return Factors(
+        torch.cat([f.core for f in each]), torch.cat([f.bias for f in each]),
+        None if rank_in is None else torch.cat([f.reduce for f in each if f.reduce is not None]),
+        None if rank_out is None else torch.cat([f.expand for f in each if f.expand is not None]),
+    )  # fmt: skip
 
 
 def _split(

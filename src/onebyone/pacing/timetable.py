@@ -200,7 +200,7 @@ class Timetable:
         found = times.ratios.get(form, {})
         stepped = tuple(
             min(self.step * ceil(r / self.step), c)
-            for r, c in zip(ranks, _channels(form, site.conv), strict=True)
+            for r, c in zip(ranks, FORMS[form].full(site.conv), strict=True)
         )
         if ranks in found:
             return found[ranks] * times.keep_ms
@@ -254,10 +254,6 @@ def _line(points: Mapping[int, float], at: int) -> float:
     return float(np.interp(at, known, values))
 
 
-def _channels(form: str, conv: ConvSpec) -> tuple[int, ...]:
-    return tuple(conv.c_in if side == "in" else conv.c_out for side in FORMS[form].ranks)
-
-
 def _grid(conv: ConvSpec, step: int) -> list[tuple[str, Ranks]]:
     """The candidates that are timed: a few ranks of each form that suits the layer."""
     found: list[tuple[str, Ranks]] = []
@@ -265,8 +261,7 @@ def _grid(conv: ConvSpec, step: int) -> list[tuple[str, Ranks]]:
         if not form.ranks or form.refuse(conv) is not None:
             continue
         sides = [
-            _rungs(size, step, GRID if len(form.ranks) == 1 else COARSE)
-            for size in _channels(name, conv)
+            _rungs(size, step, GRID if len(form.ranks) == 1 else COARSE) for size in form.full(conv)
         ]
         found += [
             (name, tuple(int(sides[i][k]) for i, k in enumerate(index)))

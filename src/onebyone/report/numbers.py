@@ -93,5 +93,5 @@ def becomes(decision: Decision) -> str:
     shape = decision.shaped
     if shape is None or not (decision.ranks or decision.shape):
         return ""
-    chain = (shape.c_in, *decision.ranks, shape.c_out)
+    chain = (shape.c_in, *(rank * shape.groups for rank in decision.ranks), shape.c_out)
     return "→".join(map(str, chain))

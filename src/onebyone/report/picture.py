@@ -145,10 +145,9 @@ def _parts(decision: Decision, scale: tuple[int, int]) -> list[Markup]:
     parts = FORMS[decision.form].parts(decision.shaped, decision.ranks)
     pieces = []
     for part in parts:
-        positions = decision.positions_in if part.at_input else decision.positions_out
         added = part.conv.pointwise and not decision.conv.pointwise
         kind = f"after {decision.form}" + (" one" if added else "")
-        pieces.append(_piece((part.conv.macs(positions), part.conv.params), scale, kind))
+        pieces.append(_piece((part.macs(decision.places), part.conv.params), scale, kind))
     return pieces
 
 
