@@ -28,7 +28,7 @@ factorize factorize.metric factorize.least_squares factorize.reduced_rank factor
 factorize.alternate factorize.spatial factorize.factors factorize.balance factorize.fit factorize.grouped
 factorize.selection
 surveying padded narrowing narrowing.spaces narrowing.files narrowing.cutting narrowing.marks
-narrowing.following narrowing.finding narrowing.ordering statistics
+narrowing.following narrowing.finding narrowing.ordering moments statistics
 deepening deepening.insertions deepening.files deepening.flow deepening.places deepening.candidates
 deepening.filling
 forms form_costs allocation narrowing.widths candidates narrowing.proposing planning plan_files

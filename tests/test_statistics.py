@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import onebyone as obo
 from onebyone import sensing, statistics
 from onebyone.errors import ModelError
-from onebyone.statistics import Moments
+from onebyone.moments import Moments
 
 
 def tiny(classes: int = 3) -> nn.Sequential:

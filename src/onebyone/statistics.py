@@ -14,9 +14,9 @@ from onebyone.agreement import Agreement
 from onebyone.conv import ConvSpec
 from onebyone.data import open_images
 from onebyone.distributed import World
-from onebyone.factorize.metric import shrink, shrinkage
 from onebyone.factorize.selection import Order
 from onebyone.factorize.squeeze import input_form, tap_products
+from onebyone.moments import Moments, add_products
 from onebyone.narrowing.finding import find_spaces
 from onebyone.narrowing.ordering import channel_orders
 from onebyone.narrowing.spaces import Space, blocks_read
@@ -30,74 +30,6 @@ from onebyone.tree import evaluating, frozen, hooked, modules_by_name, random_st
 WORK_SHARE = 0.06  # of a layer's own arithmetic that sampling for one moment may cost
 LEAST_ROWS, MOST_ROWS = 4096, 32768
 OVER = 2  # bytes that a pass takes for each byte of activations
-
-
-@dataclass
-class Moments:
-    """Sums over samples, so that the parts of a data set can be added up; products in float32."""
-
-    samples: int
-    total: Float[Tensor, "*groups d"]
-    products: Float[Tensor, "*groups d d"]
-
-    @staticmethod
-    def none(size: int, device: torch.device | str = "cpu", groups: int = 1) -> Moments:
-        """The sums of no samples yet; one after another for each of several groups."""
-        shape = (size,) if groups == 1 else (groups, size)
-        return Moments(
-            0, torch.zeros(shape, dtype=torch.float64, device=device),
-            torch.zeros(*shape, size, device=device),
-        )  # fmt: skip
-
-    def add(self, rows: Float[Tensor, "samples all_d"]) -> None:
-        """Take these rows in; each has the numbers of all groups."""
-        self.samples += len(rows)
-        self.total += rows.sum(0).reshape(self.total.shape)
-        add_products(self.products, rows)
-
-    @property
-    def size(self) -> int:
-        """How many numbers a sample has in each group."""
-        return self.total.shape[-1]
-
-    def to(self, device: torch.device | str) -> Moments:
-        """The same sums on another device."""
-        return Moments(self.samples, self.total.to(device), self.products.to(device))
-
-    def __add__(self, other: Moments) -> Moments:
-        return Moments(
-            self.samples + other.samples, self.total + other.total, self.products + other.products
-        )
-
-    @property
-    def few(self) -> bool:
-        """Whether there are no more samples than numbers in one: their covariance is singular."""
-        return 0 < self.samples <= self.size
-
-    @property
-    def covariance(self) -> Float[Tensor, "*groups d d"]:
-        """Centred second moments, in float64; of few samples shrunk, so that no direction is free."""
-        mean = self.total / self.samples
-        found = self.products.double() / self.samples - mean[..., :, None] * mean[..., None, :]
-        if not self.few:
-            return found
-        groups = [
-            shrink(one, shrinkage(one, self.samples)) if one.any() else one
-            for one in found.reshape(-1, self.size, self.size)
-        ]
-        return torch.stack(groups).reshape(found.shape)
-
-
-def add_products(
-    products: Float[Tensor, "*groups d d"], rows: Float[Tensor, "samples all_d"], scale: float = 1.0
-) -> None:
-    """Add `scale` times the products of the rows' numbers, within each group; in place."""
-    if products.ndim == 2:
-        products.addmm_(rows.T, rows, alpha=scale)
-        return
-    groups, size, _ = products.shape
-    parts = rows.reshape(len(rows), groups, size).transpose(0, 1)
-    products.baddbmm_(parts.transpose(1, 2), parts, alpha=scale)
 
 
 @dataclass
