@@ -118,7 +118,10 @@ REFUSALS = {
     ),
     "budget of 0": ("slim demo --data demo --macs 0 -o out", "above 0 and at most 1"),
     "budget beyond 1": ("slim demo --data demo --params 50 -o out", "params=50.0 is not a budget"),
-    "budget too low": ("slim demo --data demo --macs 0.001 -o out", "the lowest that this network"),
+    "budget too low": (
+        "slim demo --data demo --macs 0.00001 -o out",
+        "the lowest that this network",
+    ),
     "no budget": ("slim demo --data demo -o out", "say how light: 0.5 keeps half"),
     "no output": ("slim demo --data demo --macs 0.5", "such as -o out/"),
     "drop beyond 1": ("slim demo --data demo --max-drop 5 -o out", "from 0 up to 1"),

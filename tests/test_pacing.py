@@ -337,7 +337,13 @@ class TestBudget:
         monkeypatch.setattr(pace, "Stopwatch", Watch)
         model, statistics = observed
         plan = paced(model, X, Budget(latency=0.7), planner(model, statistics), runtime=EAGER).plan
-        assert {d.form for d in plan.decisions} <= {"keep", "squeeze", "channel", "pointwise"}
+        assert {d.form for d in plan.decisions} <= {
+            "keep",
+            "squeeze",
+            "channel",
+            "pointwise",
+            "spatial",
+        }
 
     def test_macs_and_latency_hold_together(
         self, made: Made, observed: Any, monkeypatch: pytest.MonkeyPatch

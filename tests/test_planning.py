@@ -6,6 +6,7 @@ import re
 from dataclasses import replace
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from models import TRAPS, images, plain
@@ -14,6 +15,7 @@ from test_tree import check_untouched
 from torch import Tensor, nn
 
 import onebyone as obo
+from onebyone.candidates import unseen
 from onebyone.errors import BudgetError, PlanError
 from onebyone.forms import FORMS
 from onebyone.planning import Budget, Plan
@@ -194,3 +196,13 @@ def test_the_predicted_error_has_the_unit_it_says() -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         check_predicted_error()
+
+
+def test_few_samples_lose_more_than_they_show() -> None:
+    """n² / (n − r)² times the loss on their own samples; at most all, and less at higher ranks."""
+    own = np.asarray([8.0, 4.0, 2.0, 1.0, 0.5, 0.0])
+    np.testing.assert_allclose(unseen(own, 10**9), own)
+    np.testing.assert_allclose(
+        unseen(own, 4), [8, 4 * 16 / 9, 4 * 16 / 9, 4 * 16 / 9, 4 * 16 / 9, 0]
+    )
+    np.testing.assert_allclose(unseen(own, None), own)

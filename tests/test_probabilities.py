@@ -9,7 +9,7 @@ from planting import Bug, Patch, check_caught
 from torch import nn
 
 import onebyone as obo
-from onebyone import statistics, verification
+from onebyone import sensing, verification
 from onebyone.running import as_logits
 
 
@@ -71,7 +71,7 @@ def test_the_divergence_is_that_of_the_probabilities() -> None:
 
 BUGS = {
     "gradients of probabilities": Bug(
-        lambda patch: patch.setattr(statistics, "as_logits", lambda y: y), check_statistics
+        lambda patch: patch.setattr(sensing, "as_logits", lambda y: y), check_statistics
     ),
     "softmax twice": Bug(
         lambda patch: patch.setattr(verification, "as_logits", lambda y: y), check_divergence

@@ -294,9 +294,9 @@ class TestRoundTrip:
         done = slimmed_of(model)
         folder = done.save(tmp_path / "out")
         assert not (folder / "model.pt2").exists()
-        widths, note = json.loads((folder / "plan.json").read_text())["notes"]
-        assert "control flow depends on its data" in widths
-        assert "no model.pt2 and no model.onnx" in note
+        notes = json.loads((folder / "plan.json").read_text())["notes"]
+        assert any("control flow depends on its data" in note for note in notes)
+        assert "no model.pt2 and no model.onnx" in notes[-1]
         assert_same(done.model, load(folder, architecture=model).model, pictures(3, 12, 12, seed=1))
 
 
@@ -387,7 +387,7 @@ class TestFiles:
     def test_a_missing_package_is_told(self, slimmed: Slimmed, tmp_path: Path) -> None:
         folder = slimmed.save(tmp_path / "out")
         notes = json.loads((folder / "plan.json").read_text())["notes"]
-        assert notes == ["no model.onnx: left out by the test"]
+        assert notes[-1] == "no model.onnx: left out by the test"
 
     def test_model_is_not_changed_by_saving(self, slimmed: Slimmed, tmp_path: Path) -> None:
         slimmed.model.train()
@@ -549,7 +549,7 @@ class TestFailuresInTheMiddle:
         monkeypatch.setattr(saving, "export_onnx", half)
         folder = slimmed.save(tmp_path / "out")
         assert not (folder / "model.onnx").exists()
-        assert "no such operator" in json.loads((folder / "plan.json").read_text())["notes"][0]
+        assert "no such operator" in json.loads((folder / "plan.json").read_text())["notes"][-1]
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -144,9 +144,29 @@ def _tails(
                     kernel.chunk(len(inside)), inside, gradients, strict=True
                 )
             ]
+    samples = {"out": layer.outputs.samples, "in": layer.channels.samples}
     return {
-        side: (tails(torch.stack(groups).sum(0)) / 2).numpy() for side, groups in energy.items()
+        side: unseen((tails(torch.stack(groups).sum(0)) / 2).numpy(), samples.get(side))
+        for side, groups in energy.items()
     }
+
+
+def unseen(losses: NDArray[np.float64], samples: int | None) -> NDArray[np.float64]:
+    """What is lost at ranks 0, 1, … on other samples than the n that the directions were found on.
+
+    Directions fitted to few samples keep those and lose others: the loss is n² / (n − r)² times what
+    it is on its own samples (generalized cross-validation; Craven & Wahba, "Smoothing noisy data with
+    spline functions", 1979), at most all, and at a higher rank never more than at a lower one.
+    """
+    if samples is None or not samples:
+        return losses
+    ranks = np.arange(len(losses))
+    left = np.maximum(samples - ranks, 0) / samples
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found = np.where(left > 0, losses / left**2, losses[0])
+    found = np.minimum.accumulate(np.minimum(found, losses[0]))
+    found[-1] = losses[-1]
+    return found
 
 
 def _own(matrix: Tensor, entries: list[int] | None) -> Tensor:
