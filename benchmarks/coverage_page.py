@@ -81,8 +81,8 @@ shows, with what holds the rest. Inputs are the smallest square ones that the ne
 96 and 128 pixels and its own (clips of 4 to 16 frames for video; detectors resize to 96 pixels, where
 they take any size). The MACs of a detector are those of its first image: it computes more where it
 finds more. MACs are for one image, attention products among them. Layers: changed, kept in shape
-(perhaps refitted), refused. A dash: not run; the rows with dashes are of an earlier version, checked
-for the budget of MACs alone.
+(perhaps refitted), refused. A dash: not run; the rows with dashes are of an earlier version that
+had no forms for grouped layers, checked for the budget of MACs alone, from 64 pixels on.
 
 timm's convolutional networks are those without attention between positions whose convolutions hold
 half of the weights or more, and the ConvNeXt, MambaOut and MetaFormer families, whose 1×1
