@@ -5,11 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from onebyone.conv import ConvSpec
+from onebyone.conv import CONVOLUTIONS, ConvSpec
 from onebyone.factorize.factors import Factors
 from onebyone.forms import FORMS, KEPT
-
-CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 
 def skeleton(layer: nn.Module, form: str, ranks: tuple[int, ...]) -> nn.Module:
@@ -20,7 +18,7 @@ def skeleton(layer: nn.Module, form: str, ranks: tuple[int, ...]) -> nn.Module:
     """
     conv = ConvSpec.of(layer)
     parts = FORMS[form].parts(conv, ranks)
-    made = [(part.name, _plain(layer, part.conv)) for part in parts]
+    made = [(part.name, plain_layer(layer, part.conv)) for part in parts]
     if form in KEPT:
         return made[0][1]
     block = nn.Sequential()
@@ -30,8 +28,11 @@ def skeleton(layer: nn.Module, form: str, ranks: tuple[int, ...]) -> nn.Module:
     return block
 
 
-def _plain(layer: nn.Module, conv: ConvSpec) -> nn.Module:
-    """One plain layer; padding is spelled as the original spells it ("same" stays "same")."""
+def plain_layer(layer: nn.Module, conv: ConvSpec) -> nn.Module:
+    """One plain layer with unset weights, all else but its geometry that of `layer`.
+
+    Padding is spelled as the original spells it ("same", which may be lopsided, stays "same").
+    """
     weight: Tensor = layer.weight  # type: ignore[assignment]
     options = {"bias": conv.bias, "device": weight.device, "dtype": weight.dtype}
     if not conv.kernel:

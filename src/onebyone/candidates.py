@@ -158,7 +158,7 @@ def unseen(losses: NDArray[np.float64], samples: int | None) -> NDArray[np.float
     it is on its own samples (generalized cross-validation; Craven & Wahba, "Smoothing noisy data with
     spline functions", 1979), at most all, and at a higher rank never more than at a lower one.
     """
-    if samples is None or not samples:
+    if not samples:
         return losses
     ranks = np.arange(len(losses))
     left = np.maximum(samples - ranks, 0) / samples

@@ -6,10 +6,18 @@ from dataclasses import dataclass
 from math import prod
 from typing import Literal
 
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 Grid = Literal["inside", "between", "outside"]
+CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+
+
+def kernel_of(layer: nn.Module) -> Float[Tensor, "c_out taps c_in_of_group"]:
+    """A convolution's or a linear layer's weights, detached, tap by tap; a linear layer has one tap."""
+    weight: Tensor = layer.weight.detach()  # type: ignore[assignment]
+    return weight.reshape(*weight.shape[:2], -1).transpose(1, 2)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 from onebyone.conv import ConvSpec, Grid, Places
 
@@ -76,10 +77,10 @@ def _squeeze_parts(conv: ConvSpec, ranks: tuple[int, ...]) -> tuple[Part, ...]:
     )
 
 
-def _channel_parts(conv: ConvSpec, ranks: tuple[int, ...]) -> tuple[Part, ...]:
+def _channel_parts(conv: ConvSpec, ranks: tuple[int, ...], name: str = "conv") -> tuple[Part, ...]:
     inner = ranks[0] * conv.groups
     return (
-        Part("conv", replace(conv, c_out=inner, bias=False)),
+        Part(name, replace(conv, c_out=inner, bias=False)),
         Part("expand", _pointwise(conv, inner, conv.c_out, bias=True)),
     )
 
@@ -90,14 +91,6 @@ def _tucker2_parts(conv: ConvSpec, ranks: tuple[int, ...]) -> tuple[Part, ...]:
         Part("reduce", _pointwise(conv, conv.c_in, inner, bias=False), "inside"),
         Part("conv", replace(conv, c_in=inner, c_out=outer, bias=False)),
         Part("expand", _pointwise(conv, outer, conv.c_out, bias=True)),
-    )
-
-
-def _pointwise_parts(conv: ConvSpec, ranks: tuple[int, ...]) -> tuple[Part, ...]:
-    inner = ranks[0] * conv.groups
-    return (
-        Part("reduce", replace(conv, c_out=inner, bias=False)),
-        Part("expand", _pointwise(conv, inner, conv.c_out, bias=True)),
     )
 
 
@@ -195,7 +188,7 @@ FORMS: dict[str, Form] = {
         paper="Denton et al., Exploiting Linear Structure Within Convolutional Networks, 2014",
         ranks=("out",),
         refuse=_needs_one_tap,
-        parts=_pointwise_parts,
+        parts=partial(_channel_parts, name="reduce"),
     ),
     "spatial": Form(
         title="k×1 and 1×k",

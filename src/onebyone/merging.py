@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import reduce
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from onebyone.building import fill, skeleton
-from onebyone.conv import ConvSpec
+from onebyone.building import fill, plain_layer
+from onebyone.conv import ConvSpec, kernel_of
 from onebyone.errors import PlanError
 from onebyone.factorize.factors import Factors
 from onebyone.forms import FORMS
@@ -49,9 +50,11 @@ def merged(lighter: nn.Module, plan: Plan) -> nn.Module:
 
 def _merged(layers: list[nn.Module], conv: ConvSpec) -> nn.Module:
     """One layer of the original's geometry with the product of the parts' kernels."""
-    core = reduce(lambda one, other: _product(one, other, conv.groups), map(_kernel, layers))
+    kernels = (kernel_of(layer).double() for layer in layers)
+    core = reduce(lambda one, other: _product(one, other, conv.groups), kernels)
     bias: Tensor = layers[-1].bias.detach()  # type: ignore[union-attr]
-    made = skeleton(_shape(layers, conv), "keep", ())
+    padded = (layer for layer in layers if getattr(layer, "padding", None) == "same")
+    made = plain_layer(next(padded, layers[0]), replace(conv, bias=True))
     return fill(made, "keep", Factors(core, bias.double()))
 
 
@@ -63,32 +66,3 @@ def _product(
     one, other = (w.reshape(groups, -1, *w.shape[1:]) for w in (first, second))
     made = torch.einsum("gorm,gmtc->gotrc", other, one)
     return made.reshape(len(second), -1, first.shape[2])
-
-
-def _kernel(layer: nn.Module) -> Tensor:
-    """(c_out, taps, c_in) in float64."""
-    weight: Tensor = layer.weight.detach()  # type: ignore[assignment]
-    return weight.double().reshape(weight.shape[0], weight.shape[1], -1).transpose(1, 2)
-
-
-def _shape(layers: list[nn.Module], conv: ConvSpec) -> nn.Module:
-    """A layer with this geometry, on the device and in the type of others; weights are not set."""
-    like = layers[0]
-    weight: Tensor = like.weight  # type: ignore[assignment]
-    options = {"bias": True, "device": weight.device, "dtype": weight.dtype}
-    if not conv.kernel:
-        made: nn.Module = nn.utils.skip_init(nn.Linear, conv.c_in, conv.c_out, **options)
-    else:
-        kind = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[len(conv.kernel)]
-        made = nn.utils.skip_init(
-            kind, conv.c_in, conv.c_out, conv.kernel, stride=conv.stride,
-            padding=_padding(layers, conv), dilation=conv.dilation, groups=conv.groups,
-            padding_mode=conv.padding_mode, **options,
-        )  # fmt: skip
-    return made.train(like.training).requires_grad_(weight.requires_grad)
-
-
-def _padding(layers: list[nn.Module], conv: ConvSpec) -> str | tuple[int, ...]:
-    """As it is spelled in the parts: "same" may be lopsided."""
-    same = any(layer.padding == "same" for layer in layers)
-    return "same" if same else tuple(before for before, _ in conv.padding)

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from onebyone.conv import CONVOLUTIONS
 from onebyone.running import call, suited
 from onebyone.surveying import PLAIN, used_otherwise
 from onebyone.tree import evaluating, hooked, modules_by_name, replace_modules, shallow_copy
 
-CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 PADS = {1: nn.ZeroPad1d, 2: nn.ZeroPad2d, 3: nn.ZeroPad3d}
 CALLS = (F.conv1d, F.conv2d, F.conv3d)
 ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from onebyone.building import fill, skeleton
-from onebyone.conv import ConvSpec
+from onebyone.conv import ConvSpec, kernel_of
 from onebyone.data import open_images
 from onebyone.effort import Effort, Work, efforts
 from onebyone.errors import ModelError, PlanError
@@ -261,8 +261,7 @@ def _solve(job: _Job, own: nn.Module) -> None:
     if grouped and kept:  # one channel of a depthwise layer looks dense
         job.solution = _regrouped(job, own, patches, targets)
         return
-    weight: Tensor = own.weight.detach()  # type: ignore[assignment]
-    kernel = weight.reshape(conv.c_out, -1, conv.taps).transpose(1, 2)
+    kernel = kernel_of(own)
     work = Work(conv, decision, len(patches))
     if work.first > 1:
         kernel, patches = along_first(kernel, work.first), _first_by_group(job, patches)
@@ -292,8 +291,7 @@ def _first_by_group(job: _Job, patches: Tensor) -> Tensor:
 def _regrouped(job: _Job, own: nn.Module, patches: Tensor, targets: Tensor) -> nn.Module:
     """The best grouped layer for the samples."""
     conv = job.conv
-    weight: Tensor = own.weight.detach()  # type: ignore[assignment]
-    kernel = weight.reshape(conv.c_out, -1, conv.taps).transpose(1, 2)
+    kernel = kernel_of(own)
     ridge = RIDGE * kernel[0].numel() / len(patches)
     factors = fit_groups(
         kernel, patches, targets, conv.groups, ridge, _band(job), job.effort.rounds, conv.bias

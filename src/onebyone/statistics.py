@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from onebyone.agreement import Agreement
-from onebyone.conv import ConvSpec
+from onebyone.conv import ConvSpec, kernel_of
 from onebyone.data import open_images
 from onebyone.distributed import World
 from onebyone.factorize.selection import Order
@@ -206,9 +206,7 @@ def _kernels(model: nn.Module, layers: dict[str, LayerStatistics]) -> dict[str, 
     for name in layers:
         conv = ConvSpec.of(modules[name])
         if conv.taps > conv.first_taps and not conv.depthwise:
-            weight: Tensor = modules[name].weight.detach()  # type: ignore[assignment]
-            kernel = weight.reshape(conv.c_out, -1, conv.taps).transpose(1, 2)
-            found[name] = kernel.to("cpu", torch.float32, copy=True)
+            found[name] = kernel_of(modules[name]).to("cpu", torch.float32, copy=True)
     return found
 
 

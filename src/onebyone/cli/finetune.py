@@ -13,6 +13,7 @@ from onebyone.cli.failures import INTERRUPTED, failures, stop
 from onebyone.cli.originals import original_of
 from onebyone.cli.reading import Pictures, place, read_held_out, read_model, room, use_threads
 from onebyone.cli.showing import Progress, leads, progress, show_slimmed
+from onebyone.recovery.recipe import Recipe
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from onebyone.planning import Plan
     from onebyone.preprocessing import Preprocess
     from onebyone.recovery.fine_tuning import FineTuned
-    from onebyone.recovery.recipe import Recipe
     from onebyone.slimming import Slimmed
 
 MODEL, IMAGES, TRAINING, OUTPUT, WORK = (
@@ -85,7 +85,7 @@ def finetune(
     batch: Annotated[
         int,
         typer.Option(metavar="N", min=1, rich_help_panel=TRAINING, help="Images a step."),
-    ] = 128,
+    ] = Recipe.batch_size,
     soft: Annotated[
         float | None,
         typer.Option(
@@ -177,7 +177,6 @@ def finetune(
     with failures("--batch less") as outcome, progress() as tell:
         tell("load", 0)
         from onebyone.distributed import together
-        from onebyone.recovery.recipe import Recipe
         from onebyone.saving import check_folder
 
         use_threads(threads)

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
-from onebyone.conv import ConvSpec
+from onebyone.conv import CONVOLUTIONS, ConvSpec
 
-CONVOLUTIONS = {0: nn.Linear, 1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 HOST, DEEPER = "layer", "deeper"  # names of the parts of what stands at a place
 

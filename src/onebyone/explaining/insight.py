@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from onebyone.conv import kernel_of
 from onebyone.errors import BudgetError, ModelError
 from onebyone.explaining.layers import Network, show_layers
 from onebyone.explaining.packing import Levels, in_levels
@@ -150,8 +151,7 @@ def spectra(model: nn.Module, statistics: Statistics) -> Iterable[Spectrum]:
         moments = statistics.layers.get(seen.layer)
         if seen.conv is None or moments is None or seen.conv.groups != 1:
             continue
-        weight = getattr(modules[seen.layer], "weight").detach().cpu()  # noqa: B009
-        kernel = weight.reshape(seen.conv.c_out, seen.conv.c_in, seen.conv.taps).transpose(1, 2)
+        kernel = kernel_of(modules[seen.layer]).cpu()
         inside, outside = _singular(kernel, moments, statistics.images)
         (values_in, ranks_in), (values_out, ranks_out) = _thinned(inside), _thinned(outside)
         yield Spectrum(seen.layer, values_in, ranks_in, values_out, ranks_out)

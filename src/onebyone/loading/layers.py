@@ -9,12 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from onebyone.conv import CONVOLUTIONS
+
 Fetch = Callable[[Any], Tensor | None]
-CONVOLUTIONS: dict[int, type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]] = {
-    1: nn.Conv1d,
-    2: nn.Conv2d,
-    3: nn.Conv3d,
-}
 NORMS: dict[int, type[nn.Module]] = {
     2: nn.BatchNorm1d,
     3: nn.BatchNorm1d,

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from onebyone.building import CONVOLUTIONS
-from onebyone.conv import ConvSpec
+from onebyone.conv import CONVOLUTIONS, ConvSpec
 from onebyone.exporting.network import exported, network_of
 from onebyone.exporting.targets import TARGETS
 from onebyone.pacing.sites import Site

@@ -15,7 +15,7 @@ from torch import Tensor
 from onebyone.errors import OutputError, TrainingError
 from onebyone.files import staged
 
-SCHEMA = "onebyone.checkpoint/1"
+SCHEMA = "onebyone.checkpoint/2"
 
 
 @dataclass(frozen=True)
