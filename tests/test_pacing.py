@@ -22,7 +22,7 @@ from onebyone.pacing import graphs, pace, timetable, whole
 from onebyone.pacing.graphs import EAGER, Surrounded, write_onnx
 from onebyone.pacing.pace import LayerTimes, paced, runtime_named
 from onebyone.pacing.sites import Site, sites_of
-from onebyone.pacing.timetable import Timetable, interpolated, step_of
+from onebyone.pacing.timetable import Timetable, Way, interpolated, step_of
 from onebyone.pacing.whole import Ratio, ratio_of
 from onebyone.planning import Budget, Plan
 
@@ -199,7 +199,7 @@ class TestTimetable:
         table = Timetable(EAGER, 1)
         table.prepare([SITE, SITE])
         assert table.step == 8
-        own = table.milliseconds(SITE, "keep", ())
+        own = table.milliseconds(SITE, Way.at(SITE, "keep", ()))
         assert own == pytest.approx(macs_cost(SITE, [CONV]))
         count = len(made.clocked)
         again = Timetable(EAGER, 1)
@@ -217,19 +217,62 @@ class TestTimetable:
         table.prepare([SITE])
         for form in ("squeeze", "channel"):
             parts = [p.conv for p in FORMS[form].parts(CONV, ranks)]
-            assert table.milliseconds(SITE, form, ranks) == pytest.approx(macs_cost(SITE, parts))
+            found = table.milliseconds(SITE, Way.at(SITE, form, ranks))
+            assert found == pytest.approx(macs_cost(SITE, parts))
         pair = (ranks[0], 24)
         parts = [p.conv for p in FORMS["tucker2"].parts(CONV, pair)]
-        assert table.milliseconds(SITE, "tucker2", pair) == pytest.approx(macs_cost(SITE, parts))
-        table.measure(SITE, [("squeeze", (12,))])
-        assert table.known(SITE, "squeeze", (12,))
+        assert table.milliseconds(SITE, Way.at(SITE, "tucker2", pair)) == pytest.approx(
+            macs_cost(SITE, parts)
+        )
+        table.measure(SITE, [Way.at(SITE, "squeeze", (12,))])
+        assert table.known(SITE, Way.at(SITE, "squeeze", (12,)))
+
+    @pytest.mark.parametrize(("c_in", "c_out"), [(32, 64), (64, 24), (40, 16), (12, 50)])
+    def test_fewer_channels(self, c_in: int, c_out: int, made: Made) -> None:
+        """Timed at a few widths when they are first asked for; the rule is linear between those."""
+        table = Timetable(EAGER, 1)
+        table.prepare([SITE])
+        count, conv = len(made.clocked), replace(CONV, c_in=max(c_in, 16), c_out=c_out)
+        found = table.milliseconds(SITE, Way.at(SITE, "keep", (), conv))
+        assert found == pytest.approx(macs_cost(SITE, [conv]))
+        assert len(made.clocked) > count
+        count = len(made.clocked)
+        again = Timetable(EAGER, 1)
+        assert again.milliseconds(SITE, Way.at(SITE, "keep", (), conv)) == pytest.approx(found)
+        assert len(made.clocked) == count
+
+    def test_fewer_channels_of_a_depthwise_layer(self, made: Made) -> None:
+        site = replace(SITE, conv=replace(CONV, groups=64))
+        table = Timetable(EAGER, 1)
+        table.prepare([site])
+        half = replace(site.conv, c_in=32, c_out=32, groups=32)
+        quarter = replace(site.conv, c_in=16, c_out=16, groups=16)
+        found = [table.milliseconds(site, Way.at(site, "keep", (), c)) for c in (half, quarter)]
+        assert found == pytest.approx([macs_cost(site, [c]) for c in (half, quarter)])
+        between = replace(site.conv, c_in=40, c_out=40, groups=40)
+        whole = table.milliseconds(site, Way.at(site, "keep", ()))
+        assert found[0] < table.milliseconds(site, Way.at(site, "keep", (), between)) < whole
+
+    def test_a_form_of_fewer_channels_is_guessed_until_it_is_timed(self, made: Made) -> None:
+        table = Timetable(EAGER, 1)
+        table.prepare([SITE])
+        conv = replace(CONV, c_out=32)
+        way = Way.at(SITE, "squeeze", (20,), conv)
+        took = macs_cost(SITE, way.parts())
+        assert not table.known(SITE, way)
+        assert table.milliseconds(SITE, way) == pytest.approx(took, rel=0.15)
+        table.measure(SITE, [way])
+        assert table.known(SITE, way)
+        assert table.milliseconds(SITE, way) == pytest.approx(took)
+        assert not table.known(SITE, Way.at(SITE, "squeeze", (20,)))
+        assert Timetable(EAGER, 1).times == table.times
 
     @pytest.mark.parametrize(
         "damage",
         [
             lambda t: t[: len(t) // 2],
             lambda t: "",
-            lambda t: t.replace("onebyone.timings/1", "other"),
+            lambda t: t.replace("onebyone.timings/2", "other"),
             lambda t: t.replace('"keep_ms": ', '"keep_ms": -'),
             lambda t: t.replace('"step": 8', '"step": 5'),
             lambda t: "[1, 2]",
@@ -255,7 +298,7 @@ class TestTimetable:
         monkeypatch.setenv("ONEBYONE_CACHE", str(tmp_path / "file" / "cache"))
         table = Timetable(EAGER, 1)
         table.prepare([SITE])
-        assert table.milliseconds(SITE, "keep", ()) > 0
+        assert table.milliseconds(SITE, Way.at(SITE, "keep", ())) > 0
 
     def test_a_noisy_machine_is_measured_longer_and_told(
         self, made: Made, monkeypatch: pytest.MonkeyPatch
@@ -269,7 +312,7 @@ class TestTimetable:
         table = Timetable(EAGER, 1)
         table.step = 8
         monkeypatch.setattr(timetable, "interleave", noisy)
-        table.measure(SITE, [("squeeze", (8,))])
+        table.measure(SITE, [Way.at(SITE, "squeeze", (8,))])
         assert asked == sorted(asked)
         assert asked[-1] > 4 * asked[0]
         assert "noisy" in table.notes[0]
@@ -345,6 +388,23 @@ class TestBudget:
             "spatial",
         }
 
+    def test_channels_are_left_out_where_that_is_better(
+        self, made: Made, observed: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(pace, "Stopwatch", Watch)
+        model, statistics = observed
+
+        def forms_alone(goal: Budget, times: Any) -> Plan:
+            return obo.plan(model, statistics, goal, times=times, narrow=False)
+
+        budget = Budget(latency=0.5)
+        found = paced(model, X, budget, planner(model, statistics), runtime=EAGER)
+        other = paced(model, X, budget, forms_alone, runtime=EAGER)
+        assert found.plan.narrowings
+        assert not other.plan.narrowings
+        assert found.plan.error < other.plan.error
+        assert found.ratio.median <= 1.01 * 0.5
+
     def test_macs_and_latency_hold_together(
         self, made: Made, observed: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -379,7 +439,7 @@ class TestBudget:
     def test_layers_that_take_more_than_the_whole_are_scaled(self, made: Made) -> None:
         table = Timetable(EAGER, 1)
         table.prepare([SITE])
-        own = table.milliseconds(SITE, "keep", ())
+        own = table.milliseconds(SITE, Way.at(SITE, "keep", ()))
         half = LayerTimes.fitted(table, {"a": (SITE, SITE)}, own)
         assert half.scale == pytest.approx(0.5)
         assert half.other_ns == pytest.approx(0.0, abs=1e-6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from math import ceil
@@ -17,10 +18,10 @@ from onebyone.deepening.insertions import Insertion
 from onebyone.displaying import Displayed
 from onebyone.errors import BudgetError, PlanError
 from onebyone.forms import FORMS
-from onebyone.narrowing.proposing import COSTS, narrowed_ways, widened, widths_kept
+from onebyone.narrowing.proposing import AS_TIMES, COSTS, narrowed_ways, widened, widths_kept
 from onebyone.narrowing.spaces import Narrowing
 from onebyone.statistics import Statistics
-from onebyone.surveying import Seen
+from onebyone.surveying import Seen, Survey
 
 REPAIRS = 12  # widths that are tried once more at the end
 
@@ -203,8 +204,13 @@ class Times(Protocol):
         """What the network takes beyond the layers that `of` knows."""
         ...
 
-    def of(self, layer: str, form: str, ranks: tuple[int, ...]) -> float:
-        """The time of a form in place of a layer; infinite where that is not known."""
+    def of(
+        self, layer: str, form: str, ranks: tuple[int, ...], conv: ConvSpec | None = None
+    ) -> float:
+        """The time of a form in place of a layer, of `conv` where it has fewer channels.
+
+        Infinite where that is not known.
+        """
         ...
 
 
@@ -222,7 +228,7 @@ def plan(
     second-order estimate of the rise of the loss in nats per image; the sum over the layers is
     minimised. Hidden spaces are narrowed where that is better by this estimate than forms alone, if
     `narrow` allows it. `times` are needed for a budget of latency: they leave out what is not faster
-    than the layer, and widths stay, since narrower layers are not timed.
+    than the layer.
     Raises BudgetError for a budget that no candidates meet, naming the lowest that can be.
     """
     return Planner(statistics).plan(budget, times=times, narrow=narrow)
@@ -242,28 +248,37 @@ class Planner:
             )
         statistics, made = self.statistics, self.candidates
         whole = made.tables(())
-        if times is not None or not narrow:
-            return _planned(statistics, whole, (), budget, times)
-        fractions = {n: getattr(budget, n) for n in COSTS if getattr(budget, n) is not None}
-        ways: list[tuple[Narrowing, ...]] = [(), *narrowed_ways(statistics, whole, fractions)]
+        ways: list[tuple[Narrowing, ...]] = [()]
+        if narrow:
+            fractions = {n: getattr(budget, n) for n in COSTS if getattr(budget, n) is not None}
+            if budget.latency is None or times is None:
+                ways += narrowed_ways(statistics, whole, fractions)
+            else:
+                share = _share_of_layers(statistics.survey, budget.latency, times)
+                fractions["macs"] = min(fractions.get("macs", 1.0), share)
+                ways += narrowed_ways(statistics, whole, fractions, AS_TIMES)
         found: list[Plan] = []
         failure: BudgetError | None = None
         for narrowings in dict.fromkeys(ways):
             try:
-                found.append(_planned(statistics, made.tables(narrowings), narrowings, budget))
+                found.append(
+                    _planned(statistics, made.tables(narrowings), narrowings, budget, times)
+                )
             except BudgetError as error:
                 failure = error  # that of the narrowest, which comes last, names the lowest
         if failure is not None and not found:
             raise failure
-        return _repaired(statistics, made, min(found, key=lambda p: p.error), budget)
+        return _repaired(statistics, made, min(found, key=lambda p: p.error), budget, times)
 
 
-def _repaired(statistics: Statistics, made: Candidates, best: Plan, budget: Budget) -> Plan:
+def _repaired(
+    statistics: Statistics, made: Candidates, best: Plan, budget: Budget, times: Times | None
+) -> Plan:
     """One space after another a step wider, those that lose most first, where forms then make it up."""
     for name in [n.layer for n in sorted(best.narrowings, key=lambda n: -n.error)][:REPAIRS]:
         wider = widened(best.narrowings, name, statistics)
         with suppress(BudgetError):
-            other = _planned(statistics, made.tables(wider), wider, budget)
+            other = _planned(statistics, made.tables(wider), wider, budget, times)
             best = min(best, other, key=lambda p: p.error)
     return best
 
@@ -286,8 +301,8 @@ def _planned(
     if times is not None:
         timed = [_timed(t, times) for t in tables]
         places, choices = [p for p, _ in timed], [c for _, c in timed]
-        other_ns = times.other_ns + _untimed(survey.layers, times)
-        left, totals = (*left, other_ns), (*totals, other_ns + sum(c.costs[0, 2] for c in choices))
+        left = (*left, times.other_ns + _kept_ns((s for s in survey.layers if s.refusal), times))
+        totals = (*totals, times.other_ns + _kept_ns(survey.layers, times))
     picks = _allocate(budget, survey.layers, choices, left, totals)
     decisions: dict[str, Decision] = {}
     for table, place, index in zip(tables, places, picks, strict=True):
@@ -315,15 +330,22 @@ def _planned(
 def _timed(table: Table, times: Times) -> tuple[np.ndarray, Choices]:
     """The places of those candidates that are faster than the layer, and they with a third cost."""
     layer, choices = table.seen.layer, table.choices
-    column = np.asarray([times.of(layer, c.form, c.ranks) for c in table.candidates])
+    column = np.asarray([times.of(layer, c.form, c.ranks, table.conv) for c in table.candidates])
     kept = np.flatnonzero((column < column[0]) | (np.arange(len(column)) == 0))
     costs = np.column_stack([choices.costs, column])[kept]
     return kept, Choices(choices.errors[kept], costs)
 
 
-def _untimed(layers: tuple[Seen, ...], times: Times) -> float:
-    """Nanoseconds of the layers that stay bit for bit."""
-    return sum(times.of(s.layer, "keep", ()) for s in layers if s.refusal is not None)
+def _kept_ns(layers: Iterable[Seen], times: Times) -> float:
+    """Nanoseconds of layers as they are."""
+    return sum(times.of(s.layer, "keep", ()) for s in layers)
+
+
+def _share_of_layers(survey: Survey, latency: float, times: Times) -> float:
+    """What the layers may take of their own time, for the network to keep to a budget of latency."""
+    layers = _kept_ns(survey.layers, times)
+    wanted = latency * (layers + times.other_ns) - times.other_ns
+    return max(wanted / layers, 0.0) if layers else 0.0
 
 
 def _reason(chosen: Candidate, number: int) -> str:

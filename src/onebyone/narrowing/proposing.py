@@ -14,11 +14,15 @@ from onebyone.statistics import Statistics
 
 COSTS = ("macs", "params")
 LOOSER = (1.1, 1.03, 1.0)  # times the budget: forms bring wider layers within it too
+AS_TIMES = (1.6, 1.35, 1.15, 1.0, 0.85)  # as that, where MACs stand for times
 RANKS = 8  # on each side of a layer that widths are weighed against
 
 
 def narrowed_ways(
-    statistics: Statistics, tables: Sequence[Table], budget: Mapping[str, float]
+    statistics: Statistics,
+    tables: Sequence[Table],
+    budget: Mapping[str, float],
+    looser: Sequence[float] = LOOSER,
 ) -> Iterator[tuple[Narrowing, ...]]:
     """Widths for the fractions of a budget and for looser ones, the tightest last.
 
@@ -46,9 +50,9 @@ def narrowed_ways(
         fixed -= space.channels * each
         errors = statistics.orders[space.name].errors.numpy() / statistics.images
         hidden.append(Hidden(space, errors, widths_of(space.channels), each[columns]))
-    for looser in LOOSER:
+    for times in looser:
         limits = [
-            looser * f * whole[c] - fixed[c] for f, c in zip(budget.values(), columns, strict=True)
+            times * f * whole[c] - fixed[c] for f, c in zip(budget.values(), columns, strict=True)
         ]
         widths = choose_widths(options, hidden, np.asarray(limits))
         yield tuple(

@@ -8,13 +8,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from onebyone.conv import ConvSpec
 from onebyone.errors import BudgetError
 from onebyone.exporting.network import on_cpu_in_float32
 from onebyone.exporting.targets import TARGETS
 from onebyone.loading.slimmed import replanned
 from onebyone.pacing.graphs import EAGER
 from onebyone.pacing.sites import Site, sites_of
-from onebyone.pacing.timetable import Timetable
+from onebyone.pacing.timetable import Timetable, Way
 from onebyone.pacing.whole import Ratio, Stopwatch
 from onebyone.planning import Budget, Decision, Plan, Times
 from onebyone.tree import random_state
@@ -42,7 +43,9 @@ class LayerTimes:
     @staticmethod
     def fitted(table: Timetable, sites: dict[str, tuple[Site, ...]], whole_ms: float) -> LayerTimes:
         """With what the layers leave of the whole network's time."""
-        layers = sum(table.milliseconds(s, "keep", ()) for every in sites.values() for s in every)
+        layers = sum(
+            table.milliseconds(s, Way.at(s, "keep", ())) for every in sites.values() for s in every
+        )
         return LayerTimes(table, sites, whole_ms, min(1.0, whole_ms / layers) if layers else 1.0)
 
     @property
@@ -51,10 +54,16 @@ class LayerTimes:
         layers = sum(self.of(name, "keep", ()) for name in self.sites)
         return max(1e6 * self.whole_ms - layers, 0.0)
 
-    def of(self, layer: str, form: str, ranks: tuple[int, ...]) -> float:
+    def of(
+        self, layer: str, form: str, ranks: tuple[int, ...], conv: ConvSpec | None = None
+    ) -> float:
         """Nanoseconds of a form in place of a layer, over all its calls."""
         every = self.sites.get(layer, ())
-        return 1e6 * self.scale * sum(self.table.milliseconds(s, form, ranks) for s in every)
+        return (
+            1e6
+            * self.scale
+            * sum(self.table.milliseconds(s, Way.at(s, form, ranks, conv)) for s in every)
+        )
 
 
 @dataclass(frozen=True)
@@ -113,7 +122,6 @@ def paced(
     table.prepare([s for every in sites.values() for s in every], lambda p: progress(0.6 * p))
     watch = Stopwatch(plain, example, name, threads)
     times = LayerTimes.fitted(table, sites, watch.original_ms())
-    _check_gain(times, runtime)
     found, tried = _search(plain, budget, planned, times, watch, progress)
     if found is None:
         raise BudgetError(
@@ -138,6 +146,7 @@ def _search(
             chosen = timed_plan(replace(budget, latency=min(goal, 1.0)), planned, times)
         except BudgetError as error:
             if not tried:  # not even the sum of the layers can be so low
+                _check_gain(times, watch.runtime)
                 raise BudgetError(_said(error, watch)) from error
             goal = (goal + wanted) / 2
             continue
@@ -165,34 +174,34 @@ def timed_plan(budget: Budget, planned: Callable[[Budget, Times], Plan], times: 
     """A plan all of whose choices were timed themselves, or the last of a few."""
     chosen = planned(budget, times)
     for _ in range(CHECKS):
-        unknown: dict[str, tuple[Site, list[tuple[str, tuple[int, ...]]]]] = {}
+        unknown: dict[str, tuple[Site, list[Way]]] = {}
         for decision in chosen.decisions:
             if decision.form in ("keep", "refuse"):
                 continue
             for site in times.sites.get(decision.layer, ()):
-                if not times.table.known(site, decision.form, decision.ranks):
-                    pair = (decision.form, decision.ranks)
-                    rows = unknown.setdefault(site.key, (site, []))[1]
-                    if pair not in rows:
-                        rows.append(pair)
+                way = Way.at(site, decision.form, decision.ranks, decision.shape)
+                if not times.table.known(site, way):
+                    ways = unknown.setdefault(site.key, (site, []))[1]
+                    if way not in ways:
+                        ways.append(way)
         if not unknown:
             break
-        for site, pairs in unknown.values():
-            times.table.measure(site, pairs)
+        for site, ways in unknown.values():
+            times.table.measure(site, ways)
         chosen = planned(budget, times)
     return chosen
 
 
 def _check_gain(times: LayerTimes, runtime: str) -> None:
-    """Raise BudgetError where no form of any layer is faster than the layer itself."""
+    """Raise BudgetError where nothing that was timed is faster than the layer that it replaces."""
     for every in times.sites.values():
         for site in every:
             ratios = times.table.times[site.key].ratios
             if any(ratio < 1 for found in ratios.values() for ratio in found.values()):
                 return
     raise BudgetError(
-        f"there is nothing to gain here: in {runtime} no form of any layer is faster than the layer "
-        "itself, at the sizes of this network"
+        f"there is nothing to gain here: in {runtime} no form of any layer, and no layer with fewer "
+        "channels, is faster than the layer itself, at the sizes of this network"
     )
 
 

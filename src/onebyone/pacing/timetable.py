@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import product
 from math import ceil, isfinite
 from pathlib import Path
 from typing import Any
@@ -19,18 +20,19 @@ from onebyone.conv import ConvSpec
 from onebyone.errors import OutputError
 from onebyone.exporting.targets import TARGETS
 from onebyone.files import json_text, write_text
-from onebyone.forms import FORMS
+from onebyone.forms import FORMS, KEPT
 from onebyone.measurement.roofline import cache_folder, processor_name
 from onebyone.measurement.timing import Samples, interleave
 from onebyone.pacing.graphs import EAGER, opened
 from onebyone.pacing.sites import Site
 
-SCHEMA = "onebyone.timings/1"
+SCHEMA = "onebyone.timings/2"
 TOGETHER = 6  # candidates that take turns with the layer itself
 SECONDS, LEAST, MOST = 0.25, 7, 60
 NOISY = 0.3  # of the median, between the quartiles of the layer itself
 GRID = (0.125, 0.25, 0.375, 0.5, 0.75)  # of the channels: ranks that are timed
 COARSE = (0.125, 0.25, 0.5, 0.75)  # where two ranks are combined
+WIDTHS = (0.25, 0.5, 0.75, 1.0)  # of the channels on each side that is narrowed
 STEPS = (1, 2, 4, 8, 16)
 FLAT = 0.04  # times within a step differ by no more than this
 PROBE = Site(
@@ -39,11 +41,43 @@ PROBE = Site(
 PROBED = range(17, 33)
 
 Ranks = tuple[int, ...]
+NARROW = "narrow"  # the row of the layer itself with fewer channels; its ranks are c_out and c_in
+
+
+@dataclass(frozen=True)
+class Way:
+    """What may stand at a site: a form of the layer, of `conv` where it has fewer channels there."""
+
+    form: str
+    ranks: Ranks
+    conv: ConvSpec
+
+    @staticmethod
+    def at(site: Site, form: str, ranks: Ranks, conv: ConvSpec | None = None) -> Way:
+        """With the bias that the layer has at the site."""
+        return Way(form, ranks, replace(conv or site.conv, bias=site.conv.bias))
+
+    def place(self, site: Site) -> tuple[str, Ranks]:
+        """The row and the ranks under which its time is kept."""
+        c_in, c_out = self.conv.c_in, self.conv.c_out
+        own = self.conv == site.conv
+        if self.form in KEPT:
+            return ("keep", ()) if own else (NARROW, (c_out, c_in))
+        return (self.form if own else f"{self.form} {c_in} to {c_out}", self.ranks)
+
+    def parts(self) -> list[ConvSpec]:
+        """The layers it is made of; the bias as at the site."""
+        parts = [part.conv for part in FORMS[self.form].parts(self.conv, self.ranks)]
+        return [*parts[:-1], replace(parts[-1], bias=self.conv.bias)]
 
 
 @dataclass
 class Times:
-    """What is known of one site: milliseconds of the layer itself, and of forms in parts of that."""
+    """What is known of one site: milliseconds of the layer itself, and of forms in parts of that.
+
+    `ratios` have a row for each form, one for the layer with fewer channels, and one for each form
+    and number of channels that was timed (`Way.place`).
+    """
 
     keep_ms: float
     ratios: dict[str, dict[Ranks, float]]
@@ -121,36 +155,33 @@ class Timetable:
         wanted = {site.key: site for site in sites if site.key not in self.times}
         for index, site in enumerate(wanted.values()):
             progress(index / len(wanted))
-            self.measure(site, _grid(site.conv, self.step))
+            self.measure(site, _grid(site, self.step))
         progress(1.0)
 
-    def measure(self, site: Site, candidates: Sequence[tuple[str, Ranks]]) -> None:
+    def measure(self, site: Site, ways: Sequence[Way]) -> None:
         """Time candidates at a site, a few at a time, in turn with the layer itself; keep the times."""
         known = self.times.setdefault(site.key, Times(0.0, {}))
-        for start in range(0, max(len(candidates), 1), TOGETHER):
-            group = candidates[start : start + TOGETHER]
-            keep_ms, ratios = self._clocked(site, group)
+        for start in range(0, max(len(ways), 1), TOGETHER):
+            keep_ms, ratios = self._clocked(site, ways[start : start + TOGETHER])
             known.keep_ms = min(known.keep_ms or keep_ms, keep_ms)
-            for (form, ranks), ratio in ratios.items():
-                known.ratios.setdefault(form, {})[ranks] = ratio
+            for way, ratio in ratios.items():
+                row, ranks = way.place(site)
+                known.ratios.setdefault(row, {})[ranks] = ratio
         self._write()
 
-    def _clocked(
-        self, site: Site, group: Sequence[tuple[str, Ranks]]
-    ) -> tuple[float, dict[tuple[str, Ranks], float]]:
+    def _clocked(self, site: Site, group: Sequence[Way]) -> tuple[float, dict[Way, float]]:
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             calls: dict[str, Callable[[], object]] = {
                 "keep": opened(self.runtime, site, [site.conv], Path(folder), self.threads)
             }
-            names = {f"{form} {ranks}": (form, ranks) for form, ranks in group}
-            for name, (form, ranks) in names.items():
-                parts = [part.conv for part in FORMS[form].parts(site.conv, ranks)]
-                parts[-1] = replace(parts[-1], bias=site.conv.bias)
-                calls[name] = opened(self.runtime, site, parts, Path(folder), self.threads)
+            names = {" ".join(map(str, way.place(site))): way for way in group}
+            for name, way in names.items():
+                there = replace(site, conv=way.conv)
+                calls[name] = opened(self.runtime, there, way.parts(), Path(folder), self.threads)
             self.measured += len(calls)
             samples = self._quietest(calls)
         return samples.quartiles("keep").median, {
-            pair: samples.ratio(name, "keep").median for name, pair in names.items()
+            way: samples.ratio(name, "keep").median for name, way in names.items()
         }
 
     def _quietest(self, calls: Mapping[str, Callable[[], object]]) -> Samples:
@@ -192,25 +223,56 @@ class Timetable:
 
     # --- asking
 
-    def milliseconds(self, site: Site, form: str, ranks: Ranks) -> float:
-        """The time of a form at a site; between measured ranks by interpolation on the steps."""
-        times = self.times[site.key]
-        if form == "keep":
-            return times.keep_ms
-        found = times.ratios.get(form, {})
-        stepped = tuple(
-            min(self.step * ceil(r / self.step), c)
-            for r, c in zip(ranks, FORMS[form].full(site.conv), strict=True)
-        )
-        if ranks in found:
-            return found[ranks] * times.keep_ms
-        if not found:
-            return float("inf")
-        return interpolated(found, stepped) * times.keep_ms
+    def milliseconds(self, site: Site, way: Way) -> float:
+        """The time of a form at a site; between measured ranks by interpolation on the steps.
 
-    def known(self, site: Site, form: str, ranks: Ranks) -> bool:
+        The layer with fewer channels is timed at a few widths when it is first asked for. Its forms
+        are taken to lose by that as much of their time as it does of its own beyond what the weights
+        say, until they are timed themselves.
+        """
+        times = self.times[site.key]
+        row, ranks = way.place(site)
+        if row == "keep":
+            return times.keep_ms
+        if ranks in times.ratios.get(row, {}):
+            return times.ratios[row][ranks] * times.keep_ms
+        if row == NARROW:
+            self._measure_widths(site, way.conv)
+            whole = (site.conv.c_out, site.conv.c_in)
+            widths = times.ratios[NARROW] | {whole: 1.0}
+            if site.conv.depthwise:
+                widths, ranks = {w[:1]: ratio for w, ratio in widths.items()}, ranks[:1]
+            return interpolated(widths, self._stepped(ranks, whole)) * times.keep_ms
+        if way.conv != site.conv:
+            own, narrow = Way.at(site, way.form, ranks), Way.at(site, "keep", (), way.conv)
+            weights = FORMS[way.form].params(way.conv, ranks) / FORMS[way.form].params(
+                site.conv, ranks
+            )
+            beyond = self.milliseconds(site, narrow) / (
+                times.keep_ms * way.conv.params / site.conv.params
+            )
+            return self.milliseconds(site, own) * weights * beyond
+        if row not in times.ratios:
+            return float("inf")
+        stepped = self._stepped(ranks, FORMS[way.form].full(site.conv))
+        return interpolated(times.ratios[row], stepped) * times.keep_ms
+
+    def _stepped(self, ranks: Ranks, most: Ranks) -> Ranks:
+        return tuple(
+            min(self.step * ceil(r / self.step), c) for r, c in zip(ranks, most, strict=False)
+        )
+
+    def _measure_widths(self, site: Site, conv: ConvSpec) -> None:
+        """Time the layer with fewer channels on those sides where `conv` has fewer."""
+        known = self.times[site.key].ratios.get(NARROW, {})
+        wanted = [w for w in _widths(site, conv, self.step) if w.place(site)[1] not in known]
+        if wanted:
+            self.measure(site, wanted)
+
+    def known(self, site: Site, way: Way) -> bool:
         """Whether this very candidate was timed."""
-        return form == "keep" or ranks in self.times[site.key].ratios.get(form, {})
+        row, ranks = way.place(site)
+        return row == "keep" or ranks in self.times[site.key].ratios.get(row, {})
 
 
 def step_of(milliseconds: Mapping[int, float]) -> int:
@@ -254,20 +316,35 @@ def _line(points: Mapping[int, float], at: int) -> float:
     return float(np.interp(at, known, values))
 
 
-def _grid(conv: ConvSpec, step: int) -> list[tuple[str, Ranks]]:
+def _grid(site: Site, step: int) -> list[Way]:
     """The candidates that are timed: a few ranks of each form that suits the layer."""
-    found: list[tuple[str, Ranks]] = []
+    found: list[Way] = []
     for name, form in FORMS.items():
-        if not form.ranks or form.refuse(conv) is not None:
+        if not form.ranks or form.refuse(site.conv) is not None:
             continue
         sides = [
-            _rungs(size, step, GRID if len(form.ranks) == 1 else COARSE) for size in form.full(conv)
+            _rungs(size, step, GRID if len(form.ranks) == 1 else COARSE)
+            for size in form.full(site.conv)
         ]
-        found += [
-            (name, tuple(int(sides[i][k]) for i, k in enumerate(index)))
-            for index in np.ndindex(*(len(s) for s in sides))
-        ]
+        found += [Way.at(site, name, ranks) for ranks in product(*sides)]
     return found
+
+
+def _widths(site: Site, conv: ConvSpec, step: int) -> list[Way]:
+    """The layer at a few widths of the sides on which `conv` has fewer channels."""
+    own = site.conv
+    if own.depthwise:
+        rungs = _rungs(own.c_out, step, WIDTHS)[:-1]
+        return [Way.at(site, NARROW, (), replace(own, c_in=n, c_out=n, groups=n)) for n in rungs]
+    sides = [
+        _rungs(most, step, WIDTHS) if now < most else [most]
+        for now, most in ((conv.c_out, own.c_out), (conv.c_in, own.c_in))
+    ]
+    return [
+        Way.at(site, NARROW, (), replace(own, c_out=c_out, c_in=c_in))
+        for c_out, c_in in product(*sides)
+        if (c_out, c_in) != (own.c_out, own.c_in)
+    ]
 
 
 def _rungs(size: int, step: int, parts: Sequence[float]) -> list[int]:
@@ -284,6 +361,7 @@ def _times(values: Any) -> Times:
         for form, found in values["ratios"].items()
     }
     every = [keep, *(v for found in ratios.values() for v in found.values())]
-    if not all(isfinite(v) and v > 0 for v in every) or not set(ratios) <= set(FORMS):
+    forms = {row.partition(" ")[0] for row in ratios}
+    if not all(isfinite(v) and v > 0 for v in every) or not forms <= set(FORMS):
         raise ValueError("a time is no positive number")
     return Times(keep, ratios)
