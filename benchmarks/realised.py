@@ -5,7 +5,8 @@
 For each network and runtime: the plan that keeps half (or a quarter) of the MACs; the fastest plan by
 the times of layers whose predicted rise of the loss is no higher; both networks whole, beside the
 original, on one thread. Realised = (t_before / t_after) / (MACs_before / MACs_after). Weights are drawn
-(times do not depend on them, predicted losses do), but for the demo network, which is trained.
+(times do not depend on them, predicted losses do), but for the demo network and those of `trained.py`,
+such as efficientnet-lite0, which need the packages that `trained.py` and `photos.py` name.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import operators
+import photos
 import torch
+import trained
 from torch import nn
 
 operators.declare()
@@ -34,7 +37,7 @@ from onebyone.statistics import Statistics  # noqa: E402
 
 NETWORKS = (
     "demo", "torchvision:resnet18", "torchvision:resnet50", "torchvision:vgg16",
-    "torchvision:mobilenet_v2", "timm:efficientnet_lite0",
+    "torchvision:mobilenet_v2", "efficientnet-lite0",
 )  # fmt: skip
 RUNTIMES = ("onnx", "openvino", "executorch")
 HALVINGS = 7  # of the interval in which the fastest plan is looked for
@@ -60,7 +63,7 @@ def main() -> None:
     given = arguments()
     rows: list[Row] = []
     for name in given.networks.split(","):
-        model, images = network(name, given.images)
+        model, images = network(name, given.images, given.root)
         statistics = obo.observe(model, images)
         for runtime in given.runtimes.split(","):
             try:
@@ -87,6 +90,7 @@ def arguments() -> Any:
     parser.add_argument("--runtimes", default=",".join(RUNTIMES))
     parser.add_argument("--macs", type=float, nargs="+", default=[0.5, 0.25])
     parser.add_argument("--images", type=int, default=32, help="to observe with")
+    parser.add_argument("--root", type=Path, default=Path("/"), help="where photos' packages are")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", help="write the rows to this file")
     found = parser.parse_args()
@@ -95,10 +99,15 @@ def arguments() -> Any:
     return found
 
 
-def network(name: str, number: int) -> tuple[nn.Module, torch.Tensor]:
-    """The network, and images for it: its own for the demo, drawn ones else."""
+def network(name: str, number: int, root: Path) -> tuple[nn.Module, torch.Tensor]:
+    """The network, and images for it: its own for those that are trained, drawn ones else."""
     if name.startswith("demo"):
         return obo.load(name).model, obo.open_images("demo", limit=number).inputs
+    for known in trained.NETWORKS:
+        if known.name == name:
+            chosen = photos.split(photos.photos(root))[0]
+            crops = photos.crops(chosen, -(-number // len(chosen)), known.size, 0)[:number]
+            return known.load(), known.inputs(crops)
     model, example = obo.load(name, weights="random")
     generator = torch.Generator().manual_seed(0)
     return model, torch.randn(number, *example.shape[1:], generator=generator)

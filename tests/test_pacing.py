@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ from onebyone.pacing.pace import LayerTimes, paced, runtime_named
 from onebyone.pacing.sites import Site, sites_of
 from onebyone.pacing.timetable import Timetable, Way, interpolated, step_of
 from onebyone.pacing.whole import Ratio, ratio_of
-from onebyone.planning import Budget, Plan
+from onebyone.planning import NO_RANKS, Budget, Plan
 
 ONNX = pytest.mark.skipif(
     TARGETS["onnx"].missing is not None, reason="onnx, onnxscript or onnxruntime is missing"
@@ -134,18 +135,18 @@ class TestSteps:
         assert step_of(times) == step
 
     def test_between_measured_ranks(self) -> None:
+        """At a measured rank, between two, below all (never faster than those), beyond all."""
         line = {(8,): 0.3, (16,): 0.5, (32,): 0.7}
-        assert interpolated(line, (16,)) == 0.5
-        assert interpolated(line, (24,)) == pytest.approx(0.6)
-        assert interpolated(line, (4,)) == 0.3  # never faster than what was measured
-        assert interpolated(line, (48,)) == pytest.approx(0.9)
+        found = interpolated(line, np.asarray([[16], [24], [4], [48]]))
+        assert found.tolist() == pytest.approx([0.5, 0.6, 0.3, 0.9])
 
     def test_two_ranks(self) -> None:
         plane = {(a, b): 0.01 * a + 0.02 * b for a in (8, 16) for b in (8, 16, 24)}
-        assert interpolated(plane, (12, 20)) == pytest.approx(0.12 + 0.4)
-        assert interpolated(plane, (16, 24)) == pytest.approx(plane[16, 24])
+        asked = np.asarray([[12, 20], [16, 24], [8, 8]])
+        truth = [0.12 + 0.4, 0.16 + 0.48, 0.08 + 0.16]
+        assert interpolated(plane, asked).tolist() == pytest.approx(truth)
         lonely = plane | {(11, 9): 5.0}  # one that was chosen and timed: no row of its own
-        assert interpolated(lonely, (12, 20)) == pytest.approx(0.12 + 0.4)
+        assert interpolated(lonely, asked).tolist() == pytest.approx(truth)
 
 
 # --- a clock that is an arithmetic rule
@@ -190,6 +191,14 @@ def made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Made:
     return rule
 
 
+def took(
+    table: Timetable, site: Site, form: str, ranks: tuple[int, ...], conv: ConvSpec | None = None
+) -> float:
+    """The milliseconds of one candidate."""
+    (found,) = table.milliseconds(site, form, np.asarray([ranks], dtype=np.int64), conv)
+    return float(found)
+
+
 CONV = ConvSpec(64, 64, (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1))
 SITE = Site(CONV, (14, 14), activation="relu")
 
@@ -199,7 +208,7 @@ class TestTimetable:
         table = Timetable(EAGER, 1)
         table.prepare([SITE, SITE])
         assert table.step == 8
-        own = table.milliseconds(SITE, Way.at(SITE, "keep", ()))
+        own = took(table, SITE, "keep", ())
         assert own == pytest.approx(macs_cost(SITE, [CONV]))
         count = len(made.clocked)
         again = Timetable(EAGER, 1)
@@ -217,13 +226,11 @@ class TestTimetable:
         table.prepare([SITE])
         for form in ("squeeze", "channel"):
             parts = [p.conv for p in FORMS[form].parts(CONV, ranks)]
-            found = table.milliseconds(SITE, Way.at(SITE, form, ranks))
+            found = took(table, SITE, form, ranks)
             assert found == pytest.approx(macs_cost(SITE, parts))
         pair = (ranks[0], 24)
         parts = [p.conv for p in FORMS["tucker2"].parts(CONV, pair)]
-        assert table.milliseconds(SITE, Way.at(SITE, "tucker2", pair)) == pytest.approx(
-            macs_cost(SITE, parts)
-        )
+        assert took(table, SITE, "tucker2", pair) == pytest.approx(macs_cost(SITE, parts))
         table.measure(SITE, [Way.at(SITE, "squeeze", (12,))])
         assert table.known(SITE, Way.at(SITE, "squeeze", (12,)))
 
@@ -233,12 +240,12 @@ class TestTimetable:
         table = Timetable(EAGER, 1)
         table.prepare([SITE])
         count, conv = len(made.clocked), replace(CONV, c_in=max(c_in, 16), c_out=c_out)
-        found = table.milliseconds(SITE, Way.at(SITE, "keep", (), conv))
+        found = took(table, SITE, "keep", (), conv)
         assert found == pytest.approx(macs_cost(SITE, [conv]))
         assert len(made.clocked) > count
         count = len(made.clocked)
         again = Timetable(EAGER, 1)
-        assert again.milliseconds(SITE, Way.at(SITE, "keep", (), conv)) == pytest.approx(found)
+        assert took(again, SITE, "keep", (), conv) == pytest.approx(found)
         assert len(made.clocked) == count
 
     def test_fewer_channels_of_a_depthwise_layer(self, made: Made) -> None:
@@ -247,23 +254,23 @@ class TestTimetable:
         table.prepare([site])
         half = replace(site.conv, c_in=32, c_out=32, groups=32)
         quarter = replace(site.conv, c_in=16, c_out=16, groups=16)
-        found = [table.milliseconds(site, Way.at(site, "keep", (), c)) for c in (half, quarter)]
+        found = [took(table, site, "keep", (), c) for c in (half, quarter)]
         assert found == pytest.approx([macs_cost(site, [c]) for c in (half, quarter)])
         between = replace(site.conv, c_in=40, c_out=40, groups=40)
-        whole = table.milliseconds(site, Way.at(site, "keep", ()))
-        assert found[0] < table.milliseconds(site, Way.at(site, "keep", (), between)) < whole
+        whole = took(table, site, "keep", ())
+        assert found[0] < took(table, site, "keep", (), between) < whole
 
     def test_a_form_of_fewer_channels_is_guessed_until_it_is_timed(self, made: Made) -> None:
         table = Timetable(EAGER, 1)
         table.prepare([SITE])
         conv = replace(CONV, c_out=32)
         way = Way.at(SITE, "squeeze", (20,), conv)
-        took = macs_cost(SITE, way.parts())
+        truth = macs_cost(SITE, way.parts())
         assert not table.known(SITE, way)
-        assert table.milliseconds(SITE, way) == pytest.approx(took, rel=0.15)
+        assert took(table, SITE, way.form, way.ranks, conv) == pytest.approx(truth, rel=0.15)
         table.measure(SITE, [way])
         assert table.known(SITE, way)
-        assert table.milliseconds(SITE, way) == pytest.approx(took)
+        assert took(table, SITE, way.form, way.ranks, conv) == pytest.approx(truth)
         assert not table.known(SITE, Way.at(SITE, "squeeze", (20,)))
         assert Timetable(EAGER, 1).times == table.times
 
@@ -298,7 +305,7 @@ class TestTimetable:
         monkeypatch.setenv("ONEBYONE_CACHE", str(tmp_path / "file" / "cache"))
         table = Timetable(EAGER, 1)
         table.prepare([SITE])
-        assert table.milliseconds(SITE, Way.at(SITE, "keep", ())) > 0
+        assert took(table, SITE, "keep", ()) > 0
 
     def test_a_noisy_machine_is_measured_longer_and_told(
         self, made: Made, monkeypatch: pytest.MonkeyPatch
@@ -439,11 +446,11 @@ class TestBudget:
     def test_layers_that_take_more_than_the_whole_are_scaled(self, made: Made) -> None:
         table = Timetable(EAGER, 1)
         table.prepare([SITE])
-        own = table.milliseconds(SITE, Way.at(SITE, "keep", ()))
+        own = took(table, SITE, "keep", ())
         half = LayerTimes.fitted(table, {"a": (SITE, SITE)}, own)
         assert half.scale == pytest.approx(0.5)
         assert half.other_ns == pytest.approx(0.0, abs=1e-6)
-        assert half.of("a", "keep", ()) == pytest.approx(1e6 * own)
+        assert half.of("a", "keep", NO_RANKS).tolist() == pytest.approx([1e6 * own])
         more = LayerTimes.fitted(table, {"a": (SITE,)}, 3 * own)
         assert more.scale == 1.0
         assert more.other_ns == pytest.approx(2e6 * own)

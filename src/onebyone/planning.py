@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import groupby
 from math import ceil
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from onebyone.allocation import Choices, allocate, cheapest
@@ -24,6 +26,7 @@ from onebyone.statistics import Statistics
 from onebyone.surveying import Seen, Survey
 
 REPAIRS = 12  # widths that are tried once more at the end
+NO_RANKS = np.zeros((1, 0), dtype=np.int64)  # those of a layer as it is
 
 
 @dataclass(frozen=True)
@@ -205,11 +208,11 @@ class Times(Protocol):
         ...
 
     def of(
-        self, layer: str, form: str, ranks: tuple[int, ...], conv: ConvSpec | None = None
-    ) -> float:
-        """The time of a form in place of a layer, of `conv` where it has fewer channels.
+        self, layer: str, form: str, ranks: NDArray[np.int64], conv: ConvSpec | None = None
+    ) -> NDArray[np.float64]:
+        """The times (n,) of a form in place of a layer at n pairs of ranks (n, sides).
 
-        Infinite where that is not known.
+        Of `conv` where the layer has fewer channels; infinite where a time is not known.
         """
         ...
 
@@ -329,8 +332,12 @@ def _planned(
 
 def _timed(table: Table, times: Times) -> tuple[np.ndarray, Choices]:
     """The places of those candidates that are faster than the layer, and they with a third cost."""
-    layer, choices = table.seen.layer, table.choices
-    column = np.asarray([times.of(layer, c.form, c.ranks, table.conv) for c in table.candidates])
+    choices, columns = table.choices, []
+    for form, group in groupby(table.candidates, key=lambda c: c.form):
+        ranks = [c.ranks for c in group]
+        ranks = np.asarray(ranks, dtype=np.int64).reshape(len(ranks), -1)
+        columns.append(times.of(table.seen.layer, form, ranks, table.conv))
+    column = np.concatenate(columns)
     kept = np.flatnonzero((column < column[0]) | (np.arange(len(column)) == 0))
     costs = np.column_stack([choices.costs, column])[kept]
     return kept, Choices(choices.errors[kept], costs)
@@ -338,7 +345,7 @@ def _timed(table: Table, times: Times) -> tuple[np.ndarray, Choices]:
 
 def _kept_ns(layers: Iterable[Seen], times: Times) -> float:
     """Nanoseconds of layers as they are."""
-    return sum(times.of(s.layer, "keep", ()) for s in layers)
+    return sum(float(times.of(s.layer, "keep", NO_RANKS)[0]) for s in layers)
 
 
 def _share_of_layers(survey: Survey, latency: float, times: Times) -> float:

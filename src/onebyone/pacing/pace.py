@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from onebyone.conv import ConvSpec
@@ -17,7 +19,7 @@ from onebyone.pacing.graphs import EAGER
 from onebyone.pacing.sites import Site, sites_of
 from onebyone.pacing.timetable import Timetable, Way
 from onebyone.pacing.whole import Ratio, Stopwatch
-from onebyone.planning import Budget, Decision, Plan, Times
+from onebyone.planning import NO_RANKS, Budget, Decision, Plan, Times
 from onebyone.tree import random_state
 
 RUNTIMES = (EAGER, *TARGETS)
@@ -43,27 +45,23 @@ class LayerTimes:
     @staticmethod
     def fitted(table: Timetable, sites: dict[str, tuple[Site, ...]], whole_ms: float) -> LayerTimes:
         """With what the layers leave of the whole network's time."""
-        layers = sum(
-            table.milliseconds(s, Way.at(s, "keep", ())) for every in sites.values() for s in every
-        )
+        layers = sum(table.times[s.key].keep_ms for every in sites.values() for s in every)
         return LayerTimes(table, sites, whole_ms, min(1.0, whole_ms / layers) if layers else 1.0)
 
     @property
     def other_ns(self) -> float:
         """What the network takes beyond its convolutions and linear layers."""
-        layers = sum(self.of(name, "keep", ()) for name in self.sites)
+        layers = sum(float(self.of(name, "keep", NO_RANKS)[0]) for name in self.sites)
         return max(1e6 * self.whole_ms - layers, 0.0)
 
     def of(
-        self, layer: str, form: str, ranks: tuple[int, ...], conv: ConvSpec | None = None
-    ) -> float:
-        """Nanoseconds of a form in place of a layer, over all its calls."""
-        every = self.sites.get(layer, ())
-        return (
-            1e6
-            * self.scale
-            * sum(self.table.milliseconds(s, Way.at(s, form, ranks, conv)) for s in every)
-        )
+        self, layer: str, form: str, ranks: NDArray[np.int64], conv: ConvSpec | None = None
+    ) -> NDArray[np.float64]:
+        """Nanoseconds (n,) of a form in place of a layer, over all its calls."""
+        found = np.zeros(len(ranks))
+        for site in self.sites.get(layer, ()):
+            found += self.table.milliseconds(site, form, ranks, conv)
+        return 1e6 * self.scale * found
 
 
 @dataclass(frozen=True)

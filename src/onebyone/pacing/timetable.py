@@ -15,11 +15,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from onebyone.conv import ConvSpec
+from onebyone.conv import ConvSpec, Places
 from onebyone.errors import OutputError
 from onebyone.exporting.targets import TARGETS
 from onebyone.files import json_text, write_text
+from onebyone.form_costs import FormCosts, cost_at
 from onebyone.forms import FORMS, KEPT
 from onebyone.measurement.roofline import cache_folder, processor_name
 from onebyone.measurement.timing import Samples, interleave
@@ -39,6 +41,7 @@ PROBE = Site(
     ConvSpec(64, 64, (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1)), (28, 28), activation="relu"
 )
 PROBED = range(17, 33)
+PLACES = Places(1, 1, 1)  # weights do not depend on them
 
 Ranks = tuple[int, ...]
 NARROW = "narrow"  # the row of the layer itself with fewer channels; its ranks are c_out and c_in
@@ -223,44 +226,56 @@ class Timetable:
 
     # --- asking
 
-    def milliseconds(self, site: Site, way: Way) -> float:
-        """The time of a form at a site; between measured ranks by interpolation on the steps.
+    def milliseconds(
+        self, site: Site, form: str, ranks: NDArray[np.int64], conv: ConvSpec | None = None
+    ) -> NDArray[np.float64]:
+        """The times (n,) of a form at n pairs of ranks (n, sides) at a site, infinite if not known.
 
-        The layer with fewer channels is timed at a few widths when it is first asked for. Its forms
-        are taken to lose by that as much of their time as it does of its own beyond what the weights
-        say, until they are timed themselves.
+        Between measured ranks they are interpolated on the steps. A layer with fewer channels
+        (`conv`) is timed at a few widths when it is first asked for; its forms are taken to save by
+        that what their weights say, and to fall short of it as far as the layer itself does, until
+        they are timed themselves.
         """
-        times = self.times[site.key]
-        row, ranks = way.place(site)
-        if row == "keep":
-            return times.keep_ms
-        if ranks in times.ratios.get(row, {}):
-            return times.ratios[row][ranks] * times.keep_ms
-        if row == NARROW:
-            self._measure_widths(site, way.conv)
-            whole = (site.conv.c_out, site.conv.c_in)
-            widths = times.ratios[NARROW] | {whole: 1.0}
-            if site.conv.depthwise:
-                widths, ranks = {w[:1]: ratio for w, ratio in widths.items()}, ranks[:1]
-            return interpolated(widths, self._stepped(ranks, whole)) * times.keep_ms
-        if way.conv != site.conv:
-            own, narrow = Way.at(site, way.form, ranks), Way.at(site, "keep", (), way.conv)
-            weights = FORMS[way.form].params(way.conv, ranks) / FORMS[way.form].params(
-                site.conv, ranks
-            )
-            beyond = self.milliseconds(site, narrow) / (
-                times.keep_ms * way.conv.params / site.conv.params
-            )
-            return self.milliseconds(site, own) * weights * beyond
-        if row not in times.ratios:
-            return float("inf")
-        stepped = self._stepped(ranks, FORMS[way.form].full(site.conv))
-        return interpolated(times.ratios[row], stepped) * times.keep_ms
+        times, own = self.times[site.key], site.conv
+        conv = replace(conv or own, bias=own.bias)
+        narrower = 1.0 if conv == own else self._narrower(site, conv)
+        if form in KEPT:
+            return np.full(len(ranks), narrower * times.keep_ms)
+        shares = self._shares(site, form, ranks)
+        if conv != own:
+            made = FormCosts(form, own, PLACES).at_ranks(ranks)
+            weights = [cost_at(made, c.c_in, c.c_out)[:, 1] for c in (conv, own)]
+            beyond = narrower * own.params / conv.params
+            shares = shares * weights[0] / weights[1] * beyond
+            row, _ = Way(form, (), conv).place(site)
+            _put(times.ratios.get(row, {}), ranks, shares)
+        return shares * times.keep_ms
 
-    def _stepped(self, ranks: Ranks, most: Ranks) -> Ranks:
-        return tuple(
-            min(self.step * ceil(r / self.step), c) for r, c in zip(ranks, most, strict=False)
-        )
+    def _shares(self, site: Site, form: str, ranks: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Times in parts of the layer's own, of a form of all its channels."""
+        row = self.times[site.key].ratios.get(form)
+        if not row:
+            return np.full(len(ranks), np.inf)
+        stepped = self.step * -(-ranks // self.step)
+        found = interpolated(row, np.minimum(stepped, FORMS[form].full(site.conv)))
+        _put(row, ranks, found)
+        return found
+
+    def _narrower(self, site: Site, conv: ConvSpec) -> float:
+        """The time of the layer with fewer channels, in parts of its own."""
+        _, sides = Way("keep", (), conv).place(site)
+        row = self.times[site.key].ratios.get(NARROW, {})
+        if sides not in row:
+            self._measure_widths(site, conv)
+            row = self.times[site.key].ratios[NARROW]
+        if sides in row:
+            return row[sides]
+        whole = (site.conv.c_out, site.conv.c_in)
+        row = row | {whole: 1.0}
+        at = np.minimum(self.step * -(-np.asarray([sides]) // self.step), whole)
+        if site.conv.depthwise:
+            row, at = {w[:1]: ratio for w, ratio in row.items()}, at[:, :1]
+        return float(interpolated(row, at)[0])
 
     def _measure_widths(self, site: Site, conv: ConvSpec) -> None:
         """Time the layer with fewer channels on those sides where `conv` has fewer."""
@@ -291,29 +306,40 @@ def step_of(milliseconds: Mapping[int, float]) -> int:
     return 1
 
 
-def interpolated(found: Mapping[Ranks, float], ranks: Ranks) -> float:
-    """The value at these ranks: linear between the nearest measured ones, along each axis.
+def interpolated(found: Mapping[Ranks, float], ranks: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The values (n,) at n pairs of ranks (n, sides): linear between the nearest measured ones.
 
     Beyond the largest the slope goes on, below the smallest the value stays: a layer is never taken
     to be faster than what was measured.
     """
-    if len(ranks) == 1:
-        return _line({r[0]: v for r, v in found.items()}, ranks[0])
+    if ranks.shape[1] == 1:
+        return _line({r[0]: v for r, v in found.items()}, ranks[:, 0])
     rows: dict[int, dict[int, float]] = {}
     for (first, second), value in found.items():
         rows.setdefault(first, {})[second] = value
     most = max(map(len, rows.values()))
     whole = {first: row for first, row in rows.items() if len(row) >= most - 1 or len(row) > 1}
-    return _line({first: _line(row, ranks[1]) for first, row in whole.items()}, ranks[0])
+    return _line({first: _line(row, ranks[:, 1]) for first, row in whole.items()}, ranks[:, 0])
 
 
-def _line(points: Mapping[int, float], at: int) -> float:
-    known = sorted(points)
-    values = [points[r] for r in known]
-    if at > known[-1] and len(known) > 1:
-        rise = (values[-1] - values[-2]) / (known[-1] - known[-2])
-        return values[-1] + max(rise, 0.0) * (at - known[-1])
-    return float(np.interp(at, known, values))
+def _line(points: Mapping[int, Any], at: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Along one axis: the points' values are numbers, or (n,) with one for each of `at`."""
+    known = np.asarray(sorted(points))
+    values = np.stack([np.broadcast_to(points[r], at.shape) for r in known.tolist()])
+    if len(known) == 1:
+        return values[0].copy()
+    low = np.clip(np.searchsorted(known, at, side="right") - 1, 0, len(known) - 2)
+    part = np.clip((at - known[low]) / (known[low + 1] - known[low]), 0, 1)
+    each = np.arange(len(at))
+    between = values[low, each] * (1 - part) + values[low + 1, each] * part
+    rise = (values[-1] - values[-2]) / (known[-1] - known[-2])
+    return between + np.maximum(rise, 0) * np.maximum(at - known[-1], 0)
+
+
+def _put(row: Mapping[Ranks, float], ranks: NDArray[np.int64], into: NDArray[np.float64]) -> None:
+    """What was measured in place of what was interpolated."""
+    for own, value in row.items():
+        into[(ranks == own).all(1)] = value
 
 
 def _grid(site: Site, step: int) -> list[Way]:
