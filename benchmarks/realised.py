@@ -32,8 +32,7 @@ from onebyone.pacing.pace import LayerTimes, drawn, runtime_named, timed_plan  #
 from onebyone.pacing.sites import sites_of  # noqa: E402
 from onebyone.pacing.timetable import Timetable  # noqa: E402
 from onebyone.pacing.whole import Ratio, Stopwatch  # noqa: E402
-from onebyone.planning import Budget, Plan, Times  # noqa: E402
-from onebyone.statistics import Statistics  # noqa: E402
+from onebyone.planning import Budget, Plan, Planner, Times  # noqa: E402
 
 NETWORKS = (
     "demo", "torchvision:resnet18", "torchvision:resnet50", "torchvision:vgg16",
@@ -64,10 +63,10 @@ def main() -> None:
     rows: list[Row] = []
     for name in given.networks.split(","):
         model, images = network(name, given.images, given.root)
-        statistics = obo.observe(model, images)
+        planner = Planner(obo.observe(model, images))
         for runtime in given.runtimes.split(","):
             try:
-                found = measured(name, runtime, model, statistics, images[:1], given)
+                found = measured(name, runtime, model, planner, images[:1], given)
             except OneByOneError as error:
                 print(f"{name} in {runtime}: {error}", file=sys.stderr)
                 continue
@@ -114,8 +113,7 @@ def network(name: str, number: int, root: Path) -> tuple[nn.Module, torch.Tensor
 
 
 def measured(
-    name: str, runtime: str, model: nn.Module, statistics: Statistics, example: torch.Tensor,
-    given: Any,
+    name: str, runtime: str, model: nn.Module, planner: Planner, example: torch.Tensor, given: Any
 ) -> list[Row]:  # fmt: skip
     """The rows of one network in one runtime."""
     runtime = runtime_named(runtime)
@@ -127,21 +125,21 @@ def measured(
     rows: list[Row] = []
     for macs in given.macs:
         try:
-            plan = obo.plan(model, statistics, Budget(macs=macs))
+            plan = planner.plan(Budget(macs=macs))
         except OneByOneError as error:
             print(f"{name} at {macs} of the MACs: {error}", file=sys.stderr)
             continue
         rows.append(row(name, runtime, "MACs", plan, watch.ratio(drawn(model, plan))))
-        other = fastest(model, statistics, times, plan.error)
+        other = fastest(planner, times, plan.error)
         rows.append(row(name, runtime, "latency", other, watch.ratio(drawn(model, other))))
     return rows
 
 
-def fastest(model: nn.Module, statistics: Statistics, times: LayerTimes, error: float) -> Plan:
+def fastest(planner: Planner, times: LayerTimes, error: float) -> Plan:
     """The fastest plan, by the times of layers, whose predicted loss is at most `error`."""
 
     def planned(goal: Budget, asked: Times) -> Plan:
-        return obo.plan(model, statistics, goal, times=asked)
+        return planner.plan(goal, times=asked)
 
     low, high = 0.0, 1.0
     best = timed_plan(Budget(latency=1.0), planned, times)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -42,6 +44,15 @@ class Table:
     candidates: tuple[Candidate, ...]
     errors: NDArray[np.float64]
     coefficients: NDArray[np.float64]
+
+    @cached_property
+    def groups(self) -> tuple[tuple[str, NDArray[np.int64]], ...]:
+        """The candidates form by form, in order: its name and the ranks (n, sides)."""
+        found = []
+        for form, group in groupby(self.candidates, key=lambda c: c.form):
+            ranks = [c.ranks for c in group]
+            found.append((form, np.asarray(ranks, dtype=np.int64).reshape(len(ranks), -1)))
+        return tuple(found)
 
     @property
     def choices(self) -> Choices:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import groupby
 from math import ceil
 from typing import Any, Protocol
 
@@ -332,12 +331,8 @@ def _planned(
 
 def _timed(table: Table, times: Times) -> tuple[np.ndarray, Choices]:
     """The places of those candidates that are faster than the layer, and they with a third cost."""
-    choices, columns = table.choices, []
-    for form, group in groupby(table.candidates, key=lambda c: c.form):
-        ranks = [c.ranks for c in group]
-        ranks = np.asarray(ranks, dtype=np.int64).reshape(len(ranks), -1)
-        columns.append(times.of(table.seen.layer, form, ranks, table.conv))
-    column = np.concatenate(columns)
+    choices, layer = table.choices, table.seen.layer
+    column = np.concatenate([times.of(layer, form, r, table.conv) for form, r in table.groups])
     kept = np.flatnonzero((column < column[0]) | (np.arange(len(column)) == 0))
     costs = np.column_stack([choices.costs, column])[kept]
     return kept, Choices(choices.errors[kept], costs)
