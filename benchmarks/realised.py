@@ -32,6 +32,7 @@ from onebyone.pacing.pace import LayerTimes, drawn, runtime_named, timed_plan  #
 from onebyone.pacing.sites import sites_of  # noqa: E402
 from onebyone.pacing.timetable import Timetable  # noqa: E402
 from onebyone.pacing.whole import Ratio, Stopwatch  # noqa: E402
+from onebyone.padded import plain  # noqa: E402
 from onebyone.planning import Budget, Plan, Planner, Times  # noqa: E402
 
 NETWORKS = (
@@ -106,7 +107,8 @@ def network(name: str, number: int, root: Path) -> tuple[nn.Module, torch.Tensor
         if known.name == name:
             chosen = photos.split(photos.photos(root))[0]
             crops = photos.crops(chosen, -(-number // len(chosen)), known.size, 0)[:number]
-            return known.load(), known.inputs(crops)
+            inputs = known.inputs(crops)
+            return plain(known.load(), inputs[:1]).model, inputs
     model, example = obo.load(name, weights="random")
     generator = torch.Generator().manual_seed(0)
     return model, torch.randn(number, *example.shape[1:], generator=generator)

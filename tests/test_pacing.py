@@ -395,6 +395,16 @@ class TestBudget:
             "spatial",
         }
 
+    def test_all_of_the_time_leaves_everything_as_it_is(
+        self, made: Made, observed: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(pace, "Stopwatch", Watch)
+        made.cost = lambda site, parts: macs_cost(site, parts) * 1.1 + 1 / 3e7
+        model, statistics = observed
+        plan = paced(model, X, Budget(latency=1.0), planner(model, statistics), runtime=EAGER).plan
+        assert plan.error == 0
+        assert plan.macs_after == plan.macs_before
+
     def test_channels_are_left_out_where_that_is_better(
         self, made: Made, observed: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:

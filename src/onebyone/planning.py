@@ -24,6 +24,7 @@ from onebyone.narrowing.spaces import Narrowing
 from onebyone.statistics import Statistics
 from onebyone.surveying import Seen, Survey
 
+ROUNDING = 1e-9
 REPAIRS = 12  # widths that are tried once more at the end
 NO_RANKS = np.zeros((1, 0), dtype=np.int64)  # those of a layer as it is
 
@@ -304,7 +305,8 @@ def _planned(
         timed = [_timed(t, times) for t in tables]
         places, choices = [p for p, _ in timed], [c for _, c in timed]
         left = (*left, times.other_ns + _kept_ns((s for s in survey.layers if s.refusal), times))
-        totals = (*totals, times.other_ns + _kept_ns(survey.layers, times))
+        whole_ns = times.other_ns + _kept_ns(survey.layers, times)
+        totals = (*totals, (1 + ROUNDING) * whole_ns)  # summed in another order than the choices
     picks = _allocate(budget, survey.layers, choices, left, totals)
     decisions: dict[str, Decision] = {}
     for table, place, index in zip(tables, places, picks, strict=True):
