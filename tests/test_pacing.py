@@ -395,13 +395,20 @@ class TestBudget:
             "spatial",
         }
 
-    def test_all_of_the_time_leaves_everything_as_it_is(
-        self, made: Made, observed: Any, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(pace, "Stopwatch", Watch)
-        made.cost = lambda site, parts: macs_cost(site, parts) * 1.1 + 1 / 3e7
+    @pytest.mark.parametrize("seed", range(16))
+    def test_all_of_the_time_leaves_everything_as_it_is(self, seed: int, observed: Any) -> None:
+        """However the sums of the layers' times are rounded."""
         model, statistics = observed
-        plan = paced(model, X, Budget(latency=1.0), planner(model, statistics), runtime=EAGER).plan
+        values = torch.rand(8, generator=torch.Generator().manual_seed(seed)).tolist()
+
+        class Drawn:
+            other_ns = 1e6 * values[-1]
+
+            def of(self, layer: str, form: str, ranks: Any, conv: Any = None) -> Any:
+                own = 1e6 * values[int(layer) // 2]
+                return np.full(len(ranks), own if form == "keep" else own * (1 - 1e-6))
+
+        plan = obo.plan(model, statistics, Budget(latency=1.0), times=Drawn())
         assert plan.error == 0
         assert plan.macs_after == plan.macs_before
 
@@ -453,17 +460,39 @@ class TestBudget:
         ):
             paced(model, X, Budget(latency=0.9), planner(model, statistics), runtime=EAGER)
 
-    def test_layers_that_take_more_than_the_whole_are_scaled(self, made: Made) -> None:
+    def test_what_layers_take_for_being_alone_is_left_out(self, made: Made) -> None:
+        """A runtime that turns inputs and outputs over takes that for all forms alike."""
+        wide = Site(replace(CONV, c_out=32, stride=(2, 2)), (28, 28))
+        every = {"a": (SITE, SITE), "b": (wide,)}
+
+        def alone(site: Site, conv: ConvSpec) -> float:
+            return 1e-6 * site.elements(conv)
+
+        def cost(site: Site, parts: list[ConvSpec]) -> float:
+            ends = replace(site.conv, c_in=parts[0].c_in, c_out=parts[-1].c_out)
+            return macs_cost(site, parts) + alone(site, ends)
+
+        made.cost = cost
+        table = Timetable(EAGER, 1)
+        table.prepare([SITE, wide])
+        whole = sum(macs_cost(s, [s.conv]) for sites in every.values() for s in sites)
+        times = LayerTimes.fitted(table, every, whole)
+        assert times.other_ns == pytest.approx(0, abs=1e-3 * whole * 1e6)
+        for name, form, ranks in (("a", "keep", ()), ("b", "keep", ()), ("b", "squeeze", (16,))):
+            sites = every[name]
+            parts = [p.conv for p in FORMS[form].parts(sites[0].conv, ranks)]
+            (found,) = times.of(name, form, np.asarray([ranks], dtype=np.int64))
+            truth = 1e6 * len(sites) * macs_cost(sites[0], parts)
+            assert found == pytest.approx(truth, rel=1e-3), (name, form)
+
+    def test_what_the_layers_leave_is_not_theirs(self, made: Made) -> None:
         table = Timetable(EAGER, 1)
         table.prepare([SITE])
         own = took(table, SITE, "keep", ())
-        half = LayerTimes.fitted(table, {"a": (SITE, SITE)}, own)
-        assert half.scale == pytest.approx(0.5)
-        assert half.other_ns == pytest.approx(0.0, abs=1e-6)
-        assert half.of("a", "keep", NO_RANKS).tolist() == pytest.approx([1e6 * own])
-        more = LayerTimes.fitted(table, {"a": (SITE,)}, 3 * own)
-        assert more.scale == 1.0
-        assert more.other_ns == pytest.approx(2e6 * own)
+        times = LayerTimes.fitted(table, {"a": (SITE,)}, 3 * own)
+        assert times.alone_ms == {SITE.key: 0.0}
+        assert times.other_ns == pytest.approx(2e6 * own)
+        assert times.of("a", "keep", NO_RANKS).tolist() == pytest.approx([1e6 * own])
 
     def test_budgets_and_names_that_are_none(self, observed: Any) -> None:
         model, statistics = observed

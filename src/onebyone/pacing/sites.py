@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +49,11 @@ class Site:
         if self.conv.kernel:
             return (1, self.conv.c_in, *self.size)
         return (1, *self.size, self.conv.c_in)
+
+    def elements(self, conv: ConvSpec) -> int:
+        """Numbers that go in and come out for one image, where `conv` stands there."""
+        outside = conv.output_size(self.size) if conv.kernel else self.size
+        return conv.c_in * prod(self.size) + conv.c_out * prod(outside)
 
     @property
     def key(self) -> str:
