@@ -25,7 +25,7 @@ from onebyone.pacing.pace import LayerTimes, paced, runtime_named
 from onebyone.pacing.sites import Site, sites_of
 from onebyone.pacing.timetable import Timetable, Way, interpolated, step_of
 from onebyone.pacing.whole import Ratio, ratio_of
-from onebyone.planning import NO_RANKS, Budget, Plan
+from onebyone.planning import Budget, Plan
 
 ONNX = pytest.mark.skipif(
     TARGETS["onnx"].missing is not None, reason="onnx, onnxscript or onnxruntime is missing"
@@ -64,7 +64,7 @@ class TestSites:
         assert found["one"] == (Site(one, (16, 12), activation="relu"),)
         assert [(s.size, s.sum, s.activation) for s in found["two"]] == [((8, 6), True, "relu")]
         assert [(s.size, s.activation) for s in found["three"]] == [((8, 6), "")] * 2
-        assert [(s.size, s.input_shape) for s in found["head"]] == [((), (1, 16))]
+        assert [s.size for s in found["head"]] == [()]
 
     def test_a_network_that_cannot_be_traced(self) -> None:
         class Fickle(nn.Module):
@@ -111,11 +111,25 @@ PARTS["1d"] = (
 def test_the_graph_that_is_timed_computes_what_pytorch_does(name: str, tmp_path: Path) -> None:
     site, parts = PARTS[name]
     module = Surrounded(site, parts).eval()
-    x = torch.randn(site.input_shape, generator=torch.Generator().manual_seed(1))
-    inputs = (x, torch.ones_like(module.layers(x)).detach()) if site.sum else (x,)
-    write_onnx(module, parts, inputs, tmp_path / "x.onnx")
-    (found,) = TARGETS["onnx"].open(tmp_path / "x.onnx", 1)(inputs)
-    torch.testing.assert_close(found, module(*inputs).detach(), rtol=1e-4, atol=1e-5)
+    x = torch.randn(module.input_shape, generator=torch.Generator().manual_seed(1))
+    write_onnx(module, parts, x, tmp_path / "x.onnx")
+    (found,) = TARGETS["onnx"].open(tmp_path / "x.onnx", 1)((x,))
+    torch.testing.assert_close(found, module(x).detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_what_stands_around_a_layer() -> None:
+    """It reads its own number of channels at its own size, and is summed where sizes agree."""
+    conv = ConvSpec(8, 12, (3, 3), (2, 1), ((1, 1), (1, 1)), (1, 1))
+    module = Surrounded(Site(conv, (9, 7), sum=True, activation="relu"), [conv])
+    seen: list[torch.Size] = []
+    module.layers[0].register_forward_hook(lambda m, args, y: seen.extend((args[0].shape, y.shape)))
+    assert module(torch.ones(module.input_shape)).shape == (1, 12, 1, 1)
+    assert [tuple(s) for s in seen] == [(1, 8, 9, 7), (1, 12, 5, 7)]
+    assert module.beside is not None
+    valid = replace(conv, padding=((0, 0), (0, 0)))
+    assert Surrounded(Site(valid, (9, 7), sum=True), [valid]).beside is None
+    linear = ConvSpec(8, 12)
+    assert Surrounded(Site(linear, (5,)), [linear])(torch.ones(1, 5, 8)).shape == (1, 5, 12)
 
 
 @ONNX
@@ -460,39 +474,26 @@ class TestBudget:
         ):
             paced(model, X, Budget(latency=0.9), planner(model, statistics), runtime=EAGER)
 
-    def test_what_layers_take_for_being_alone_is_left_out(self, made: Made) -> None:
-        """A runtime that turns inputs and outputs over takes that for all forms alike."""
+    def test_what_surrounds_a_layer_cancels(self, made: Made) -> None:
+        """What the clock takes at a site for any form alike is in no prediction for the whole."""
         wide = Site(replace(CONV, c_out=32, stride=(2, 2)), (28, 28))
         every = {"a": (SITE, SITE), "b": (wide,)}
-
-        def alone(site: Site, conv: ConvSpec) -> float:
-            return 1e-6 * site.elements(conv)
-
-        def cost(site: Site, parts: list[ConvSpec]) -> float:
-            ends = replace(site.conv, c_in=parts[0].c_in, c_out=parts[-1].c_out)
-            return macs_cost(site, parts) + alone(site, ends)
-
-        made.cost = cost
+        made.cost = lambda site, parts: macs_cost(site, parts) + 0.3
         table = Timetable(EAGER, 1)
         table.prepare([SITE, wide])
-        whole = sum(macs_cost(s, [s.conv]) for sites in every.values() for s in sites)
-        times = LayerTimes.fitted(table, every, whole)
-        assert times.other_ns == pytest.approx(0, abs=1e-3 * whole * 1e6)
-        for name, form, ranks in (("a", "keep", ()), ("b", "keep", ()), ("b", "squeeze", (16,))):
-            sites = every[name]
-            parts = [p.conv for p in FORMS[form].parts(sites[0].conv, ranks)]
-            (found,) = times.of(name, form, np.asarray([ranks], dtype=np.int64))
-            truth = 1e6 * len(sites) * macs_cost(sites[0], parts)
-            assert found == pytest.approx(truth, rel=1e-3), (name, form)
 
-    def test_what_the_layers_leave_is_not_theirs(self, made: Made) -> None:
-        table = Timetable(EAGER, 1)
-        table.prepare([SITE])
-        own = took(table, SITE, "keep", ())
-        times = LayerTimes.fitted(table, {"a": (SITE,)}, 3 * own)
-        assert times.alone_ms == {SITE.key: 0.0}
-        assert times.other_ns == pytest.approx(2e6 * own)
-        assert times.of("a", "keep", NO_RANKS).tolist() == pytest.approx([1e6 * own])
+        def truth(ranks: tuple[int, ...]) -> float:
+            form = "squeeze" if ranks else "keep"
+            sites = [s for called in every.values() for s in called]
+            return sum(
+                macs_cost(s, [p.conv for p in FORMS[form].parts(s.conv, ranks)]) for s in sites
+            )
+
+        times = LayerTimes(table, every, 0.5 + truth(()))
+        for form, ranks in (("keep", ()), ("squeeze", (16,))):
+            asked = np.asarray([ranks], dtype=np.int64)
+            found = times.other_ns + sum(float(times.of(n, form, asked)[0]) for n in every)
+            assert found == pytest.approx(1e6 * (0.5 + truth(ranks)))
 
     def test_budgets_and_names_that_are_none(self, observed: Any) -> None:
         model, statistics = observed

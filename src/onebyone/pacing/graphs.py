@@ -16,6 +16,7 @@ from onebyone.exporting.targets import TARGETS
 from onebyone.pacing.sites import Site
 
 EAGER = "eager"
+FEED = 8  # channels of what is fed to a layer's surroundings
 READ_ONNX = ("onnx", "openvino")  # runtimes that read ONNX files themselves
 
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -25,21 +26,44 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class Surrounded(nn.Module):
-    """The layers one after another, then what the site has after them."""
+    """The layers at a site, one after another, between what stands around them in a network.
+
+    A convolution's input, and what its output is summed with, come from thin 1×1 convolutions, and its
+    output is averaged over its pixels in the end. In a network other layers write and read them in
+    the runtime's own layout; turning all of it into PyTorch's can take longer than the layer. What
+    the surroundings take is the same for all forms of a layer.
+    """
 
     def __init__(self, site: Site, parts: Sequence[ConvSpec]) -> None:
         super().__init__()
+        conv = site.conv
+        self.site, self.before, self.beside = site, None, None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             self.layers = nn.Sequential(*(_layer(part) for part in parts))
-        self.site = site
+            if conv.kernel:
+                self.before = _layer(_feeding(conv.c_in, (1,) * len(conv.kernel)))
+            if site.summed:
+                self.beside = _layer(_feeding(conv.c_out, conv.stride))
 
-    def forward(self, x: Tensor, *others: Tensor) -> Tensor:
-        """The output of the last layer, summed and activated."""
-        y = self.layers(x)
-        for other in others:
-            y = y + other
-        return FUNCTIONS[self.site.activation](y)
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """With a batch of 1."""
+        channels = self.site.conv.c_in if self.before is None else FEED
+        return (1, channels, *self.site.size) if self.before else (1, *self.site.size, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The output of the last layer, summed, activated and averaged."""
+        y = self.layers(x if self.before is None else self.before(x))
+        if self.beside is not None:
+            y = y + self.beside(x)
+        y = FUNCTIONS[self.site.activation](y)
+        return y if self.before is None else y.mean(tuple(range(2, y.ndim)), keepdim=True)
+
+
+def _feeding(c_out: int, stride: tuple[int, ...]) -> ConvSpec:
+    ones = (1,) * len(stride)
+    return ConvSpec(FEED, c_out, ones, stride, ((0, 0),) * len(ones), ones, bias=False)
 
 
 def _layer(conv: ConvSpec) -> nn.Module:
@@ -62,26 +86,24 @@ def opened(
     takes milliseconds; what a runtime does not take raises ModelError.
     """
     module = Surrounded(site, parts).eval()
-    x = torch.randn(site.input_shape, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        inputs = (x, torch.zeros_like(module.layers(x))) if site.sum else (x,)
+    x = torch.randn(module.input_shape, generator=torch.Generator().manual_seed(0))
     if runtime == EAGER:
-        return _inferring(module, inputs)
+        return _inferring(module, x)
     number = len(list(folder.iterdir()))
     if runtime in READ_ONNX and _plain(site, parts):
         path = folder / f"{number}.onnx"
-        write_onnx(module, parts, inputs, path)
+        write_onnx(module, parts, x, path)
     else:
         path = folder / f"{number}{TARGETS[runtime].suffix}"
-        TARGETS[runtime].write(network_of(exported(module, inputs), inputs), path)
+        TARGETS[runtime].write(network_of(exported(module, (x,)), (x,)), path)
     session = TARGETS[runtime].open(path, threads)
-    return lambda: session(inputs)
+    return lambda: session((x,))
 
 
-def _inferring(module: nn.Module, inputs: tuple[Tensor, ...]) -> Callable[[], object]:
+def _inferring(module: nn.Module, x: Tensor) -> Callable[[], object]:
     def run() -> object:
         with torch.inference_mode():
-            return module(*inputs)
+            return module(x)
 
     return run
 
@@ -91,39 +113,43 @@ def _plain(site: Site, parts: Sequence[ConvSpec]) -> bool:
     return all(p.padding_mode == "zeros" for p in parts) and site.activation != "silu"
 
 
-def write_onnx(
-    module: Surrounded, parts: Sequence[ConvSpec], inputs: tuple[Tensor, ...], path: Path
-) -> None:
+def write_onnx(module: Surrounded, parts: Sequence[ConvSpec], x: Tensor, path: Path) -> None:
     """The module as an ONNX graph without PyTorch's exporter; batch 1, zero padding only."""
     from onnx import TensorProto, helper, numpy_helper
 
-    nodes, weights, last = [], [], "x"
-    for i, (conv, layer) in enumerate(zip(parts, module.layers, strict=True)):
-        given = [last, f"w{i}"]
+    nodes: list[Any] = []
+    weights: list[Any] = []
+
+    def put(conv: ConvSpec, layer: nn.Module, given: str, out: str) -> str:
+        names = [given, f"{out}_w"]
         weight: Tensor = layer.weight  # type: ignore[assignment]
         kept = weight if conv.kernel else weight.T.contiguous()
-        weights.append(numpy_helper.from_array(kept.detach().numpy(), f"w{i}"))
+        weights.append(numpy_helper.from_array(kept.detach().numpy(), f"{out}_w"))
         if conv.bias:
-            given.append(f"b{i}")
-            weights.append(numpy_helper.from_array(layer.bias.detach().numpy(), f"b{i}"))  # type: ignore[union-attr]
-        last = f"y{i}"
-        nodes += _nodes(conv, given, last, helper)
-    if module.site.sum:
-        nodes.append(helper.make_node("Add", [last, "other"], ["sum"]))
+            names.append(f"{out}_b")
+            weights.append(numpy_helper.from_array(layer.bias.detach().numpy(), f"{out}_b"))  # type: ignore[union-attr]
+        nodes.extend(_nodes(conv, names, out, helper))
+        return out
+
+    site, last = module.site, "x"
+    if module.before is not None:
+        last = put(ConvSpec.of(module.before), module.before, "x", "before")
+    for i, (conv, layer) in enumerate(zip(parts, module.layers, strict=True)):
+        last = put(conv, layer, last, f"y{i}")
+    if module.beside is not None:
+        put(ConvSpec.of(module.beside), module.beside, "x", "beside")
+        nodes.append(helper.make_node("Add", [last, "beside"], ["sum"]))
         last = "sum"
-    nodes += _activation(module.site.activation, last, weights, helper, numpy_helper)
-    names = ("x", "other")
+    nodes += _activation(site.activation, last, "active", weights, helper, numpy_helper)
+    averaged = "Identity" if module.before is None else "GlobalAveragePool"
+    nodes.append(helper.make_node(averaged, ["active"], ["out"]))
     with torch.no_grad():
-        output = module(*inputs)
-    graph = helper.make_graph(
-        nodes, "layer",
-        [
-            helper.make_tensor_value_info(n, TensorProto.FLOAT, list(x.shape))
-            for n, x in zip(names, inputs, strict=False)
-        ],
-        [helper.make_tensor_value_info("out", TensorProto.FLOAT, list(output.shape))],
-        weights,
-    )  # fmt: skip
+        output = module(x)
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, list(t.shape))
+        for name, t in (("x", x), ("out", output))
+    ]
+    graph = helper.make_graph(nodes, "layer", ends[:1], ends[1:], weights)
     made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
     made.ir_version = 9
     path.write_bytes(made.SerializeToString())
@@ -147,14 +173,14 @@ def _nodes(conv: ConvSpec, given: list[str], last: str, helper: Any) -> list[Any
 
 
 def _activation(
-    name: str, last: str, weights: list[Any], helper: Any, numpy_helper: Any
+    name: str, last: str, out: str, weights: list[Any], helper: Any, numpy_helper: Any
 ) -> list[Any]:
     operators = {
         "": "Identity", "relu": "Relu", "hardswish": "HardSwish", "sigmoid": "Sigmoid",
         "leaky_relu": "LeakyRelu",
     }  # fmt: skip
     if name != "relu6":
-        return [helper.make_node(operators[name], [last], ["out"])]
+        return [helper.make_node(operators[name], [last], [out])]
     for limit, value in (("low", 0.0), ("high", 6.0)):
         weights.append(numpy_helper.from_array(torch.tensor(value).numpy(), limit))
-    return [helper.make_node("Clip", [last, "low", "high"], ["out"])]
+    return [helper.make_node("Clip", [last, "low", "high"], [out])]

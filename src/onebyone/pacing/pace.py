@@ -26,53 +26,27 @@ RUNTIMES = (EAGER, *TARGETS)
 SPELLINGS = {t.runtime: name for name, t in TARGETS.items()} | {"pytorch": EAGER}
 ROUNDS = 8  # plans that are made, and their networks measured
 CHECKS = 3  # times that chosen candidates are timed themselves before that
-BISECTIONS = 40
-ALONE = 0.9  # of the shortest time that was measured at a site, that it may take for being alone
 CLOSE = 0.03  # of the budget: nearer below it no other plan is looked for
 SLACK = 0.01  # above the budget: what the clock cannot tell
 
 
 @dataclass(frozen=True)
 class LayerTimes:
-    """The times of a network's layers in a runtime, as a plan asks for them.
-
-    `alone_ms` is what a site takes longer by itself than in the network, in milliseconds by its key.
-    """
+    """The times of a network's layers in a runtime, as a plan asks for them."""
 
     table: Timetable
     sites: dict[str, tuple[Site, ...]]
     whole_ms: float
-    alone_ms: dict[str, float]
-
-    @staticmethod
-    def fitted(table: Timetable, sites: dict[str, tuple[Site, ...]], whole_ms: float) -> LayerTimes:
-        """With what the layers leave of the whole network's time.
-
-        Where they take more than that, the runtime turns each one's input into the layout that its
-        kernels read, and the output back, which in the network it does not: that is the same for all
-        forms of a layer, and goes by how many numbers go in and out.
-        """
-        every = [s for called in sites.values() for s in called]
-        most = {s.key: ALONE * table.least_ms(s) for s in every}
-        excess = sum(table.times[s.key].keep_ms for s in every) - whole_ms
-        low, high = 0.0, max((most[s.key] / s.elements(s.conv) for s in every), default=0.0)
-
-        def alone(each: float) -> dict[str, float]:
-            return {s.key: min(each * s.elements(s.conv), most[s.key]) for s in every}
-
-        for _ in range(BISECTIONS if excess > 0 else 0):
-            middle = (low + high) / 2
-            found = alone(middle)
-            low, high = (
-                (middle, high) if sum(found[s.key] for s in every) < excess else (low, middle)
-            )
-        return LayerTimes(table, sites, whole_ms, alone(low))
 
     @property
     def other_ns(self) -> float:
-        """What the network takes beyond its convolutions and linear layers."""
+        """What the network takes beyond its layers' times.
+
+        Below zero where they take more, timed one by one with their surroundings, than the whole:
+        what is saved is the difference between a layer and a form of it, in which those cancel.
+        """
         layers = sum(float(self.of(name, "keep", NO_RANKS)[0]) for name in self.sites)
-        return max(1e6 * self.whole_ms - layers, 0.0)
+        return 1e6 * self.whole_ms - layers
 
     def of(
         self, layer: str, form: str, ranks: NDArray[np.int64], conv: ConvSpec | None = None
@@ -80,7 +54,7 @@ class LayerTimes:
         """Nanoseconds (n,) of a form in place of a layer, over all its calls."""
         found = np.zeros(len(ranks))
         for site in self.sites.get(layer, ()):
-            found += self.table.milliseconds(site, form, ranks, conv, self.alone_ms[site.key])
+            found += self.table.milliseconds(site, form, ranks, conv)
         return 1e6 * found
 
 
@@ -139,7 +113,7 @@ def paced(
     sites = sites_of(plain, example)
     table.prepare([s for every in sites.values() for s in every], lambda p: progress(0.6 * p))
     watch = Stopwatch(plain, example, name, threads)
-    times = LayerTimes.fitted(table, sites, watch.original_ms())
+    times = LayerTimes(table, sites, watch.original_ms())
     found, tried = _search(plain, budget, planned, times, watch, progress)
     if found is None:
         raise BudgetError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -44,16 +43,12 @@ class Site:
     activation: str = ""
 
     @property
-    def input_shape(self) -> tuple[int, ...]:
-        """With a batch of 1."""
-        if self.conv.kernel:
-            return (1, self.conv.c_in, *self.size)
-        return (1, *self.size, self.conv.c_in)
-
-    def elements(self, conv: ConvSpec) -> int:
-        """Numbers that go in and come out for one image, where `conv` stands there."""
-        outside = conv.output_size(self.size) if conv.kernel else self.size
-        return conv.c_in * prod(self.size) + conv.c_out * prod(outside)
+    def summed(self) -> bool:
+        """Whether its output is added to a tensor that a strided 1×1 convolution of its input's size
+        can stand for."""
+        conv = self.conv
+        strided = tuple((n - 1) // s + 1 for n, s in zip(self.size, conv.stride, strict=False))
+        return self.sum and bool(conv.kernel) and conv.output_size(self.size) == strided
 
     @property
     def key(self) -> str:

@@ -41,7 +41,6 @@ PROBE = Site(
     ConvSpec(64, 64, (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1)), (28, 28), activation="relu"
 )
 PROBED = range(17, 33)
-FASTEST = 0.01  # of a layer's own time: no form takes less
 PLACES = Places(1, 1, 1)  # weights do not depend on them
 
 Ranks = tuple[int, ...]
@@ -228,42 +227,29 @@ class Timetable:
     # --- asking
 
     def milliseconds(
-        self, site: Site, form: str, ranks: NDArray[np.int64], conv: ConvSpec | None = None,
-        alone: float = 0.0,
-    ) -> NDArray[np.float64]:  # fmt: skip
+        self, site: Site, form: str, ranks: NDArray[np.int64], conv: ConvSpec | None = None
+    ) -> NDArray[np.float64]:
         """The times (n,) of a form at n pairs of ranks (n, sides) at a site, infinite if not known.
 
         Between measured ranks they are interpolated on the steps. A layer with fewer channels
         (`conv`) is timed at a few widths when it is first asked for; its forms are taken to save by
         that what their weights say, and to fall short of it as far as the layer itself does, until
-        they are timed themselves. `alone` milliseconds of the layer's own time are what it takes
-        longer by itself than in the network: they are left out, of fewer channels accordingly less.
+        they are timed themselves.
         """
         times, own = self.times[site.key], site.conv
         conv = replace(conv or own, bias=own.bias)
-        keep = times.keep_ms - alone
-        fewer, less = keep, alone
-        if conv != own:
-            less = alone * site.elements(conv) / site.elements(own)
-            fewer = max(self._narrower(site, conv) * times.keep_ms - less, FASTEST * times.keep_ms)
+        narrower = 1.0 if conv == own else self._narrower(site, conv)
         if form in KEPT:
-            return np.full(len(ranks), fewer)
-        found = self._shares(site, form, ranks) * times.keep_ms - alone
+            return np.full(len(ranks), narrower * times.keep_ms)
+        shares = self._shares(site, form, ranks)
         if conv != own:
             made = FormCosts(form, own, PLACES).at_ranks(ranks)
             weights = [cost_at(made, c.c_in, c.c_out)[:, 1] for c in (conv, own)]
-            beyond = fewer / keep * own.params / conv.params
-            found = found * weights[0] / weights[1] * beyond
+            beyond = narrower * own.params / conv.params
+            shares = shares * weights[0] / weights[1] * beyond
             row, _ = Way(form, (), conv).place(site)
-            timed = times.ratios.get(row, {})
-            _put({r: v * times.keep_ms - less for r, v in timed.items()}, ranks, found)
-        return np.maximum(found, FASTEST * times.keep_ms)
-
-    def least_ms(self, site: Site) -> float:
-        """The shortest time that anything took at a site."""
-        times = self.times[site.key]
-        shares = [ratio for row in times.ratios.values() for ratio in row.values()]
-        return min([1.0, *shares]) * times.keep_ms
+            _put(times.ratios.get(row, {}), ranks, shares)
+        return shares * times.keep_ms
 
     def _shares(self, site: Site, form: str, ranks: NDArray[np.int64]) -> NDArray[np.float64]:
         """Times in parts of the layer's own, of a form of all its channels."""
