@@ -123,7 +123,7 @@ def measured(
     sites = sites_of(model, example)
     table.prepare([s for every in sites.values() for s in every])
     watch = Stopwatch(model, example, runtime, given.threads)
-    times = LayerTimes.fitted(table, sites, watch.original_ms())
+    times = LayerTimes(table, sites, watch.original_ms())
     rows: list[Row] = []
     for macs in given.macs:
         try:
