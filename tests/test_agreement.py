@@ -8,7 +8,7 @@ from torch.distributions import Normal, kl_divergence
 import onebyone as obo
 from onebyone import agreement
 from onebyone.agreement import gap
-from onebyone.factorize.metric import shrink, shrinkage
+from onebyone.factorize.metric import shrink, shrinkage, shrinkage_of_halves
 from onebyone.tree import modules_by_name
 
 
@@ -101,3 +101,41 @@ def test_few_images_are_told_of() -> None:
     assert values[0] > 1e-3 * values[-1]
     many = obo.observe(model, torch.randn(64, 3, 9, 9, generator=generator))
     assert not many.notes
+
+
+class TestHalves:
+    """Sixteen pixels of an image are nearly alike, so that there are as many samples as images."""
+
+    truth = torch.diag(torch.tensor([4.0] * 4 + [1.0] * 12, dtype=torch.float64))
+
+    def halves(self, images: int, seed: int) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        rows = torch.randn(images, 16, generator=generator, dtype=torch.float64)
+        rows = rows.repeat_interleave(16, 0) @ self.truth.sqrt()
+        first, second = rows.chunk(2)
+        return first.T @ first, second.T @ second
+
+    def error(self, found: Tensor) -> float:
+        return float((found / found.trace() - self.truth / self.truth.trace()).square().sum())
+
+    @pytest.mark.parametrize("images", [8, 16, 64])
+    def test_it_is_nearer_to_the_truth(self, images: int) -> None:
+        errors = [0.0, 0.0, 0.0]
+        for seed in range(40):
+            first, second = self.halves(images, seed)
+            whole = first + second
+            by_halves = shrink(whole, shrinkage_of_halves(first, second))
+            by_pixels = shrink(whole, shrinkage(whole, 16 * images))
+            for i, found in enumerate((by_halves, by_pixels, whole)):
+                errors[i] += self.error(found)
+        assert errors[0] < 0.8 * errors[1]
+        assert errors[0] < 0.8 * errors[2]
+
+    def test_of_many_images_hardly_anything_is_shrunk(self) -> None:
+        assert shrinkage_of_halves(*self.halves(20_000, 0)) < 0.01
+
+    def test_halves_that_have_nothing_in_common(self) -> None:
+        first = torch.diag(torch.tensor([1.0, 0, 0, 0]))
+        assert shrinkage_of_halves(first, first.flip(0, 1)) == 1.0
+        assert shrinkage_of_halves(first, torch.zeros(4, 4)) == 0.0
+        assert shrinkage_of_halves(first, 3 * first) == pytest.approx(0.0)

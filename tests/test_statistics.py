@@ -82,6 +82,15 @@ def test_gradients_of_a_classifier_are_the_fisher_information() -> None:
     check_fisher(tiny(), images(3000, 3, 5, 5))
 
 
+def test_gradients_of_few_images_leave_no_direction_out() -> None:
+    """Four images span four directions of twelve; of a single one there are no halves to compare."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 12, 5), nn.Flatten(), nn.Linear(12, 12)).eval()
+    for number, rank in ((4, 12), (1, 1)):
+        found = obo.observe(model, images(number, 3, 5, 5)).layers["0"].gradients
+        assert int(torch.linalg.matrix_rank(found, hermitian=True)) == rank
+
+
 def test_gradients_of_other_outputs_are_of_random_directions() -> None:
     model = nn.Sequential(nn.Conv2d(3, 6, 1)).eval()
     found = obo.observe(model, images(200, 3, 6, 6)).layers["0"].gradients / 200

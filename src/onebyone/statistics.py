@@ -14,6 +14,7 @@ from onebyone.agreement import Agreement
 from onebyone.conv import ConvSpec, kernel_of
 from onebyone.data import open_images
 from onebyone.distributed import World
+from onebyone.factorize.metric import shrink, shrinkage_of_halves
 from onebyone.factorize.selection import Order
 from onebyone.factorize.squeeze import input_form, tap_products
 from onebyone.moments import Moments, add_products
@@ -130,13 +131,16 @@ def observe(
     with evaluating(model), frozen(model), random_state(seed) as generator:
         found = survey(model, inputs[:1])
         spaces = find_spaces(model, inputs, found)
-        batch = max(1, min(len(inputs), 64, memory // max(OVER * found.activation_bytes, 1)))
+        batch = max(
+            1, min(ceil(len(inputs) / 2), 64, memory // max(OVER * found.activation_bytes, 1))
+        )
         blocks = blocks_read(spaces)
         recorder, agreement = _Recorder(found, len(inputs), generator, blocks), Agreement()
         with hooked(recorder.attach(model)), torch.enable_grad():
             for index, part in world.share(inputs.split(batch)):
                 # A batch draws the same whichever process it falls to.
                 generator.manual_seed(hash((seed, index)) % (1 << 62))
+                recorder.second = bool(index % 2)
                 with hooked(agreement.attach(model) if not index else []):
                     output = call(model, suited(model, part))
                 send_back(output, len(part), generator)
@@ -145,6 +149,7 @@ def observe(
     release_memory()
     kept = {name: seen.to("cpu") for name, seen in recorder.layers.items()}
     layers = _summed(kept, found, blocks, world)
+    _settle(layers, recorder.halves, world)
     notes = (*agreement.notes, *_filled(layers, len(inputs)))
     needs = _needs(model, layers)
     orders = channel_orders(spaces, layers, needs)
@@ -152,6 +157,28 @@ def observe(
     return Statistics(
         _only(found, layers), len(inputs), layers, seed, spaces, needs, orders, kernels, notes
     )
+
+
+def _settle(layers: dict[str, LayerStatistics], halves: dict[str, Tensor], world: World) -> None:
+    """Shrink the moments of the gradients by as much as those of every other batch differ; in place.
+
+    Few images span few directions of the gradients, others would span others.
+    """
+    for name, seen in layers.items():
+        own = halves.get(name)
+        second = torch.zeros_like(seen.gradients) if own is None else own.to(seen.gradients)
+        world.add(second)
+        shape = seen.gradients.shape
+        if not seen.gradients.numel():
+            continue
+        size = shape[-1]
+        pairs = zip(
+            seen.gradients.reshape(-1, size, size), second.reshape(-1, size, size), strict=True
+        )
+        seen.gradients = torch.stack([
+            shrink(whole, shrinkage_of_halves(whole - half, half)) if whole.any() else whole
+            for whole, half in pairs
+        ]).reshape(shape)  # fmt: skip
 
 
 def _filled(layers: dict[str, LayerStatistics], images: int) -> tuple[str, ...]:
@@ -256,6 +283,8 @@ class _Recorder:
     ) -> None:
         self.found, self.images, self.generator, self.blocks = found, images, generator, blocks
         self.layers: dict[str, LayerStatistics] = {}
+        self.second = False  # whether the batch that passes is one of every other
+        self.halves: dict[str, Tensor] = {}  # the gradients' moments of those
 
     def attach(self, model: nn.Module) -> list[torch.utils.hooks.RemovableHandle]:
         modules = modules_by_name(model)
@@ -291,10 +320,19 @@ class _Recorder:
             chosen = self._choose(seen, y, groups * felt**2, felt)
             values = output_rows(conv, y.detach(), chosen)
             scale = positions_of(conv, y) / chosen.shape[1]
-            y.register_hook(lambda g: _feel(layer, values, output_rows(conv, g, chosen), scale))
+            second = self._half(seen.layer, layer)
+            y.register_hook(
+                lambda g: _feel(layer, second, values, output_rows(conv, g, chosen), scale)
+            )
             return y
 
         return hook
+
+    def _half(self, name: str, layer: LayerStatistics) -> Tensor | None:
+        """Where gradients of a batch of every other are added too."""
+        if not self.second:
+            return None
+        return self.halves.setdefault(name, torch.zeros_like(layer.gradients))
 
     def _choose(self, seen: Seen, y: Tensor, macs_per_row: int, width: int) -> Tensor:
         """Positions to sample in each item, so that the sampling stays cheap beside the layer."""
@@ -306,12 +344,16 @@ class _Recorder:
         return choose_positions(len(y), positions_of(conv, y), wanted, self.generator)
 
 
-def _feel(layer: LayerStatistics, values: Tensor, gradients: Tensor, scale: float) -> None:
+def _feel(
+    layer: LayerStatistics, second: Tensor | None, values: Tensor, gradients: Tensor, scale: float
+) -> None:
     """Add Σ g gᵀ, and widen the band of outputs that some gradient reached."""
     felt = gradients != 0
     low = torch.where(felt, values, torch.inf).amin(0)
     high = torch.where(felt, values, -torch.inf).amax(0)
     if layer.outputs.size:
         add_products(layer.gradients, gradients, scale)
+        if second is not None:
+            add_products(second, gradients, scale)
     torch.minimum(layer.lowest, low, out=layer.lowest)
     torch.maximum(layer.highest, high, out=layer.highest)

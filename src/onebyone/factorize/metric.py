@@ -33,6 +33,22 @@ def shrinkage(covariance: Float[Tensor, "d d"], samples: int) -> float:
     return max(0.0, min(1.0, ((1 - 2 / d) * square + trace) / spread)) if spread > 0 else 1.0
 
 
+def shrinkage_of_halves(first: Float[Tensor, "d d"], second: Float[Tensor, "d d"]) -> float:
+    """How much to shrink the sum of second moments of two halves of the samples, from 0 to 1.
+
+    ρ = v / (s + v) gives the least mean squared error (Ledoit & Wolf, above). With A and B the halves,
+    each scaled to a trace of 1, and T = I / d, what they have in common is s = ⟨A − T, B − T⟩, and the
+    variance of their mean is v = (‖A − B‖² / 2) / 2. Samples need not be independent within a half, as the
+    pixels of one image are not. 0 where a half is empty.
+    """
+    if not (first.any() and second.any()):
+        return 0.0
+    target = torch.eye(len(first), dtype=torch.float64, device=first.device) / len(first)
+    a, b = (m.double() / m.double().trace() - target for m in (first, second))
+    common, noise = float((a * b).sum()), float((a - b).square().sum()) / 4
+    return noise / (common + noise) if common > 0 else 1.0
+
+
 def factor(matrix: Float[Tensor, "d d"], amount: float = 1e-6) -> Float[Tensor, "d d"]:
     """Lower triangular L with L Lᵀ = the shrunk matrix (Cholesky)."""
     matrix = matrix.double()
