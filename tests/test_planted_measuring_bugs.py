@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import test_closures
 import test_comparing
 import test_counting_known
 import test_counting_laws
@@ -21,6 +22,7 @@ from planting import Bug, Patch, check_caught
 from torch import nn
 
 from onebyone import comparing
+from onebyone.closures import Functions
 from onebyone.errors import ModelError
 from onebyone.measurement import counting, formulas, memory, recording, rehearsing, roofline, timing
 from onebyone.measurement.owning import Owners
@@ -104,6 +106,10 @@ COUNTING = {
         lambda p: p.setattr(recording, "hooked", lambda handles: nullcontext()), _trace(_normalized)
     ),
     "random numbers used up, buffers written": Bug(_without_shapes, _trace(_normalized)),
+    "functions that a copy holds run the original": Bug(
+        lambda p: p.setattr(Functions, "note", lambda self, value: None),
+        lambda: test_closures.test_its_layers_are_counted_and_nothing_is_left_behind("a lambda"),
+    ),
     "layers that ran called unused": Bug(
         lambda p: p.setattr(counting, "_weights", lambda model, owners: (
             (dict.fromkeys(owners.names.values(), (1, 4)), False)

@@ -12,6 +12,7 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 
+from onebyone.closures import Functions
 from onebyone.errors import ModelError
 
 
@@ -90,8 +91,13 @@ def shallow_copy(model: nn.Module) -> nn.Module:
 
 def deep_copy(model: nn.Module, memo: dict[int, object] | None = None) -> nn.Module:
     """A copy that shares nothing (but what `memo` names); raises ModelError where none can be made."""
+    memo = {} if memo is None else memo
+    functions = Functions(model, memo)
     try:
-        return copy.deepcopy(model, memo)
+        functions.note_all(model)
+        copied = copy.deepcopy(model, memo)
+        functions.bind()
+        return copied
     except Exception as error:
         raise ModelError(
             f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}): models that "

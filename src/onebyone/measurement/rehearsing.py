@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils._device import DeviceContext
 from torch.utils._pytree import tree_iter, tree_map
 
+from onebyone.closures import Functions
 from onebyone.errors import ModelError
 from onebyone.running import call, wants_gradients
 from onebyone.tree import deep_copy, guarded, held_tensors, kept, random_numbers_kept, uncollected
@@ -187,19 +188,24 @@ def on_meta(model: nn.Module) -> nn.Module:
     for tensor in held_tensors(model):
         if id(tensor) not in memo:
             memo[id(tensor)] = _meta(tensor)
-    return _copied(model, memo)
+    functions = Functions(model, memo)
+    copied = _copied(model, memo, functions)
+    functions.bind()
+    return copied
 
 
-def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
+def _copied(module: nn.Module, memo: dict[int, Any], functions: Functions) -> nn.Module:
     if id(module) in memo:
         return memo[id(module)]
     kind = type(module)
     if hasattr(kind, "__deepcopy__") or kind.__getstate__ is not nn.Module.__getstate__:
+        functions.note_all(module)
         return copy.deepcopy(module, memo)
     new = kind.__new__(kind)
     memo[id(module)] = new
     own = new.__dict__
     own.update(vars(module))
+    own.pop("_compiled_call_impl", None)  # what Module.compile leaves runs the original
     for key, value in vars(module).items():
         how = type(value)
         if how in SHARED:
@@ -207,7 +213,9 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
         if how in CONTAINERS and not value:
             own[key] = how()
         elif key == "_modules":
-            own[key] = {k: m if m is None else _copied(m, memo) for k, m in value.items()}
+            own[key] = {
+                k: m if m is None else _copied(m, memo, functions) for k, m in value.items()
+            }
         elif key == "_parameters" or key == "_buffers":
             own[key] = {k: t if t is None else memo[id(t)] for k, t in value.items()}
         elif isinstance(value, Tensor):
@@ -215,5 +223,6 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
                 memo[id(value)] if id(value) in memo else memo.setdefault(id(value), _meta(value))
             )
         elif how is not tuple or not all(type(v) in SHARED for v in value):
+            functions.note(value)
             own[key] = copy.deepcopy(value, memo)
     return new
