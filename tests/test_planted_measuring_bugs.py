@@ -59,7 +59,7 @@ def _normalized() -> nn.Module:
 def _without_shapes(p: Patch) -> None:
     """The network itself runs, as if none could be copied, and nothing is given back."""
 
-    def refuse(model: nn.Module) -> nn.Module:
+    def refuse(model: nn.Module, held: object) -> nn.Module:
         raise ModelError("no copy")
 
     p.setattr(rehearsing, "on_meta", refuse)
@@ -111,7 +111,7 @@ COUNTING = {
         lambda: test_closures.test_its_layers_are_counted_and_nothing_is_left_behind("a lambda"),
     ),
     "layers that ran called unused": Bug(
-        lambda p: p.setattr(counting, "_weights", lambda model, owners: (
+        lambda p: p.setattr(counting, "_weights", lambda owners: (
             (dict.fromkeys(owners.names.values(), (1, 4)), False)
         )),
         test_counting_laws.test_calls_and_shapes,
