@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +18,10 @@ from torch.nn.utils import parametrizations, parametrize
 from traces import bits, differences, traces
 
 from onebyone.errors import ModelError
+from onebyone.measurement import rehearsing
 from onebyone.measurement.counting import count
+from onebyone.measurement.rehearsing import on_meta
+from onebyone.tree import uncollected
 
 CASES = {case.name: case for case in (*CONVOLUTIONS, *PRODUCTS)}
 
@@ -138,6 +143,19 @@ def test_values_and_shapes_cost_the_same(case: Case, training: bool) -> None:
 
 
 # --- whose each product is
+
+
+def test_the_copy_does_not_outlive_the_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    copies: list[weakref.ref[nn.Module]] = []
+
+    def noting(*given: Any) -> nn.Module:
+        copies.append(weakref.ref(copy := on_meta(*given)))
+        return copy
+
+    monkeypatch.setattr(rehearsing, "on_meta", noting)
+    with uncollected():
+        count(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sequential(nn.ReLU())), torch.randn(1, 3, 8, 8))
+        assert copies[0]() is None
 
 
 class Borrower(nn.Module):

@@ -18,10 +18,10 @@ ROOT = Path(onebyone.__file__).parent
 # Each module may import only those above it, also inside functions.
 LAYOUT = """
 errors files displaying clock conv preprocessing folders data pools demo.networks
-tree running sampling sensing agreement distributed
-measurement measurement.owning measurement.formulas measurement.rehearsing measurement.shapes
-measurement.recalling measurement.recording measurement.counting measurement.timing measurement.preparing
-measurement.memory measurement.latency measurement.spans measurement.layers_alone
+closures tree running sampling sensing agreement distributed
+measurement measurement.owning measurement.formulas measurement.modes measurement.rehearsing
+measurement.shapes measurement.recalling measurement.recording measurement.counting measurement.timing
+measurement.preparing measurement.memory measurement.latency measurement.spans measurement.layers_alone
 measurement.layer_latency measurement.roofline measurement.measuring
 matching sides diffing
 factorize factorize.metric factorize.least_squares factorize.reduced_rank factorize.squeeze

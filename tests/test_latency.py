@@ -646,6 +646,28 @@ class TestLayers:
         assert len(found.notes) == 1
         assert "with hooks 0 ms were seen outside them: the machine was uneven" in found.notes[0]
 
+    def test_interruptions_that_meet_other_layers_each_time(self, clock: FakeClock) -> None:
+        """Every pass is 30 ms slower somewhere: no layer's median has that, and it is said."""
+        passes = iter(range(10**6))
+
+        class Interrupted(nn.Sequential):
+            def forward(self, x: Tensor) -> Tensor:
+                struck = next(passes) // 2 % len(self)
+                for index, layer in enumerate(self):
+                    layer.times = (31 if index == struck else 1, 0)
+                    x = layer(x)
+                return x
+
+        network = Interrupted(*(Takes(clock, 1) for _ in range(5)))
+        found = time_layers(network, torch.ones(2), seconds=0, clock=clock)
+        assert (found.whole.median_ms, found.layers_ms) == pytest.approx((35, 5))
+        assert (found.rest_ms, found.interrupted_ms) == pytest.approx((30, 30))
+        assert found.notes == (
+            "the layers take 5 ms of 35 ms; the rest, 30 ms, is in no layer: 30 ms of a pass are "
+            "interruptions by other work, which meet other layers each time, so that no layer's median "
+            "has them (with hooks 0 ms were seen there, most in the root 0 ms)",
+        )
+
     def test_a_layer_that_fails_alone(self, clock: FakeClock) -> None:
         class Guarded(nn.Module):
             open = False

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import test_closures
 import test_comparing
 import test_counting_known
 import test_counting_laws
@@ -21,6 +22,7 @@ from planting import Bug, Patch, check_caught
 from torch import nn
 
 from onebyone import comparing
+from onebyone.closures import Functions
 from onebyone.errors import ModelError
 from onebyone.measurement import counting, formulas, memory, recording, rehearsing, roofline, timing
 from onebyone.measurement.owning import Owners
@@ -57,7 +59,7 @@ def _normalized() -> nn.Module:
 def _without_shapes(p: Patch) -> None:
     """The network itself runs, as if none could be copied, and nothing is given back."""
 
-    def refuse(model: nn.Module) -> nn.Module:
+    def refuse(model: nn.Module, held: object) -> nn.Module:
         raise ModelError("no copy")
 
     p.setattr(rehearsing, "on_meta", refuse)
@@ -104,8 +106,12 @@ COUNTING = {
         lambda p: p.setattr(recording, "hooked", lambda handles: nullcontext()), _trace(_normalized)
     ),
     "random numbers used up, buffers written": Bug(_without_shapes, _trace(_normalized)),
+    "functions that a copy holds run the original": Bug(
+        lambda p: p.setattr(Functions, "note", lambda self, value: None),
+        lambda: test_closures.test_its_layers_are_counted_and_nothing_is_left_behind("a lambda"),
+    ),
     "layers that ran called unused": Bug(
-        lambda p: p.setattr(counting, "_weights", lambda model, owners: (
+        lambda p: p.setattr(counting, "_weights", lambda owners: (
             (dict.fromkeys(owners.names.values(), (1, 4)), False)
         )),
         test_counting_laws.test_calls_and_shapes,

@@ -12,12 +12,28 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 
+from onebyone.closures import Functions
 from onebyone.errors import ModelError
 
 
 def modules_by_name(model: nn.Module) -> dict[str, nn.Module]:
-    """Every module once, by its first qualified name; the root's name is the empty string."""
-    return dict(model.named_modules())
+    """Every module once, by its first qualified name; the root's name is the empty string.
+
+    As `named_modules` has them, in a third of the time.
+    """
+    found: dict[str, nn.Module] = {}
+    _visit("", model, found, set())
+    return found
+
+
+def _visit(name: str, module: nn.Module, found: dict[str, nn.Module], seen: set[int]) -> None:
+    if id(module) in seen:
+        return
+    seen.add(id(module))
+    found[name] = module
+    for key, child in module._modules.items():
+        if child is not None:
+            _visit(f"{name}.{key}" if name else key, child, found, seen)
 
 
 def other_names(model: nn.Module) -> dict[str, list[str]]:
@@ -75,7 +91,7 @@ def _tensors_in(value: object, around: set[int]) -> Iterator[Tensor]:
 
 def held_tensors(model: nn.Module) -> Iterator[Tensor]:
     """The parameters and buffers of every module; tied ones as often as they are held."""
-    for module in model.modules():
+    for module in modules_by_name(model).values():
         for held in (module._parameters, module._buffers):
             for tensor in held.values():
                 if tensor is not None:
@@ -90,8 +106,13 @@ def shallow_copy(model: nn.Module) -> nn.Module:
 
 def deep_copy(model: nn.Module, memo: dict[int, object] | None = None) -> nn.Module:
     """A copy that shares nothing (but what `memo` names); raises ModelError where none can be made."""
+    memo = {} if memo is None else memo
+    functions = Functions(model, memo)
     try:
-        return copy.deepcopy(model, memo)
+        functions.note_all(model)
+        copied = copy.deepcopy(model, memo)
+        functions.bind()
+        return copied
     except Exception as error:
         raise ModelError(
             f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}): models that "
@@ -175,7 +196,8 @@ def kept(model: nn.Module) -> Iterator[None]:
 def guarded(model: nn.Module) -> Iterator[None]:
     """`kept`, where running a copy may run the model itself: by a forward that an instance holds."""
     own = any(
-        "forward" in vars(m) and not isinstance(m, torch.jit.ScriptModule) for m in model.modules()
+        "forward" in vars(m) and not isinstance(m, torch.jit.ScriptModule)
+        for m in modules_by_name(model).values()
     )
     with kept(model) if own else nullcontext():
         yield

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from onebyone.errors import ModelError
@@ -83,20 +83,20 @@ def count(model: nn.Module, *inputs: Any, partial: bool = False) -> Count:
             if unkept(error) or not (partial and stage.last and recorder.operations):
                 raise
             failure = f"{error} (in {recorder.where()})"
-        return _summed(stage.model, recorder, failure)
+        return _summed(recorder, failure)
 
     found, note = rehearse(model, inputs, act)
     notes = () if note is None or found.failure else (note,)
     return replace(found, notes=(*notes, *found.notes))
 
 
-def _summed(model: nn.Module, recorder: Recorder, failure: str | None) -> Count:
+def _summed(recorder: Recorder, failure: str | None) -> Count:
     operations = tuple(recorder.operations)
-    owned, closed = _weights(model, recorder.owners)
+    owned, closed = _weights(recorder.owners)
     by_layer: dict[str, list[Operation]] = {}
     for operation in operations:
         by_layer.setdefault(operation.layer, []).append(operation)
-    kinds = _kinds(model, recorder.owners)
+    kinds = _kinds(recorder.owners)
     layers = {
         name: _layer(name, kinds.get(name, ""), recorder.calls.get(name, Calls()), found,
                      owned.pop(name, (0, 0)))
@@ -136,11 +136,11 @@ def _uncounted(operations: tuple[Operation, ...]) -> dict[str, int]:
     return found
 
 
-def _kinds(model: nn.Module, owners: Owners) -> dict[str, str]:
+def _kinds(owners: Owners) -> dict[str, str]:
     """Class names by qualified name; a parametrized layer's, not those of its parts."""
     return {
         owners.names[id(module)]: _kind(module).__name__
-        for module in model.modules()
+        for module in owners.modules
         if id(module) not in owners.parts
     }
 
@@ -150,7 +150,7 @@ def _kind(module: nn.Module) -> type:
     return type_before_parametrizations(module) if "parametrizations" in module._modules else own
 
 
-def _weights(model: nn.Module, owners: Owners) -> tuple[dict[str, tuple[int, int]], bool]:
+def _weights(owners: Owners) -> tuple[dict[str, tuple[int, int]], bool]:
     """Parameters, and bytes of parameters and buffers, of each layer that has any; tied ones once.
 
     What an int8 layer has packed away counts as its parameters; and whether some could not be seen.
@@ -159,23 +159,27 @@ def _weights(model: nn.Module, owners: Owners) -> tuple[dict[str, tuple[int, int
     found: dict[str, tuple[int, int]] = {}
     seen: set[int] = set()
 
-    def add(name: str, tensor: Tensor, learned: bool) -> None:
-        params, size = found.get(name, (0, 0))
-        number = tensor.numel()
-        found[name] = params + learned * number, size + number * tensor.element_size()
+    def add(name: str, number: int, size: int) -> None:
+        before = found.get(name, (0, 0))
+        found[name] = before[0] + number, before[1] + size
 
-    for module in model.modules():
+    for module in owners.modules:
         name = owners.names[id(module)]
+        params, size, any_new = 0, 0, False
         for held, learned in ((module._parameters, True), (module._buffers, False)):
             for tensor in held.values():
                 if tensor is not None and id(tensor) not in seen:
                     seen.add(id(tensor))
-                    add(name, tensor, learned)
+                    number, any_new = tensor.numel(), True
+                    params += learned * number
+                    size += number * tensor.element_size()
+        if any_new:
+            add(name, params, size)
         for package in packages(module):
             inside = packed(package)
             closed |= not inside
             for tensor in inside:
-                add(packer(name), tensor, True)
+                add(packer(name), tensor.numel(), tensor.numel() * tensor.element_size())
     return found, closed
 
 

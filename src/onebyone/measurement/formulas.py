@@ -100,13 +100,24 @@ def _recurrent_layer(args: Sequence[Any], y: Any) -> int:
     return prod(args[0].shape[:-1]) * (args[1].numel() + args[2].numel())
 
 
+def _package(args: Sequence[Any]) -> Any:
+    """The object in which a weight is packed away: some operators have an addend before it."""
+    return next(value for value in args if not isinstance(value, Tensor))
+
+
 def _packed_convolution(args: Sequence[Any], y: Any) -> int:
     """int8 convolutions whose weight is packed away in an object."""
-    return convolution(args[0], args[1].unpack()[0], y, bool(args[1].transpose()))
+    package = _package(args)
+    return convolution(args[0], package.unpack()[0], y, bool(package.transpose()))
 
 
 def _packed_linear(args: Sequence[Any], y: Any) -> int:
-    return args[0].numel() * args[1].unpack()[0].shape[0]
+    return args[0].numel() * _package(args).unpack()[0].shape[0]
+
+
+def _by_outputs(args: Sequence[Any], y: Any) -> int:
+    """Linear layers whose weight lies in memory in another shape than (out, in)."""
+    return args[0].numel() * y.shape[-1]
 
 
 def _packed_recurrent(gates: int) -> Formula:
@@ -154,6 +165,11 @@ ATTENTION = (
     "_scaled_dot_product_attention_math", "_scaled_dot_product_attention_math_for_mps",
 )  # fmt: skip
 PACKED = ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+PACKED_LINEAR = (
+    "linear", "linear_relu", "linear_leaky_relu", "linear_tanh", "linear_dynamic", "linear_relu_dynamic",
+    "linear_dynamic_fp16", "linear_relu_dynamic_fp16",
+)  # fmt: skip
+INT4 = ("_weight_int4pack_mm", "_weight_int4pack_mm_for_cpu", "_dyn_quant_matmul_4bit")
 
 FORMULAS: dict[str, Formula] = {
     "aten::convolution": _convolution,
@@ -177,14 +193,19 @@ FORMULAS: dict[str, Formula] = {
     "aten::_scaled_mm": _product(0, 1),
     "aten::_sparse_mm": _product(0, 1),
     "aten::addmm": _product(1, 2),
+    "aten::addmm_": _product(1, 2),
+    "aten::_sparse_addmm": _product(1, 2),
     "aten::_addmm_activation": _product(1, 2),
     "aten::mv": _product(0, 1),
     "aten::addmv": _product(1, 2),
+    "aten::addmv_": _product(1, 2),
     "aten::dot": _product(0, 1),
     "aten::vdot": _product(0, 1),
     "aten::bmm": _bmm,
     "aten::baddbmm": _baddbmm,
+    "aten::baddbmm_": _baddbmm,
     "aten::addbmm": _baddbmm,
+    "aten::addbmm_": _baddbmm,
     "aten::_grouped_mm": _grouped_product,
     "aten::linear": _linear,
     "aten::mkldnn_linear": _linear,
@@ -207,10 +228,11 @@ FORMULAS: dict[str, Formula] = {
     **{f"aten::{name}_backward": _attention_backward for name in ATTENTION[:4]},
     **{f"quantized::{name}": _packed_convolution for name in PACKED},
     **{f"quantized::{name}_relu": _packed_convolution for name in PACKED[:3]},
-    **{
-        f"quantized::{name}": _packed_linear
-        for name in ("linear", "linear_relu", "linear_dynamic", "linear_relu_dynamic")
-    },
+    **{f"quantized::{name}_dynamic": _packed_convolution for name in PACKED},
+    **{f"quantized::conv2d_{name}": _packed_convolution for name in ("add", "add_relu")},
+    **{f"quantized::{name}": _packed_linear for name in PACKED_LINEAR},
+    **{f"aten::{name}": _by_outputs for name in INT4},
+    "quantized::matmul": _product(0, 1),
     **{
         f"quantized::quantized_{name}_cell_dynamic": _packed_cell
         for name in ("lstm", "gru", "rnn_tanh", "rnn_relu")

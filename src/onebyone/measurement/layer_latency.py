@@ -53,7 +53,8 @@ class LayerLatencies:
     where a pass with hooks is so slow that the layers seem to take more than the whole.
     `elsewhere_ms` says in which modules the rest is spent, hooks included, and for training how much
     of the backward pass is in no layer. `hooks_ms` is what the hooks add to the whole (median of the
-    differences round by round); it is subtracted from nothing.
+    differences round by round); it is subtracted from nothing. `interrupted_ms` is what a pass with
+    hooks takes beyond all these medians: other work that comes in between meets other layers each time.
     """
 
     whole: Latency
@@ -62,6 +63,7 @@ class LayerLatencies:
     rest_ms: float
     elsewhere_ms: dict[str, float]
     hooks_ms: float
+    interrupted_ms: float
     notes: tuple[str, ...]
 
 
@@ -191,8 +193,9 @@ def _summed(
         for key in keys
         if key == ENGINE or key[0] not in layers
     }
+    beyond = median(samples.milliseconds[HOOKED]) - inside - sum(elsewhere.values())
     found = LayerLatencies(
-        whole, layers, inside, whole.median_ms - inside, elsewhere, hooks, whole.notes
+        whole, layers, inside, whole.median_ms - inside, elsewhere, hooks, beyond, whole.notes
     )
     return replace(found, notes=(*whole.notes, *_notes(found)))
 
@@ -220,13 +223,17 @@ def _rest_words(found: LayerLatencies) -> str:
     places = ", ".join(f"{name or 'the root'} {ms:.3g} ms" for name, ms in most)
     said = f"the layers take {found.layers_ms:.3g} ms of {whole:.3g} ms"
     # What was seen holds the rest and what the hooks cost outside the layers, if not all they cost.
-    more, least = seen - found.rest_ms, NOTABLE * whole
+    more, least = seen + found.interrupted_ms - found.rest_ms, NOTABLE * whole
     if not -least < more < least + max(found.hooks_ms, 0.0):
         return (
             f"{said}, but with hooks {seen:.3g} ms were seen outside them: the machine was uneven "
             "between the passes; measure again, for longer"
         )
-    return (
-        f"{said}; the rest, {found.rest_ms:.3g} ms, is in no layer (with hooks {seen:.3g} ms were seen "
-        f"there, most in {places})"
-    )
+    rest = f"{said}; the rest, {found.rest_ms:.3g} ms, is in no layer"
+    outside = f"with hooks {seen:.3g} ms were seen there, most in {places}"
+    if found.interrupted_ms > least:
+        return (
+            f"{rest}: {found.interrupted_ms:.3g} ms of a pass are interruptions by other work, which meet "
+            f"other layers each time, so that no layer's median has them ({outside})"
+        )
+    return f"{rest} ({outside})"

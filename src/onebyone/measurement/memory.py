@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from onebyone.measurement.modes import Mode, opened, opens, operator_name
 from onebyone.measurement.owning import Owners, packages, packed, packer, storage, tensors
 from onebyone.measurement.preparing import total
-from onebyone.measurement.recording import Recorder, opened, opens, operator_name, watched
+from onebyone.measurement.recording import Recorder, watched
 from onebyone.measurement.rehearsing import Stage, rehearse
 
 
@@ -110,10 +110,8 @@ class _Piece:
     watch: weakref.ref | None = None
 
 
-class Tracker(TorchDispatchMode):
+class Tracker(Mode):
     """Follows every piece of memory from the operator that wrote it until nothing holds it."""
-
-    supports_higher_order_operators = True
 
     def __init__(self, stage: Stage) -> None:
         super().__init__()

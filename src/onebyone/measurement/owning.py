@@ -78,12 +78,13 @@ def _flat(state: Any) -> list[Any]:
 class Owners:
     """The names of a network's modules, and whose each weight is.
 
-    `names` has the qualified name of every module by its id; the parts of a parametrized layer go by
-    the layer's own name, and `parts` has their ids.
+    `names` has the qualified name of every one of `modules` by its id; the parts of a parametrized
+    layer go by the layer's own name, and `parts` has their ids.
     """
 
     def __init__(self, model: nn.Module) -> None:
         modules = modules_by_name(model)
+        self.modules = list(modules.values())
         self.names = {id(m): name for name, m in modules.items()}
         self.parts: set[int] = set()
         for name, module in modules.items():

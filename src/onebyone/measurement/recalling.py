@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-PLAIN = (Tensor, torch.nn.Parameter)
+Parameter, STRIDED = torch.nn.Parameter, torch.strided
 NUMBERS = frozenset(
     (
         int,
@@ -75,8 +75,8 @@ def _describe(values: Sequence[Any], key: list[Any], storages: list[int]) -> boo
     """Add what the values are; False where one is no plain value or tensor without values."""
     for value in values:
         kind = type(value)
-        if kind in PLAIN:
-            if not value.is_meta or value.layout is not torch.strided or value.is_complex():
+        if kind is Tensor or kind is Parameter:
+            if not value.is_meta or value.layout is not STRIDED or value.is_complex():
                 return False
             memory = value.untyped_storage()
             storages.append(memory._cdata)

@@ -14,19 +14,16 @@ from torch.nn.modules.module import (
     register_module_forward_hook,
     register_module_forward_pre_hook,
 )
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from onebyone.measurement.formulas import FORMULAS
+from onebyone.measurement.modes import Mode, opened, opens, operator_name
 from onebyone.measurement.owning import Owners, packed, storage, tensors
 from onebyone.measurement.recalling import Recipe, no_functions_seen, recipe_of, signature
 from onebyone.measurement.shapes import shortcut
 from onebyone.tree import hooked
 
 LOOKUPS = ("aten::embedding", "aten::index_select", "aten::gather", "aten::index")
-DENSE = (
-    torch._C.DispatchKey.CompositeExplicitAutograd
-)  # how an operator that takes functions runs them
 ALLOCATIONS = ("aten::empty", "aten::empty_like", "aten::new_empty", "aten::empty_strided")
 
 
@@ -57,7 +54,7 @@ class Facts:
     bytes_written: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Operation:
     """One operator that ran.
 
@@ -127,28 +124,29 @@ class Calls:
     output_shape: tuple[int, ...] | None = None
 
 
-class Recorder(TorchDispatchMode):
+class Recorder(Mode):
     """Notes every operator that runs inside, and the module that it belongs to."""
-
-    supports_higher_order_operators = True
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.owners = Owners(model)
         self.operations: list[Operation] = []
         self.calls: dict[str, Calls] = {}
-        self.running: list[str] = []
+        self.running: list[
+            tuple[str, Calls | None]
+        ] = []  # names, with what is known of their calls
         self.known: dict[tuple[Any, ...], tuple[Facts, Recipe]] = {}
         self.last = ""
 
     def enter(self, module: nn.Module, args: Any) -> None:
         """A module's forward begins."""
         name = self.owners.names.get(id(module))
-        if name is None:
+        if name is None:  # not one of the network's: what it does is its caller's
+            self.running.append((self._runs(), None))
             return
-        self.running.append(name)
         self.last = name
         if id(module) in self.owners.parts:
+            self.running.append((name, None))
             return
         seen = self.calls.get(name)
         if seen is None:
@@ -156,16 +154,17 @@ class Recorder(TorchDispatchMode):
         seen.number += 1
         if seen.input_shape is None:
             seen.input_shape = _first_shape(args)
+        self.running.append((name, seen))
 
     def leave(self, module: nn.Module, args: Any, output: Any) -> None:
         """It ended, also by an exception (without an output then)."""
-        name = self.owners.names.get(id(module))
-        if name is None:
-            return
-        self.running.pop()
-        seen = self.calls.get(name)
-        if id(module) not in self.owners.parts and seen is not None and seen.output_shape is None:
+        _, seen = self.running.pop()
+        if seen is not None and seen.output_shape is None:
             seen.output_shape = _first_shape(output)
+
+    def _runs(self) -> str:
+        """The innermost of the network's modules that are running."""
+        return self.running[-1][0] if self.running else ""
 
     def where(self) -> str:
         """The module whose forward began last, for messages."""
@@ -174,7 +173,7 @@ class Recorder(TorchDispatchMode):
     def layer_of(self, args: Any, kwargs: Any) -> str:
         """The layer of an operator with these arguments that runs now."""
         sources = [storage(t) for t in _arguments(args, kwargs)]
-        return self.owners.of(sources, self.running[-1] if self.running else "")
+        return self.owners.of(sources, self._runs())
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         with no_functions_seen():
@@ -228,42 +227,9 @@ class Recorder(TorchDispatchMode):
 
     def _credit(self, facts: Facts, sources: Sequence[int], fresh: Sequence[Tensor]) -> None:
         """Note an operator that read these storages and wrote these new tensors, for its layer."""
-        layer = self.owners.of(sources, self.running[-1] if self.running else "")
+        layer = self.owners.of(sources, self._runs())
         self.owners.derive(sources, fresh)
         self.operations.append(Operation(layer, facts))
-
-
-def opens(func: Any) -> bool:
-    """Whether it is an operator that runs functions, such as torch.cond, and has no products of its own."""
-    return (
-        isinstance(func, torch._ops.HigherOrderOperator)
-        and DENSE in func.py_kernels
-        and operator_name(func) not in FORMULAS
-    )
-
-
-def opened(mode: TorchDispatchMode, func: Any, args: Any, kwargs: Any) -> Any:
-    """What such an operator returns; the mode sees the operators of the functions that it runs."""
-
-    def seen(value: Any) -> Any:
-        if not callable(value) or isinstance(value, Tensor):
-            return value
-
-        def run(*given: Any, **named: Any) -> Any:
-            with mode:
-                return value(*given, **named)
-
-        return run
-
-    return func.py_kernels[DENSE](
-        *map(seen, args), **{name: seen(value) for name, value in (kwargs or {}).items()}
-    )
-
-
-def operator_name(func: Any) -> str:
-    """`aten::conv2d`; operators that take functions have a name and no schema."""
-    schema = getattr(func, "_schema", None)
-    return f"higher_order::{func.name()}" if schema is None else schema.name
 
 
 def _arguments(args: Any, kwargs: Any) -> list[Tensor]:

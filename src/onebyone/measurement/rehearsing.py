@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -13,9 +13,10 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils._device import DeviceContext
+from torch.utils._device import DeviceContext, _device_constructors
 from torch.utils._pytree import tree_iter, tree_map
 
+from onebyone.closures import Functions
 from onebyone.errors import ModelError
 from onebyone.running import call, wants_gradients
 from onebyone.tree import deep_copy, guarded, held_tensors, kept, random_numbers_kept, uncollected
@@ -27,6 +28,10 @@ SHARED = frozenset(
 UNCOMPILED = (
     "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG"  # PyTorch's switch: compiled it shows no operators
 )
+PLAIN = (nn.Parameter, Tensor)
+LAZY = (nn.UninitializedParameter, nn.UninitializedBuffer)
+META = torch.device("meta")
+COMPILER = "torch._dynamo"  # imported by whoever compiles something
 CONTAINERS = frozenset((dict, OrderedDict, set, list, tuple))
 
 
@@ -79,13 +84,16 @@ def unkept(error: Exception) -> bool:
 def _rehearsed(
     model: nn.Module, inputs: tuple[Any, ...], act: Callable[[Stage], Found]
 ) -> tuple[Found, str | None]:
-    given = (*held_tensors(model), *(t for t in tree_iter(inputs) if isinstance(t, Tensor)))
+    held = list(held_tensors(model))
+    given = (*held, *(t for t in tree_iter(inputs) if isinstance(t, Tensor)))
     shapes_only = any(t.is_meta for t in given)
     try:
         place = partial(_WithoutValues, shapes_only)
         with random_numbers_kept(), uncollected():
-            stage = Stage(on_meta(model), tree_map(_meta, inputs), shapes_only, place)
-            return act(stage), None
+            # Not kept here, so that the copy is gone before garbage is collected again.
+            return act(
+                Stage(on_meta(model, held), tree_map(_meta, inputs), shapes_only, place)
+            ), None
     except Exception as error:
         if shapes_only or unkept(error):
             raise
@@ -109,13 +117,15 @@ class _WithoutValues(DeviceContext):
     """
 
     def __init__(self, last: bool) -> None:
-        super().__init__(torch.device("meta"))
+        super().__init__(META)
         self.last = last
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if not self.last and (_AUTOCAST("cpu") or _AUTOCAST("cuda")):
             raise ModelError("autocast chooses the types of tensors that have values")
-        return super().__torch_function__(func, types, args, kwargs)
+        if func in _device_constructors() and (kwargs is None or kwargs.get("device") is None):
+            kwargs = {**(kwargs or {}), "device": self.device}
+        return func(*args, **(kwargs or {}))
 
 
 _AUTOCAST = torch.is_autocast_enabled
@@ -129,8 +139,9 @@ def _plain_mode(gradients: bool) -> Iterator[None]:
     compiles = getattr(flexible, UNCOMPILED, None)
     if compiles is not None:
         setattr(flexible, UNCOMPILED, True)
+    eagerly = torch.compiler.set_stance("force_eager") if COMPILER in sys.modules else nullcontext()
     try:
-        with torch.inference_mode(False), torch.set_grad_enabled(gradients):
+        with eagerly, torch.inference_mode(False), torch.set_grad_enabled(gradients):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
@@ -141,7 +152,7 @@ def _plain_mode(gradients: bool) -> Iterator[None]:
 def check_shapes(model: nn.Module) -> None:
     """Raise ModelError for weights that have no shape yet."""
     for tensor in held_tensors(model):
-        if isinstance(tensor, nn.UninitializedParameter | nn.UninitializedBuffer):
+        if type(tensor) not in PLAIN and isinstance(tensor, LAZY):
             named = (*model.named_parameters(), *model.named_buffers())
             name = next(name for name, other in named if other is tensor)
             raise ModelError(
@@ -167,39 +178,47 @@ def _with_values(model: nn.Module) -> Iterator[nn.Module]:
 
 def _meta(value: Any) -> Any:
     """A tensor's shape, layout and type without its values."""
-    if not isinstance(value, Tensor):
-        return value
-    if type(value) not in (Tensor, nn.Parameter):
-        raise ModelError(f"a {type(value).__name__} has no form without values")
-    empty = torch.empty_like(value, device="meta", requires_grad=False)
-    if isinstance(value, nn.Parameter):
-        return nn.Parameter(empty, requires_grad=value.requires_grad)
-    return empty
+    kind = type(value)
+    if kind is nn.Parameter:
+        return nn.Parameter(torch.empty_like(value, device=META), value.requires_grad)
+    if kind is Tensor:
+        return torch.empty_like(value, device=META)
+    if isinstance(value, Tensor):
+        raise ModelError(f"a {kind.__name__} has no form without values")
+    return value
 
 
 def _beside(device: torch.device, value: Any) -> Any:
     return value.to(device) if isinstance(value, Tensor) else value
 
 
-def on_meta(model: nn.Module) -> nn.Module:
-    """A copy of the module tree whose tensors have no values; what `copy.deepcopy` does, and faster."""
+def on_meta(model: nn.Module, held: Iterable[Tensor]) -> nn.Module:
+    """A copy of the module tree whose tensors have no values; what `copy.deepcopy` does, and faster.
+
+    held: the parameters and buffers of the tree.
+    """
     memo: dict[int, Any] = {}
-    for tensor in held_tensors(model):
+    for tensor in held:
         if id(tensor) not in memo:
             memo[id(tensor)] = _meta(tensor)
-    return _copied(model, memo)
+    functions = Functions(model, memo)
+    copied = _copied(model, memo, functions)
+    functions.bind()
+    return copied
 
 
-def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
+def _copied(module: nn.Module, memo: dict[int, Any], functions: Functions) -> nn.Module:
     if id(module) in memo:
         return memo[id(module)]
     kind = type(module)
     if hasattr(kind, "__deepcopy__") or kind.__getstate__ is not nn.Module.__getstate__:
+        functions.note_all(module)
         return copy.deepcopy(module, memo)
     new = kind.__new__(kind)
     memo[id(module)] = new
     own = new.__dict__
     own.update(vars(module))
+    own.pop("_compiled_call_impl", None)  # what Module.compile leaves runs the original
     for key, value in vars(module).items():
         how = type(value)
         if how in SHARED:
@@ -207,7 +226,9 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
         if how in CONTAINERS and not value:
             own[key] = how()
         elif key == "_modules":
-            own[key] = {k: m if m is None else _copied(m, memo) for k, m in value.items()}
+            own[key] = {
+                k: m if m is None else _copied(m, memo, functions) for k, m in value.items()
+            }
         elif key == "_parameters" or key == "_buffers":
             own[key] = {k: t if t is None else memo[id(t)] for k, t in value.items()}
         elif isinstance(value, Tensor):
@@ -215,5 +236,6 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
                 memo[id(value)] if id(value) in memo else memo.setdefault(id(value), _meta(value))
             )
         elif how is not tuple or not all(type(v) in SHARED for v in value):
+            functions.note(value)
             own[key] = copy.deepcopy(value, memo)
     return new

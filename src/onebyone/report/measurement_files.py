@@ -94,6 +94,7 @@ def _sums(inside: LayerLatencies | None) -> dict[str, Any] | None:
     return {
         "whole_ms": inside.whole.median_ms, "layers_ms": inside.layers_ms, "rest_ms": inside.rest_ms,
         "elsewhere_ms": inside.elsewhere_ms, "hooks_ms": inside.hooks_ms,
+        "interrupted_ms": inside.interrupted_ms,
     }  # fmt: skip
 
 

@@ -1,0 +1,61 @@
+"""Modes that see every operator, also in the functions that operators run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from onebyone.measurement.formulas import FORMULAS
+
+DENSE = (
+    torch._C.DispatchKey.CompositeExplicitAutograd
+)  # how an operator that takes functions runs them
+
+
+class Mode(TorchDispatchMode):
+    """A mode that sees operators that take functions too, and that the compiler leaves alone.
+
+    Nothing is compiled inside, so that PyTorch need not keep its compiler from each of its calls.
+    """
+
+    supports_higher_order_operators = True
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+
+def opens(func: Any) -> bool:
+    """Whether it is an operator that runs functions, such as torch.cond, and has no products of its own."""
+    return (
+        isinstance(func, torch._ops.HigherOrderOperator)
+        and DENSE in func.py_kernels
+        and operator_name(func) not in FORMULAS
+    )
+
+
+def opened(mode: TorchDispatchMode, func: Any, args: Any, kwargs: Any) -> Any:
+    """What such an operator returns; the mode sees the operators of the functions that it runs."""
+
+    def seen(value: Any) -> Any:
+        if not callable(value) or isinstance(value, Tensor):
+            return value
+
+        def run(*given: Any, **named: Any) -> Any:
+            with mode:
+                return value(*given, **named)
+
+        return run
+
+    return func.py_kernels[DENSE](
+        *map(seen, args), **{name: seen(value) for name, value in (kwargs or {}).items()}
+    )
+
+
+def operator_name(func: Any) -> str:
+    """`aten::conv2d`; operators that take functions have a name and no schema."""
+    schema = getattr(func, "_schema", None)
+    return f"higher_order::{func.name()}" if schema is None else schema.name
