@@ -59,6 +59,8 @@ function follow() {
 
 function refresh() {
   byId("filter-said").textContent = `output map ${current().filterName?.() ?? state.k + 1}`;
+  byId("filter-choice").hidden = current().grid()?.[2] === 1;
+  byId("legend").hidden = current().diverging?.() === false;
   byId("pinned").hidden = !state.pinned;
   current().render();
   checkTour();
