@@ -295,7 +295,9 @@ def test_maps_of_the_same_image_are_drawn(tab: Tab, slimmed: Slimmed) -> None:
     assert colors > 5
 
 
-def test_long_names_scroll_tables_and_not_the_page(slimmed: Slimmed, tmp_path: Path) -> None:
+def test_long_names_scroll_tables_and_not_the_page(
+    tab: Tab, slimmed: Slimmed, tmp_path: Path
+) -> None:
     insight = slimmed.insight
     assert insight is not None
 
@@ -306,12 +308,11 @@ def test_long_names_scroll_tables_and_not_the_page(slimmed: Slimmed, tmp_path: P
 
     long = replace(insight, plans=tuple(renamed(p) for p in insight.plans))
     write_report(tmp_path / "r.html", slimmed.verification, renamed(slimmed.plan), long)
-    with chromium() as browser:
-        for width in (360, 768):
-            opened = Tab(browser, tmp_path / "r.html", width).open()
-            assert opened.page.locator("#plan-rows tr").count()
-            assert opened.page.evaluate("document.documentElement.scrollWidth") <= width
-            opened.close()
+    for width in (360, 768):
+        opened = Tab(tab.context.browser, tmp_path / "r.html", width).open()
+        assert opened.page.locator("#plan-rows tr").count()
+        assert opened.page.evaluate("document.documentElement.scrollWidth") <= width
+        opened.close()
 
 
 def test_without_javascript_the_report_still_tells(tab: Tab) -> None:

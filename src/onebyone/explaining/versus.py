@@ -188,7 +188,9 @@ def _spectrum(spectrum: Spectrum, plan: Plan) -> Markup:
     decision = next((d for d in plan.decisions if d.layer == spectrum.layer), None)
     form = decision.form if decision else "keep"
     chosen = decision.sides if decision else {}
-    last = " | ".join(dict.fromkeys(str(r[-1]) for r in (spectrum.ranks_in, spectrum.ranks_out) if r))
+    last = " | ".join(
+        dict.fromkeys(str(r[-1]) for r in (spectrum.ranks_in, spectrum.ranks_out) if r)
+    )
     lines = [
         *_curve(spectrum.outside, spectrum.ranks_out, chosen.get("out"), "outside"),
         *_curve(spectrum.inside, spectrum.ranks_in, chosen.get("in"), "inside"),
