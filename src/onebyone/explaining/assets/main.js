@@ -111,7 +111,7 @@ function buildTabs() {
   SCREENS.forEach((screen, i) => {
     const go = () => change({ screen: i + 1 });
     byId("tabs").append(el("li", {}, el("button", { type: "button", onclick: go },
-      el("b", {}, String(i + 1)), " ", el("span", {}, screen.title))));
+      el("b", {}, String(i + 1)), el("span", {}, ` ${screen.title}`))));
   });
 }
 
