@@ -311,6 +311,7 @@ def test_the_whole_tour_by_keyboard_alone(tab: Tab) -> None:
         press(key)
     done()
     following(2)
+    assert tab.page.locator("#tour-goal.done").count() == 0
     decided = next_pixel_that_channel_3_decides()
     move(press, (1, 3), decided)
     done()
