@@ -192,12 +192,12 @@ def _bars(decision: Decision, y: float, scale: float) -> list[Shape | Label]:
 
 def _parts(decision: Decision) -> list[tuple[int, bool]]:
     """MACs of each convolution that stands there now, and whether it is a 1×1 that was added."""
-    conv = decision.conv
-    if decision.form in UNCHANGED or conv is None:
+    conv, shaped = decision.conv, decision.shaped
+    if decision.form in UNCHANGED or conv is None or shaped is None:
         return [(decision.macs_after, False)]
     return [
         (part.macs(decision.places), part.conv.pointwise and not conv.pointwise)
-        for part in FORMS[decision.form].parts(conv, decision.ranks)
+        for part in FORMS[decision.form].parts(shaped, decision.ranks)
     ]
 
 
