@@ -113,7 +113,7 @@ KINDS: dict[type, Kind] = {
     Comparison: Kind(comparison_html, comparison_table),
     Difference: Kind(difference_html, difference_table),
     Plan: Kind(plan_html, plan_table),
-    Verification: Kind(verification_html, summary, 420),
+    Verification: Kind(verification_html, summary, 560),
     Slimmed: Kind(lambda s: report_html(s.verification, s.plan, s.insight), _slimmed_text, 780),
     Explanation: Kind(
         lambda e: e.html, lambda e: "the interactive page: open it with .save('page.html')", 860
