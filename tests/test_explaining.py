@@ -231,6 +231,31 @@ def test_half_precision_is_shown_in_its_own_weights() -> None:
 
 
 # Photos
+class Aside(nn.Module):
+    """Nine 1×1 layers one after the other, another that weighs channels, and one that never runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.Conv2d(4, 4, 1)
+        self.line = nn.ModuleList(nn.Conv2d(4, 4, 1) for _ in range(9))
+        self.weigh = nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.line:
+            x = layer(x)
+        return x * self.weigh(x.mean((2, 3), keepdim=True)).sigmoid()
+
+
+def test_layers_without_a_map_give_their_places_to_others() -> None:
+    model, image = Aside(), torch.randn(1, 4, 6, 6)
+    found, notes = show_layers(model, image)
+    assert notes == ()
+    assert [s.layer for s in found] == [f"line.{i}" for i in (0, 1, 2, 3, 5, 6, 7, 8)]
+    named, notes = show_layers(model, image, ["weigh", "unused"])
+    assert [s.layer for s in named] == ["weigh"]
+    assert notes == ("the layer unused is not shown: it did not run",)
+
+
 
 
 def test_photos_that_cannot_be_read_say_why(tmp_path: Path) -> None:
