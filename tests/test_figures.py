@@ -134,5 +134,8 @@ def test_the_command_writes_figures_and_knows_their_names(tmp_path: Path) -> Non
         failed = run(app, ["explain", "--figure", str(tmp_path / name)])
         assert failed.exit_code == 2
         assert message in re.sub(r"\s+", " ", failed.output)
+    one = str(tmp_path / "bottleneck.svg")
+    for more in ([str(tmp_path)], ["--image", "a.png"], ["--layer", "a"], ["--open"]):
+        assert run(app, ["explain", *more, "--figure", one]).exit_code == 2
     with pytest.raises(OutputError, match="there are one-pixel, bottleneck, before-after"):
         figure("")
