@@ -411,6 +411,16 @@ def test_a_pointer_on_a_slice_of_the_volume_finds_its_pixel(tab: Tab) -> None:
     assert tab.page.locator("#cell-title").inner_text().startswith("Row 3, column 3")
 
 
+@pytest.mark.parametrize("size", ["6x5x5x4", "64x9x9x2"])
+def test_the_pixel_under_the_pointer_is_the_one_that_is_outlined(size: str, tab: Tab) -> None:
+    tab.open(f"1?size={size}&x=3&y=2")
+    box = tab.page.locator("#pixel .column path").last.bounding_box()
+    assert box is not None
+    tab.open(f"1?size={size}&x=0&y=0")
+    tab.page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    assert tab.page.locator("#cell-title").inner_text().startswith("Row 3, column 4,")
+
+
 def test_the_cursor_keeps_its_place_in_the_picture(tab: Tab) -> None:
     tab.open("1?x=4&y=0")
     tab.page.keyboard.press("4")
