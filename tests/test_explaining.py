@@ -7,6 +7,7 @@ import re
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -230,6 +231,31 @@ def test_half_precision_is_shown_in_its_own_weights() -> None:
     torch.testing.assert_close(found[0].weight, model[0].weight.float()[:, :, 0, 0])
 
 
+class Aside(nn.Module):
+    """Nine 1×1 layers one after the other, another that weighs channels, and one that never runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.Conv2d(4, 4, 1)
+        self.line = nn.ModuleList(nn.Conv2d(4, 4, 1) for _ in range(9))
+        self.weigh = nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.line:
+            x = layer(x)
+        return x * self.weigh(x.mean((2, 3), keepdim=True)).sigmoid()
+
+
+def test_layers_without_a_map_give_their_places_to_others() -> None:
+    model, image = Aside(), torch.randn(1, 4, 6, 6)
+    found, notes = show_layers(model, image)
+    assert notes == ()
+    assert [s.layer for s in found] == [f"line.{i}" for i in (0, 1, 2, 3, 5, 6, 7, 8)]
+    named, notes = show_layers(model, image, ["weigh", "unused"])
+    assert [s.layer for s in named] == ["weigh"]
+    assert notes == ("the layer unused is not shown: it did not run",)
+
+
 # Photos
 
 
@@ -265,6 +291,13 @@ def test_photos_of_every_mode_are_shown_in_colors(mode: str, tmp_path: Path) -> 
     path = tmp_path / ("a.tif" if mode in ("CMYK", "I;16") else "a.png")
     Image.new(mode, (30, 20)).save(path)
     assert photos.shown(photos.open_photo(path)).pixels.shape == (20, 30, 3)
+
+
+def test_sixteen_bits_of_gray_keep_their_steps(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 65535, 256, dtype=np.uint16)[None].repeat(4, 0)
+    Image.fromarray(ramp).save(tmp_path / "a.png")
+    pixels = photos.shown(photos.open_photo(tmp_path / "a.png")).pixels
+    assert torch.equal(pixels[0, :, 0], torch.arange(256, dtype=torch.uint8))
 
 
 def test_a_cropped_photo_is_what_the_network_sees() -> None:

@@ -311,6 +311,7 @@ def test_the_whole_tour_by_keyboard_alone(tab: Tab) -> None:
         press(key)
     done()
     following(2)
+    assert tab.page.locator("#tour-goal.done").count() == 0
     decided = next_pixel_that_channel_3_decides()
     move(press, (1, 3), decided)
     done()
@@ -408,6 +409,16 @@ def test_a_pointer_on_a_slice_of_the_volume_finds_its_pixel(tab: Tab) -> None:
     # The front slice lies before all others, so its middle is its middle pixel.
     tab.page.mouse.move(front["x"] + front["width"] / 2, front["y"] + front["height"] / 2)
     assert tab.page.locator("#cell-title").inner_text().startswith("Row 3, column 3")
+
+
+@pytest.mark.parametrize("size", ["6x5x5x4", "64x9x9x2"])
+def test_the_pixel_under_the_pointer_is_the_one_that_is_outlined(size: str, tab: Tab) -> None:
+    tab.open(f"1?size={size}&x=3&y=2")
+    box = tab.page.locator("#pixel .column path").last.bounding_box()
+    assert box is not None
+    tab.open(f"1?size={size}&x=0&y=0")
+    tab.page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    assert tab.page.locator("#cell-title").inner_text().startswith("Row 3, column 4,")
 
 
 def test_the_cursor_keeps_its_place_in_the_picture(tab: Tab) -> None:

@@ -24,7 +24,7 @@ from onebyone.explaining.layers import pointwise_layers
 from onebyone.explaining.report import report_html, write_report
 from onebyone.explaining.versus import versus_json
 from onebyone.loading import load
-from onebyone.planning import Budget, Measured, Planner, plan
+from onebyone.planning import Budget, Measured, Plan, Planner, plan
 from onebyone.slimming import Slimmed, slim
 from onebyone.statistics import Statistics, observe
 
@@ -293,6 +293,26 @@ def test_maps_of_the_same_image_are_drawn(tab: Tab, slimmed: Slimmed) -> None:
         "c => new Set(c.getContext('2d').getImageData(0, 0, c.width, c.height).data).size"
     )
     assert colors > 5
+
+
+def test_long_names_scroll_tables_and_not_the_page(
+    tab: Tab, slimmed: Slimmed, tmp_path: Path
+) -> None:
+    insight = slimmed.insight
+    assert insight is not None
+
+    def renamed(made: Plan) -> Plan:
+        return replace(made, decisions=tuple(
+            replace(d, layer=f"backbone.stage4.blocks.11.{d.layer}") for d in made.decisions
+        ))  # fmt: skip
+
+    long = replace(insight, plans=tuple(renamed(p) for p in insight.plans))
+    write_report(tmp_path / "r.html", slimmed.verification, renamed(slimmed.plan), long)
+    for width in (360, 768):
+        opened = Tab(tab.context.browser, tmp_path / "r.html", width).open()
+        assert opened.page.locator("#plan-rows tr").count()
+        assert opened.page.evaluate("document.documentElement.scrollWidth") <= width
+        opened.close()
 
 
 def test_without_javascript_the_report_still_tells(tab: Tab) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 from onebyone.cli.app import app
 from onebyone.errors import DataError
 from onebyone.explaining.defaults import slimmed_demo
+from onebyone.explaining.saved import read_saved
 from onebyone.files import PLAN, REPORT_JSON, json_text
 from onebyone.plan_files import read_plan
 from onebyone.report.cards import headline
@@ -87,3 +89,12 @@ def test_an_original_that_is_gone_is_told(folder: Path) -> None:
         assert "Before and after: " in html
     finally:
         path.write_text(kept, encoding="utf-8")
+
+
+def test_a_deepened_folder_is_told_from_a_slimmed_one(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deeper = replace(read_plan(folder / PLAN), reference=(1, 1))
+    monkeypatch.setattr("onebyone.explaining.saved.read_plan", lambda path: deeper)
+    with pytest.raises(DataError, match="deepened network"):
+        read_saved(folder, lambda: slimmed_demo().model)

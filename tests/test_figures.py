@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from onebyone.cli.app import app
 from onebyone.errors import OutputError
 from onebyone.explaining.defaults import slimmed_demo
-from onebyone.explaining.drawing import SCALE, Drawing, Label, Shape
+from onebyone.explaining.drawing import LEADS, SCALE, Drawing, Label, Shape
 from onebyone.explaining.figures import FIGURES, Solid, before_after, figure, write_figure
 from onebyone.plan_files import write_plan
 from onebyone.report.numbers import count
@@ -52,7 +52,7 @@ def test_no_label_lies_on_another() -> None:
         for part in figure(name).parts:
             if isinstance(part, Label):
                 wide = 0.5 * part.size * len(part.text)
-                start = part.at[0] - (0 if part.left else wide / 2)
+                start = part.at[0] - LEADS[part.anchor] * wide
                 boxes.append((start, part.at[1] - 0.8 * part.size, start + wide, part.at[1]))
         for i, a in enumerate(boxes):
             for b in boxes[:i]:
@@ -87,8 +87,23 @@ def test_bars_are_to_scale_and_names_are_text() -> None:
     bars = [p for p in drawing.parts if isinstance(p, Shape)]
     grays = [p.points[1][0] - p.points[0][0] for p in bars if p.fill == "#848b96"]
     macs = [d.macs_before for d in plan.decisions]
+    *grays, _ = grays  # the last one is the legend's
     for gray, cost in zip(grays, macs, strict=True):
         assert gray == pytest.approx(max(420 * cost / max(macs), 0.6))
+    ends = {}  # of what stands there now, by its height in the picture
+    for bar in bars:
+        if bar.points[2][1] - bar.points[1][1] == 11:
+            ends[bar.points[0][1]] = bar.points[1][0]
+    for end, decision in zip(ends.values(), plan.decisions, strict=False):
+        assert end == pytest.approx(max(420 * decision.macs_after / max(macs), 0.6))
+
+
+def test_names_end_at_their_bars(tmp_path: Path) -> None:
+    svg = write_figure(tmp_path / "before-after.svg").read_text(encoding="utf-8")
+    names = {d.layer for d in slimmed_demo().plan.decisions}
+    found = [e for e in ET.fromstring(svg).iter() if e.text in names]
+    assert len(found) == len(names)
+    assert {(e.get("text-anchor"), e.get("x")) for e in found} == {("end", "-8.0")}
 
 
 def test_signs_that_the_font_lacks_are_drawn() -> None:
@@ -119,5 +134,8 @@ def test_the_command_writes_figures_and_knows_their_names(tmp_path: Path) -> Non
         failed = run(app, ["explain", "--figure", str(tmp_path / name)])
         assert failed.exit_code == 2
         assert message in re.sub(r"\s+", " ", failed.output)
+    one = str(tmp_path / "bottleneck.svg")
+    for more in ([str(tmp_path)], ["--image", "a.png"], ["--layer", "a"], ["--open"]):
+        assert run(app, ["explain", *more, "--figure", one]).exit_code == 2
     with pytest.raises(OutputError, match="there are one-pixel, bottleneck, before-after"):
         figure("")

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from onebyone.comparing import compare
+from onebyone.explaining.figures import figure
 
 ROOT = Path(__file__).parents[1]
 GUIDE = ROOT / "docs" / "guide.md"
@@ -39,6 +40,13 @@ def test_the_familys_costs_are_counted() -> None:
         assert f"{found.macs_ratio:.2f}" == ratio
 
 
+def test_the_guides_pictures_are_the_figures() -> None:
+    shown = re.findall(r"!\[[^]]+\]\(([\w-]+)\.svg\)", GUIDE.read_text(encoding="utf-8"))
+    assert shown == ["one-pixel", "bottleneck"]
+    for name in shown:
+        assert (GUIDE.parent / f"{name}.svg").read_text(encoding="utf-8") == figure(name).svg()
+
+
 def test_the_guide_builds_and_asks_nothing_of_other_servers(tmp_path: Path) -> None:
     pytest.importorskip("mkdocs")
     done = subprocess.run(
@@ -48,6 +56,8 @@ def test_the_guide_builds_and_asks_nothing_of_other_servers(tmp_path: Path) -> N
     assert done.returncode == 0, done.stderr
     pages = {path.stem for path in (ROOT / "docs").glob("*.md")} - {"index"}
     assert all((tmp_path / name / "index.html").is_file() for name in pages)
+    for path in tmp_path.rglob("index.html"):
+        assert 'explain.html" class="nav-link">' in path.read_text(encoding="utf-8")
     html = (tmp_path / "guide" / "index.html").read_text(encoding="utf-8")
     assert "100,000 parameters" in html
     assert not re.search(r'(?:src|<link[^>]* href)="(?:https?:)?//', html)

@@ -72,7 +72,7 @@ class Preprocess:
 
     def apply(self, image: Image) -> Tensor:
         """A picture as a float32 tensor (C, H, W), ready for the network."""
-        image = _eight_bits(image).convert(MODES[self.size[0]])
+        image = eight_bits(image).convert(MODES[self.size[0]])
         image = _center_crop(self._resized(image), self.size[1], self.size[2])
         pixels = np.array(image, dtype=np.uint8)  # a copy: PIL's own memory is read-only
         if pixels.ndim == 2:
@@ -118,7 +118,7 @@ def _center_crop(image: Image, height: int, width: int) -> Image:
     return image.crop((left, top, left + width, top + height))
 
 
-def _eight_bits(image: Image) -> Image:
+def eight_bits(image: Image) -> Image:
     """16-bit gray pictures scaled to 8 bits; PIL's own conversion clips them to white."""
     from PIL import Image as pil
 

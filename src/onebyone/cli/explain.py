@@ -97,7 +97,7 @@ def explain(
       onebyone explain --figure one-pixel.svg[/bold]
     """  # fmt: skip
     if figure is not None:
-        _write_figure(figure, model)
+        _write_figure(figure, model, (image, layer, weights, input_size, size, mean, std, open_it))
         return
     pictures = Pictures.parse(size, mean, std)
     shape = values.lengths(input_size, "--input", (3,))
@@ -115,15 +115,16 @@ def explain(
             preprocess = _preprocess(loaded, pictures)
             tell("load", 1)
             tell("explain", 0)
-            given = image
+            given, own = image, False
             if loaded is not None and image is None and not _takes_photos(loaded, preprocess):
-                given = loaded.example
-                note("the network's own example input is shown: give --image for a photo")
+                given, own = loaded.example, True
             made = make(
                 None if loaded is None else loaded.model, given, layers=layer or None,
                 preprocess=preprocess, name=model, latency=latency,
                 saved=None if loaded is None else _saved(str(model), loaded, trust),
             )  # fmt: skip
+        if own:
+            note("the network's own example input is shown: give --image for a photo")
         note(*made.notes)
         outputs.write(lambda: made.html)
         outcome.written = Path(out)
@@ -134,8 +135,17 @@ def explain(
         _open(out)
 
 
-def _write_figure(path: str, model: str | None) -> None:
+def _write_figure(path: str, model: str | None, others: tuple[object, ...]) -> None:
     """One of the classic pictures; of a slimmed folder's own plan, where one is given."""
+    if any(others):
+        raise typer.BadParameter(
+            "it takes a picture's name and, for before-after, a slimmed folder: leave other options out",
+            param_hint="--figure",
+        )
+    if model is not None and Path(path).stem != "before-after":
+        raise typer.BadParameter(
+            "before-after alone is of a network: leave MODEL out", param_hint="--figure"
+        )
     with failures() as outcome:
         from onebyone.explaining.figures import write_figure
         from onebyone.files import PLAN

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from io import BytesIO
 from math import cos, radians, sin
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from onebyone.errors import OutputError
 from onebyone.files import staged, write_text
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from PIL.ImageDraw import ImageDraw
 
 Point = tuple[float, float]
+Anchor = Literal["start", "middle", "end"]
+LEADS = {"start": 0.0, "middle": 0.5, "end": 1.0}  # how much of a text lies before its anchor
 STROKES = {"×": (45, 135), "∗": (30, 90, 150)}  # angles of what each is made of, in degrees
 STROKED = 0.56  # width of such a sign, in sizes of the font
 INK, PAPER = "#1b1e24", "#ffffff"
@@ -38,12 +40,12 @@ class Shape:
 
 @dataclass(frozen=True)
 class Label:
-    """A line of text whose middle (or left end) of the baseline is at a point."""
+    """A line of text whose baseline has its middle, its start or its end at a point."""
 
     at: Point
     text: str
     size: float = 14
-    left: bool = False
+    anchor: Anchor = "middle"
     color: str = INK
 
 
@@ -114,7 +116,7 @@ def _write(pen: ImageDraw, label: Label, at: Point, size: float) -> None:
     font = ImageFont.load_default(size)
     pieces = [p for p in re.split("([×∗])", label.text.replace("…", "...")) if p]
     widths = [STROKED * size if p in STROKES else font.getlength(p) for p in pieces]
-    x, y = at[0] - (0 if label.left else sum(widths) / 2), at[1]
+    x, y = at[0] - LEADS[label.anchor] * sum(widths), at[1]
     for piece, width in zip(pieces, widths, strict=True):
         if piece not in STROKES:
             pen.text((x, y), piece, fill=label.color, font=font, anchor="ls")
@@ -130,15 +132,14 @@ def _corners(part: Shape | Label) -> tuple[Point, ...]:
     if isinstance(part, Shape):
         return part.points
     (x, y), wide = part.at, 0.56 * part.size * len(part.text)
-    start = x if part.left else x - wide / 2
+    start = x - LEADS[part.anchor] * wide
     return (start, y - part.size), (start + wide, y + 0.3 * part.size)
 
 
 def _element(part: Shape | Label) -> Markup:
     if isinstance(part, Label):
         x, y = (f"{v:.1f}" for v in part.at)
-        anchor = None if part.left else "middle"
-        return tag("text", part.text, x=x, y=y, font_size=f"{part.size:g}", text_anchor=anchor,
+        return tag("text", part.text, x=x, y=y, font_size=f"{part.size:g}", text_anchor=part.anchor,
                    fill=part.color)  # fmt: skip
     points = " ".join(f"{x:.1f},{y:.1f}" for x, y in part.points)
     kind = "polygon" if len(part.points) > 2 else "polyline"

@@ -24,6 +24,7 @@ COLORS = {
     "keep": "#4d5560", "refuse": "#4d5560", "squeeze": "#0b66d8", "channel": "#b34700",
     "tucker2": "#12855a", "pointwise": "#8f2f8f", "narrow": "#7d6200", "spatial": "#00707f",
 }  # fmt: skip
+GAP = 1.2  # between the parts of one layer
 SLANT, RISE = 0.5, 0.3  # how a unit of depth is drawn
 
 
@@ -100,7 +101,7 @@ def one_pixel(plan: Plan | None = None) -> Drawing:
         *cell.faces(LIT, "#8a4b0c"), result.label(),
     ]  # fmt: skip
     said = (
-        (volume.width / 2, "input"), (filter_.at[0] + filter_.width / 2, "one filter"),
+        (2.5 * unit, "input"), (filter_.at[0] + filter_.width / 2, "one filter"),
         (start + 2.5 * unit, "one output map"),
     )  # fmt: skip
     drawing.parts += [Label((at, 42), text, 13, color=MUTED) for at, text in said]
@@ -135,7 +136,7 @@ def _chain(
         drawing.parts += [*solid.faces(), shape]
         x += solid.width
     said = f"{count(cost.params)} parameters, {count(cost.macs)} MACs"
-    drawing.parts.append(Label((0, y + 46), said, 15, left=True))
+    drawing.parts.append(Label((0, y + 46), said, 15, anchor="start"))
 
 
 def _arrow(start: Point, end: Point, text: str) -> list[Shape | Label]:
@@ -159,11 +160,15 @@ def before_after(plan: Plan | None = None) -> Drawing:
         y += 27
     rest = share(plan.macs_after, plan.macs_before) or "100 %"
     said = f"{count(plan.macs_before)} MACs before, {count(plan.macs_after)} after ({rest})"
-    drawing.parts.append(Label((0, y + 16), said, 14, left=True))
-    for index, form in enumerate(dict.fromkeys(d.form for d in layers)):
+    drawing.parts.append(Label((0, y + 16), said, 14, anchor="start"))
+    legend = [(BEFORE, "before", False)]
+    legend += [(COLORS[f], form_title(f), False) for f in dict.fromkeys(d.form for d in layers)]
+    if any(added for d in layers for _, added in _parts(d)):
+        legend.append((BEFORE, "paler: 1×1 parts that were added", True))
+    for index, (color, title, pale) in enumerate(legend):
         at = y + 40 + 20 * index
         drawing.parts += [
-            _bar((0, at - 10), 14, 11, COLORS[form]), Label((22, at), form_title(form), 12.5, left=True),
+            _bar((0, at - 10), 14, 11, color, pale), Label((22, at), title, 12.5, anchor="start"),
         ]  # fmt: skip
     return drawing
 
@@ -174,24 +179,25 @@ def _bars(decision: Decision, y: float, scale: float) -> list[Shape | Label]:
     name = layer_name(decision.layer)
     shown = name if len(name) < 26 else f"…{name[-24:]}"
     drawn: list[Shape | Label] = [
-        Label((-8 - 0.56 * 12 * len(shown), y + 13), shown, 12, left=True, color=MUTED),
+        Label((-8, y + 13), shown, 12, "end", MUTED),
         _bar((0, y), decision.macs_before * scale, 5, BEFORE),
     ]
-    x = 0.0
-    for macs, added in _parts(decision):
-        drawn.append(_bar((x, y + 7), macs * scale, 11, COLORS[decision.form], pale=added))
+    parts, x = _parts(decision), 0.0
+    for index, (macs, added) in enumerate(parts):
+        gap = GAP if index + 1 < len(parts) else 0  # it tells parts of one color apart
+        drawn.append(_bar((x, y + 7), macs * scale - gap, 11, COLORS[decision.form], pale=added))
         x += macs * scale
     return drawn
 
 
 def _parts(decision: Decision) -> list[tuple[int, bool]]:
     """MACs of each convolution that stands there now, and whether it is a 1×1 that was added."""
-    conv = decision.conv
-    if decision.form in UNCHANGED or conv is None:
+    conv, shaped = decision.conv, decision.shaped
+    if decision.form in UNCHANGED or conv is None or shaped is None:
         return [(decision.macs_after, False)]
     return [
         (part.macs(decision.places), part.conv.pointwise and not conv.pointwise)
-        for part in FORMS[decision.form].parts(conv, decision.ranks)
+        for part in FORMS[decision.form].parts(shaped, decision.ranks)
     ]
 
 

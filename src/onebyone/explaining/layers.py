@@ -93,6 +93,11 @@ def choose(model: nn.Module, names: Sequence[str] | None = None) -> dict[str, nn
         )
     if names:
         return {name: _named(name, found, model) for name in names}
+    return _spread(found)
+
+
+def _spread(found: Mapping[str, nn.Conv2d]) -> dict[str, nn.Conv2d]:
+    """At most eight of them, the first and the last among them."""
     every = list(found)
     count = min(MOST_LAYERS, len(every))
     chosen = [every[round(i * (len(every) - 1) / max(count - 1, 1))] for i in range(count)]
@@ -117,29 +122,20 @@ def _named(name: str, found: dict[str, nn.Conv2d], model: nn.Module) -> nn.Conv2
 def show_layers(
     model: nn.Module, image: Float[Tensor, "1 c h w"], names: Sequence[str] | None = None
 ) -> tuple[tuple[Shown, ...], tuple[str, ...]]:
-    """Run the image through once and keep what the chosen layers read; notes on layers left out.
+    """Run the image through and keep what the chosen layers read; notes on layers left out.
 
-    The network comes back as it was. Raises ModelError as `choose` does, where the network fails on
-    the image, and where no layer can be shown.
+    Where more than eight could be shown, those that did not run or make maps of a single pixel give
+    their places to others. The network comes back as it was. Raises ModelError as `choose` does, where
+    the network fails on the image, and where no layer can be shown.
     """
     chosen = choose(model, names)
-    caught: dict[str, tuple[Tensor, Tensor]] = {}
-
-    def take(name: str):
-        def hook(_: nn.Module, args: tuple, output: object) -> None:
-            if name not in caught and args and isinstance(output, Tensor) and output.ndim == 4:
-                # Copies: layers behind may write into what they are given.
-                caught[name] = (
-                    args[0].detach()[:1].cpu().clone(),
-                    output.detach()[:1].cpu().clone(),
-                )
-
-        return hook
-
-    with evaluating(model), torch.inference_mode():
-        handles = [module.register_forward_hook(take(n)) for n, module in chosen.items()]
-        with hooked(handles):
-            call(model, suited(model, image))
+    caught, pixels = _run(model, image, chosen)
+    every = pointwise_layers(model)
+    if not names and len(every) > MOST_LAYERS:
+        maps = {n: m for n, m in every.items() if pixels.get(n, 0) > 1}
+        if maps and _spread(maps) != chosen:
+            chosen = _spread(maps)
+            caught, _ = _run(model, image, chosen)
     made: list[Shown] = []
     notes: list[str] = []
     strides = _strides({n: (chosen[n].in_channels, y) for n, (_, y) in caught.items()})
@@ -154,6 +150,31 @@ def show_layers(
     if not made:
         raise ModelError("no 1×1 convolution can be shown: " + "; ".join(notes))
     return tuple(made), tuple(notes)
+
+
+def _run(
+    model: nn.Module, image: Tensor, chosen: Mapping[str, nn.Conv2d]
+) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, int]]:
+    """Input and output of the chosen layers, and how many pixels the outputs of all 1×1 layers have."""
+    caught: dict[str, tuple[Tensor, Tensor]] = {}
+    pixels: dict[str, int] = {}
+
+    def take(name: str):
+        def hook(_: nn.Module, args: tuple, output: object) -> None:
+            if name in pixels or not args or not isinstance(output, Tensor) or output.ndim != 4:
+                return
+            pixels[name] = output.shape[2] * output.shape[3]
+            if name in chosen:  # copies: layers behind may write into what they are given
+                x, y = (tensor.detach()[:1].cpu().clone() for tensor in (args[0], output))
+                caught[name] = (x, y)
+
+        return hook
+
+    with evaluating(model), torch.inference_mode():
+        every = pointwise_layers(model)
+        with hooked([module.register_forward_hook(take(n)) for n, module in every.items()]):
+            call(model, suited(model, image))
+    return caught, pixels
 
 
 def _strides(layers: Mapping[str, tuple[int, Tensor]]) -> dict[str, int]:

@@ -20,15 +20,14 @@ from onebyone.report import plan_table, summary
 from onebyone.report.cards import cards, headline, quality_sentence
 from onebyone.report.comparison import comparison_table
 from onebyone.report.comparison_page import comparison_html
-from onebyone.report.details import forms_list, layer_table
+from onebyone.report.details import forms_list, layer_table, notes_list
 from onebyone.report.difference import difference_table
 from onebyone.report.difference_page import difference_html
-from onebyone.report.markup import Markup, join, tag
 from onebyone.report.measurement import measurement_table
 from onebyone.report.measurement_page import measurement_html
 from onebyone.report.measurement_rows import View
 from onebyone.report.numbers import share, small
-from onebyone.report.page import asset, bound, shell
+from onebyone.report.page import Head, bound, page, section, unnamed
 from onebyone.report.picture import picture
 from onebyone.slimming import Slimmed
 from onebyone.verification import Verification
@@ -81,25 +80,26 @@ def plan_html(plan: Plan) -> str:
         f"{share(plan.params_after, plan.params_before) or '100 %'} of the parameters would be left"
     )
     lede = f"The loss is predicted to rise by {small(plan.error)} nats per image; nothing is changed yet."
-    return _page("plan", kept, lede, picture(plan, {}), layer_table(plan, {}), forms_list(plan))
+    return page(
+        kept,
+        Head("onebyone plan", bound(kept), bound(lede)),
+        (
+            unnamed("Before and after", picture(plan, {})),
+            section("layers", "Layer by layer", layer_table(plan, {})),
+            section("forms-title", "What the forms mean", forms_list(plan)),
+        ),
+        scripts=("table.js",),
+    )
 
 
 def verification_html(verification: Verification) -> str:
     """What is left of the cost, what that cost in quality, and the numbers before and after."""
-    notes = tag("ul", *(tag("li", note) for note in verification.notes), class_="notes")
-    return _page(
-        "verify", headline(verification), quality_sentence(verification), cards(verification), notes
+    found = headline(verification)
+    return page(
+        found,
+        Head("onebyone verify", bound(found), bound(quality_sentence(verification))),
+        (unnamed("Before and after", cards(verification), notes_list(verification.notes)),),
     )
-
-
-def _page(command: str, title: str, lede: str, *parts: Markup) -> str:
-    body = join(
-        tag("header",
-            tag("p", f"onebyone {command}", class_="eyebrow"),
-            tag("h1", bound(title)), tag("p", bound(lede), class_="lede")),
-        tag("main", *(tag("section", part) for part in parts)),
-    )  # fmt: skip
-    return shell(title, asset("report.css"), asset("table.js") * ("layer-table" in body), body)
 
 
 def _slimmed_text(slimmed: Slimmed) -> RenderableType:
@@ -113,7 +113,7 @@ KINDS: dict[type, Kind] = {
     Comparison: Kind(comparison_html, comparison_table),
     Difference: Kind(difference_html, difference_table),
     Plan: Kind(plan_html, plan_table),
-    Verification: Kind(verification_html, summary, 420),
+    Verification: Kind(verification_html, summary, 560),
     Slimmed: Kind(lambda s: report_html(s.verification, s.plan, s.insight), _slimmed_text, 780),
     Explanation: Kind(
         lambda e: e.html, lambda e: "the interactive page: open it with .save('page.html')", 860

@@ -51,7 +51,7 @@ def page(
         headline=text(opening.headline),
         measured=text(measured_sentence(timed)),
         versus=text(versus),
-        notes=join(*(tag("p", note) for note in notes)),
+        notes=join(*(tag("p", _sentence(note)) for note in notes)),
         **hidden,
     )
     block = data_block(
@@ -65,3 +65,8 @@ def page(
     style = asset("report.css") + bundle.asset("app.css")
     script = bundle.script() + asset("table.js") * bool(versus)
     return shell(opening.title, style, script, Markup(body + block))
+
+
+def _sentence(note: str) -> str:
+    """A note as it stands on a page, where it has no prefix as on a terminal."""
+    return f"{note[:1].upper()}{note[1:]}{'' if note.endswith(('.', '!', '?')) else '.'}"

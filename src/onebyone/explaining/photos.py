@@ -14,7 +14,7 @@ from torch import Tensor
 
 from onebyone.errors import DataError
 from onebyone.explaining.packing import packed
-from onebyone.preprocessing import Preprocess
+from onebyone.preprocessing import Preprocess, eight_bits
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -83,7 +83,7 @@ def built_in(photo: tuple[str, str]) -> tuple[Image, str]:
 
 def shown(image: Image, caption: str = "") -> Photo:
     """The picture in colors, reduced so that its longer side has 256 pixels at most."""
-    small = image.convert("RGB")
+    small = eight_bits(image).convert("RGB")
     before = image.info.get(ORIGINAL, image.size)
     small.thumbnail((LONGEST, LONGEST))
     notes = ()

@@ -145,8 +145,8 @@ def charts(verification: Verification, plan: Plan, insight: Insight | None) -> C
         parts += [tag("h2", "The error layer by layer"), *_errors(verification, plan)]
     if insight is not None and insight.spectra:
         said = (
-            "Singular values of each layer in the metric of the loss, relative to the largest: dark for "
-            "its input channels, pale for its output channels. Where the curve falls steeply, few "
+            "Singular values of each layer in the metric of the loss, from the largest down to 0: dark "
+            "for its input channels, pale for its output channels. Where the curve falls steeply, few "
             "channels say nearly all. Dots are the ranks that were chosen."
         )
         items = [_spectrum(s, plan) for s in insight.spectra]
@@ -178,13 +178,19 @@ def _errors(verification: Verification, plan: Plan) -> list[Markup]:
     )
     chart = tag("svg", *bars, viewBox=f"0 0 {DEEP} {TALL}", role="img", aria_label="errors", id="errors",
                 preserveAspectRatio="none")  # fmt: skip
-    return [tag("p", said, class_="hint"), chart]
+    ends = dict.fromkeys(layer_name(verification.layers[i].layer) for i in (0, -1))
+    names = tag("figcaption", *(tag("span", name) for name in ends))
+    figure = tag("figure", tag("p", small(most), class_="most"), chart, names, class_="errors")
+    return [tag("p", said, class_="hint"), figure]
 
 
 def _spectrum(spectrum: Spectrum, plan: Plan) -> Markup:
     decision = next((d for d in plan.decisions if d.layer == spectrum.layer), None)
     form = decision.form if decision else "keep"
     chosen = decision.sides if decision else {}
+    last = " | ".join(
+        dict.fromkeys(str(r[-1]) for r in (spectrum.ranks_in, spectrum.ranks_out) if r)
+    )
     lines = [
         *_curve(spectrum.outside, spectrum.ranks_out, chosen.get("out"), "outside"),
         *_curve(spectrum.inside, spectrum.ranks_in, chosen.get("in"), "inside"),
@@ -194,6 +200,7 @@ def _spectrum(spectrum: Spectrum, plan: Plan) -> Markup:
         tag("b", layer_name(spectrum.layer)),
         tag("svg", *lines, viewBox=f"-3 -3 {WIDE + 6} {HIGH + 6}", role="img",
             aria_label=f"spectrum of {layer_name(spectrum.layer)}"),
+        tag("span", tag("span", "1"), tag("span", "rank"), tag("span", last), class_="ranks"),
         tag("span", f"{form_title(form)} {becomes(decision) if decision else ''}"),
         class_=form,
     )  # fmt: skip

@@ -18,7 +18,7 @@ from onebyone.report.comparison import (
 )
 from onebyone.report.markup import Content, Markup, join, tag, text
 from onebyone.report.numbers import count, share, size
-from onebyone.report.page import bound, page
+from onebyone.report.page import Head, bound, page, section
 from onebyone.variants import BEFORE
 from onebyone.windows import shape_text
 
@@ -35,17 +35,22 @@ def comparison_html(comparison: Comparison) -> str:
     Every text is escaped. The page's own policy forbids any request and any script.
     """
     return page(
-        "comparison.html",
         f"{title(comparison)}: onebyone compare",
-        ("report.css", "bars.css"),
-        command=_unbroken(command(comparison)),
-        headline=bound(headline(comparison)),
-        lede=bound(_lede(comparison)),
-        bars=_bars(comparison),
-        table=_table(comparison),
-        blocks=_blocks(comparison),
-        method=_method(comparison),
-        notes=_notes(comparison),
+        Head(
+            tag("code", _unbroken(command(comparison))),
+            bound(headline(comparison)),
+            bound(_lede(comparison)),
+        ),
+        (
+            section("bars-title", "Relative to the direct convolution", _bars(comparison)),
+            section("table-title", "In numbers", _table(comparison)),
+            section(
+                "blocks-title", "The blocks, and the code that builds them", _blocks(comparison)
+            ),
+            section("method-title", "How it was measured", _method(comparison), _notes(comparison)),
+        ),
+        styles=("report.css", "bars.css"),
+        skip=("blocks-title", "the blocks and their code"),
     )
 
 

@@ -6,7 +6,8 @@ from onebyone.planning import Plan
 from onebyone.report.cards import cards, deeper_headline, quality_sentence
 from onebyone.report.details import method, notes_list
 from onebyone.report.insertions import insertion_rows, kinds_list
-from onebyone.report.page import bound, page
+from onebyone.report.markup import join, tag
+from onebyone.report.page import Head, bound, page, section, unnamed
 from onebyone.verification import Verification
 
 
@@ -16,16 +17,19 @@ def deepened_html(verification: Verification, plan: Plan) -> str:
     Every text is escaped. The page's own policy forbids any request and any script but its own.
     """
     source = str(plan.source["spec"]) if plan.source and plan.source.get("spec") else "a network"
+    notes = notes_list((*plan.notes, *verification.notes))
     return page(
-        "deepened.html",
         f"{source}, deepened by onebyone",
-        ("report.css",),
-        source=source,
-        headline=bound(deeper_headline(verification)),
-        quality=bound(quality_sentence(verification)),
-        cards=cards(verification),
-        table=insertion_rows(plan),
-        forms=kinds_list(plan),
-        method=method(verification, plan),
-        notes=notes_list((*plan.notes, *verification.notes)),
+        Head(
+            join("onebyone deepen ", tag("code", source)),
+            bound(deeper_headline(verification)),
+            bound(quality_sentence(verification)),
+        ),
+        (
+            unnamed("Original and deeper network", cards(verification)),
+            section("layers", "What was inserted", insertion_rows(plan)),
+            section("forms-title", "What the insertions are", kinds_list(plan)),
+            section("method-title", "How it was measured", method(verification, plan), notes),
+        ),
+        skip=("layers", "the table of insertions"),
     )

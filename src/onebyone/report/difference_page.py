@@ -26,7 +26,7 @@ from onebyone.report.difference_words import (
 )
 from onebyone.report.markup import Content, Markup, join, tag
 from onebyone.report.numbers import count, ratio, size
-from onebyone.report.page import page
+from onebyone.report.page import Head, page, section, unnamed
 from onebyone.report.words import layer_name
 from onebyone.sides import Layer, Side
 
@@ -44,16 +44,19 @@ def difference_html(difference: Difference, names: Names = ("before", "after")) 
     """
     lede = weights_sentence(difference) or "Weights were not compared."
     return page(
-        "difference.html",
         f"{names[0]} and {names[1]}: onebyone diff",
-        ("report.css", "difference.css"),
-        before=names[0],
-        after=names[1],
-        headline=headline(difference),
-        lede=lede,
-        cards=_cards(difference),
-        layers=_layers(difference),
-        method=_method(difference, names),
+        Head(
+            join("onebyone diff ", tag("code", names[0]), " ", tag("code", names[1])),
+            headline(difference),
+            lede,
+        ),
+        (
+            unnamed("Before and after", _cards(difference)),
+            section("layers-title", "Layer by layer", _layers(difference)),
+            section("method-title", "What the numbers mean", _method(difference, names)),
+        ),
+        styles=("report.css", "difference.css"),
+        skip=("layers-title", "the layers"),
     )
 
 

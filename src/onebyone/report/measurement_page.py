@@ -19,7 +19,7 @@ from onebyone.report.measurement import (
 )
 from onebyone.report.measurement_rows import LayerRow, View, rows_of, total_of
 from onebyone.report.numbers import count, milliseconds, share, size
-from onebyone.report.page import bound, page
+from onebyone.report.page import Head, bound, page, section, unnamed
 from onebyone.report.words import images, layer_name
 
 BARS = 32  # rows of the picture: where there are more layers, they are summed up
@@ -44,19 +44,25 @@ def measurement_html(name: str, measurement: Measurement) -> str:
     Every text is escaped. The page's own policy forbids any request and any script but its own.
     """
     return page(
-        "measurement.html",
         f"{title(name, measurement)}: onebyone measure",
-        ("report.css", "bars.css", "measurement.css"),
-        ("table.js",),
-        source=name,
-        headline=_headline(measurement),
-        lede=bound(_lede(name, measurement)),
-        cards=_cards(measurement),
-        bars=_bars(measurement),
-        table=_table(measurement),
-        method=_method(measurement),
-        notes=_notes(measurement),
-    )
+        Head(
+            join("onebyone measure ", tag("code", name)),
+            _headline(measurement),
+            bound(_lede(name, measurement)),
+        ),
+        (
+            unnamed("The whole network", _cards(measurement)),
+            section("bars-title", "Where the cost is", _bars(measurement)),
+            section("layers", "Layer by layer", _table(measurement)),
+            section(
+                "method-title", "What was counted and measured, and how",
+                _method(measurement), _notes(measurement),
+            ),
+        ),
+        styles=("report.css", "bars.css", "measurement.css"),
+        scripts=("table.js",),
+        skip=("layers", "the table of layers"),
+    )  # fmt: skip
 
 
 def _headline(measurement: Measurement) -> str:

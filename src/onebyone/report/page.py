@@ -3,27 +3,56 @@
 from __future__ import annotations
 
 from base64 import b64encode
+from collections.abc import Sequence
+from dataclasses import dataclass
 from hashlib import sha256
 from importlib.resources import files
 from string import Template
 
-from onebyone.report.markup import Content, Markup, text
+from onebyone.report.markup import Content, Markup, join, tag, text
+
+
+@dataclass(frozen=True)
+class Head:
+    """What a page begins with: the command that made it, what it found, and that in a sentence."""
+
+    command: Content
+    headline: Content
+    lede: Content
 
 
 def page(
-    template: str,
     title: str,
-    styles: tuple[str, ...],
+    head: Head,
+    sections: Sequence[Markup],
+    *,
+    styles: tuple[str, ...] = ("report.css",),
     scripts: tuple[str, ...] = (),
-    **parts: Content,
+    skip: tuple[str, str] | None = None,
 ) -> str:
-    """The template with its parts, which are escaped, in a page with these styles and scripts.
+    """A page of a head and sections, its texts escaped, with these styles and scripts.
 
-    The page's own policy forbids any request, and any script but those.
+    skip: where a link for keyboards leads past the head, by its id, and what that place is. The page's
+    own policy forbids any request, and any script but those.
     """
-    body = Template(asset(template)).substitute({name: text(part) for name, part in parts.items()})
-    script = "".join(map(asset, scripts))
-    return shell(title, "".join(map(asset, styles)), script, Markup(body))
+    body = join(
+        tag("a", f"Skip to {skip[1]}", class_="skip", href=f"#{skip[0]}") if skip else None,
+        tag("header",
+            tag("p", head.command, class_="eyebrow"), tag("h1", head.headline),
+            tag("p", head.lede, class_="lede")),
+        tag("main", *sections),
+    )  # fmt: skip
+    return shell(title, "".join(map(asset, styles)), "".join(map(asset, scripts)), body)
+
+
+def section(id: str, title: str, *contents: Content) -> Markup:
+    """A part of a page under its title."""
+    return tag("section", tag("h2", title, id=id), *contents, aria_labelledby=id)
+
+
+def unnamed(label: str, *contents: Content) -> Markup:
+    """A part without a title; the label tells whoever does not see it."""
+    return tag("section", *contents, aria_label=label)
 
 
 def shell(title: str, style: str, script: str, body: Markup) -> str:

@@ -53,7 +53,7 @@ export function tellPixel(volume, state, { note = "", torch = volume.torch } = {
   const known = torch ? torch[state.k * H * W + index] : null;
   if (known !== null) rows.push(total("torch", "PyTorch gives", known));
   if (volume.relu) rows.push(total("relu", "after ReLU", Math.max(result, 0)));
-  const title = `Row ${state.y + 1}, column ${state.x + 1}, output map ${volume.filters[state.k] + 1}`;
+  const title = `Row ${state.y + 1}, column ${state.x + 1}, map ${volume.filters[state.k] + 1}`;
   show(title, rows, note, () => tellPixel(volume, state, { note, torch }), values.length > MOST);
 }
 

@@ -99,9 +99,8 @@ function drawTable(costs) {
   byId("bench-rows").replaceChildren(...costs.map((cost) => {
     const pick = el("button", { type: "button", "aria-pressed": String(cost.name === chosen), disabled: cost.refused,
       onclick: () => { chosen = cost.name; draw(); } }, titleOf(cost.name));
-    const width = WIDE.includes(cost.name) ? ` w = ${asked.width}` : "";
-    const head = el("th", { scope: "row" }, pick, width ? el("small", {}, width) : null,
-      el("small", {}, data.bench.kinds[cost.name].says));
+    const width = WIDE.includes(cost.name) ? `w = ${asked.width}: ` : "";
+    const head = el("th", { scope: "row" }, pick, el("small", {}, width + data.bench.kinds[cost.name].says));
     if (cost.refused) {
       return el("tr", { "data-variant": cost.name }, head,
         el("td", { colspan: 5, class: "none" }, `${asked.c} and ${asked.out} channels do not split into ${asked.groups} groups`));
@@ -176,27 +175,32 @@ function drawCurve() {
   const last = Math.max(Number(fields.width.max), 2);
   const top = Math.max(direct, costOf("bottleneck_before", { ...asked, width: last })[quantity]) * 1.08;
   const wide = Math.min(Math.max(byId("curve").clientWidth, 320), 640);
-  byId("curve").setAttribute("viewBox", `0 0 ${wide} 224`);
+  byId("curve").setAttribute("viewBox", `0 0 ${wide} 244`);
   const [X, Y] = [(w) => 8 + (w / last) * (wide - 24), (v) => 200 - (v / top) * 180];
   const at = (w) => costOf("bottleneck_before", { ...asked, width: w })[quantity];
   const here = at(asked.width);
   const saves = here < direct;
-  const node = byId("curve");
-  node.replaceChildren(
-    svg("title", {}, `${quantity === "macs" ? "MACs" : "parameters"} over the bottleneck’s width`),
+  const what = quantity === "macs" ? "MACs" : "parameters";
+  const foot = (x, words, kind) => svg("text", { x, y: Y(0) + 16, class: kind }, words);
+  byId("curve").replaceChildren(
+    svg("title", {}, `${what} over the bottleneck’s width`),
+    svg("text", { x: X(0), y: 12 }, `${what} of “${titleOf("bottleneck_before")}”`),
+    svg("text", { x: X(last / 2), y: Y(0) + 36, class: "middle" }, "bottleneck width w, in channels"),
+    meet * (wide / last) > 70 ? foot(X(0), "0") : "",
+    Math.abs(last - meet) * (wide / last) > 70 ? foot(X(last), String(last), "end") : "",
     svg("rect", { x: X(0), y: Y(top), width: Math.max(X(Math.min(meet, last)) - X(0), 0), height: Y(0) - Y(top), class: "saving" }),
     svg("line", { x1: X(0), x2: X(last), y1: Y(0), y2: Y(0), class: "axis" }),
     svg("line", { x1: X(0), x2: X(last), y1: Y(direct), y2: Y(direct), class: "direct" }),
     svg("text", { x: X(0) + 6, y: Y(direct) - 6 }, `direct ${count(direct)}`),
     svg("path", { d: `M${X(0)},${Y(0)}L${X(last)},${Y(at(last))}`, class: "line" }),
     meet <= last ? svg("line", { x1: X(meet), x2: X(meet), y1: Y(0), y2: Y(top), class: "meet" }) : "",
-    meet <= last ? svg("text", { x: X(meet), y: Y(0) + 16, class: "middle" }, `even at ${spell(meet, 4)}`) : "",
+    meet <= last ? foot(X(meet), `even at ${spell(meet, 4)}`, "middle") : "",
     svg("circle", { cx: X(asked.width), cy: Y(here), r: 6, class: "point" }),
     svg("text", { x: X(asked.width) + (asked.width > last / 2 ? -12 : 12), y: Y(here) + (saves ? 18 : -10),
       class: asked.width > last / 2 ? "end strong" : "strong" }, `w = ${asked.width}: ${count(here)}`),
   );
   byId("curve-said").replaceChildren("A 1×1 convolution before the k×k one saves ",
-    quantity === "macs" ? "MACs" : "parameters", " up to w = ",
+    `${what} up to w = `,
     el("output", { "data-v": "most" }, String(Math.max(Math.ceil(meet) - 1, 0))),
     `; this one ${saves ? `saves ${spell(100 * (1 - here / direct), 3)} %` : "costs more than it saves"}.`);
 }

@@ -93,8 +93,9 @@ function dot(x, y, kinds, shown) {
 }
 
 function draw(index) {
-  const powers = [...Array(high - low + 1).keys()].map((i) => 10 ** (low + i));
-  const lines = axes(powers.map((v) => [up(v), spell(Number(v.toPrecision(1)), 1)]), "predicted rise of the loss, nats");
+  const powers = [...Array(high - low + 1).keys()].map((i) => low + i);
+  const label = (power) => (power < -6 ? `1e−${-power}` : (10 ** power).toFixed(Math.max(-power, 0)));
+  const lines = axes(powers.map((power) => [up(10 ** power), label(power)]), "predicted rise of the loss, nats");
   const at = (plan) => [across(shareOf(plan)), up(plan.error)];
   const path = found.plans.map((plan) => at(plan).map((v) => v.toFixed(1)).join()).join("L");
   const dots = found.plans.map((plan, i) => dot(...at(plan), kindOf(plan, i), i === index));

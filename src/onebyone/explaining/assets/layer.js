@@ -68,9 +68,10 @@ export class Layer {
     const silence = el("button", { type: "button", "aria-pressed": "false",
       onclick: () => this.set(entry.c, this.gains[entry.c] === 0 ? 1 : 0) }, "Silence");
     const said = el("p", { class: "share" });
-    const label = el("label", { class: "slider" }, el("span", {}, "weight × "), gain);
+    const factor = el("span", {});
+    const label = el("label", { class: "slider" }, factor, gain);
     const node = el("li", {}, picture.node, said, label, silence);
-    const entry = { c: 0, picture, gain, silence, said, node };
+    const entry = { c: 0, picture, gain, factor, silence, said, node };
     return entry;
   }
 
@@ -91,10 +92,10 @@ export class Layer {
     this.countSaid = el("output", { for: "top" });
     this.carried = el("output", { "data-v": "carried" });
     this.effect = el("p", { class: "hint", role: "status" });
-    const kept = volume.K < packed.outputs ? ` The page has ${volume.K} of its ${packed.outputs} output maps, those that vary most.` : "";
+    const kept = volume.K < packed.outputs ? ` The page has ${volume.K} of its ${plural(packed.outputs, "output map")}, those that vary most.` : "";
     const every = packed.stride > 1 ? ` Of its ${packed.grid.join("×")} pixels those in ${packed.stride === 2 ? "every second" : packed.stride === 3 ? "every third" : `every ${packed.stride}th`} row and column are here; a 1×1 convolution does not miss the others.` : "";
     return el("div", { class: "layer" },
-      el("p", { class: "hint" }, `${packed.name || "The network"}: ${volume.C} channels → ${packed.outputs}, at ${packed.grid.join("×")} pixels.${kept}${every}`),
+      el("p", { class: "hint" }, `${packed.name || "The network"}: ${plural(volume.C, "channel")} → ${packed.outputs.toLocaleString("en")}, at ${packed.grid.join("×")} pixels.${kept}${every}`),
       el("p", { class: "row-of-buttons" }, el("label", { for: "filter" }, "Its "), which,
         el("button", { type: "button", onclick: () => { this.gains.fill(1); this.drawn = null; this.render(); } }, "Undo all changes")),
       el("div", { class: "flow three" }, this.photo.node, this.output.node, this.rebuilt.node),
@@ -102,6 +103,7 @@ export class Layer {
       el("p", { class: "hint" }, "They carry ", this.carried, " of what varies in this map."),
       this.effect,
       el("h3", {}, "The input maps that matter most for it"),
+      el("p", { class: "hint" }, "Ranked by weight times spread, how much a map’s values differ; the share is that of all channels’ sum."),
       el("ul", { class: "inputs" }, this.inputs.map((i) => i.node)),
       el("p", { class: "hint credit" }, `${sentence(this.network.photo.caption)}Maps are kept in 8 bits, which moves this layer’s outputs by ${spell(100 * packed.rounding, 2)} % of their spread at most; PyTorch’s numbers are for the maps as they are here.`));
   }
@@ -181,8 +183,9 @@ export class Layer {
     entry.c = c;
     entry.picture.title.textContent = `channel ${c + 1}`;
     entry.picture.draw(this.map(c), largest(this.map(c)), H, W);
-    entry.said.textContent = `weight ${spell(weight, 3)}, ${spell(100 * share, 2)} % of all`;
+    entry.said.textContent = `weight ${spell(weight, 3)}, share ${spell(100 * share, 2)} %`;
     entry.gain.value = this.gains[c];
+    entry.factor.textContent = `× ${spell(this.gains[c], 3)}`;
     entry.gain.setAttribute("aria-label", `factor on the weight of channel ${c + 1}`);
     const silent = this.gains[c] === 0;
     entry.silence.setAttribute("aria-pressed", String(silent));

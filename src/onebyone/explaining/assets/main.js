@@ -28,10 +28,8 @@ async function enter() {
   SCREENS.forEach((_, i) => {
     byId(`screen-${i + 1}`).hidden = i + 1 !== shown;
     const tab = byId("tabs").children[i].firstChild;
-    if (i + 1 === shown) {
-      tab.setAttribute("aria-current", "page");
-      tab.scrollIntoView({ block: "nearest", inline: "nearest" });
-    } else tab.removeAttribute("aria-current");
+    if (i + 1 === shown) tab.setAttribute("aria-current", "page");
+    else tab.removeAttribute("aria-current");
   });
   byId("toy-size").hidden = shown > 3;
   byId("tools").hidden = shown > 4;
@@ -61,6 +59,8 @@ function follow() {
 
 function refresh() {
   byId("filter-said").textContent = `output map ${current().filterName?.() ?? state.k + 1}`;
+  byId("filter-choice").hidden = current().grid()?.[2] === 1;
+  byId("legend").hidden = current().diverging?.() === false;
   byId("pinned").hidden = !state.pinned;
   current().render();
   checkTour();
@@ -111,7 +111,7 @@ function buildTabs() {
   SCREENS.forEach((screen, i) => {
     const go = () => change({ screen: i + 1 });
     byId("tabs").append(el("li", {}, el("button", { type: "button", onclick: go },
-      el("b", {}, String(i + 1)), ` ${screen.title}`)));
+      el("b", {}, String(i + 1)), el("span", {}, ` ${screen.title}`))));
   });
 }
 

@@ -153,6 +153,11 @@ export function render() {
   tellPixel(volume, state, { note: "Colors are on the scale 0 to 1. What leaves that scale is shown as black or white." });
 }
 
+// Whether the colors of values are on the screen; a lesson shows those of the photo.
+export function diverging() {
+  return !(what in LESSONS);
+}
+
 export function filterName() {
   const layer = what in LESSONS ? null : layers[Number(what.slice(5))];
   return layer ? layer.volume.filters[state.k] + 1 : state.k + 1;

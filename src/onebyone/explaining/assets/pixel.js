@@ -10,6 +10,11 @@ import { state } from "./state.js";
 import { source } from "./source.js";
 
 const NUMBERED = 16; // channels up to which rows have numbers
+// Where the columns of the machine begin, and the line of the running sum with its bars' reach: two sets,
+// so that letters stay large enough to read on a phone.
+const ROOMY = { width: 480, name: 30, x: 41, w: 121, p: 205, box: 62, zero: 375, reach: 96 };
+const NARROW = { width: 330, name: 16, x: 22, w: 92, p: 162, box: 56, zero: 275, reach: 50 };
+let at = ROOMY;
 let volume, machine, map, scales, drawn, mapOf;
 let strip, rows, ends; // of the machine
 let step = Infinity; // rows of the machine that have appeared; all unless it is playing
@@ -61,40 +66,45 @@ export function render() {
 // The parts of the machine that stay: boxes, signs and heads. Numbers and colors come by `fill`.
 function layout(now) {
   const { C } = now;
+  byId("said-c").textContent = C;
+  at = machine.clientWidth < 420 ? NARROW : ROOMY;
   const numbered = C <= NUMBERED;
   const high = numbered ? 27 : Math.max(3, Math.floor(400 / C));
   const top = 30;
   const height = top + C * high + 92;
-  machine.setAttribute("viewBox", `0 0 480 ${height}`);
-  const heads = [[72, "pixel"], [152, "filter"], [236, "product"], [375, "running sum"]];
+  machine.setAttribute("viewBox", `0 0 ${at.width} ${height}`);
+  const heads = [[middle("x"), "pixel"], [middle("w"), "filter"], [middle("p"), "product"], [at.zero, "running sum"]];
   const parts = heads.map(([x, text]) => svg("text", { x, y: 16, class: "head" }, text));
-  strip = numbered ? null : el("canvas", { width: 960, height: 2 * C * high, style: "width:100%" });
+  strip = numbered ? null : el("canvas", { width: 2 * at.width, height: 2 * C * high, style: "width:100%" });
   rows = [];
   if (numbered) rows = [...Array(C).keys()].map((c) => rowOf(c, top + c * high, high));
-  else parts.push(svg("foreignObject", { x: 0, y: top, width: 480, height: C * high }, strip));
+  else parts.push(svg("foreignObject", { x: 0, y: top, width: at.width, height: C * high }, strip));
   parts.push(...rows);
   const base = top + C * high + 20;
-  parts.push(svg("line", { x1: 375, x2: 375, y1: top - 6, y2: base + 58, class: "zero" }));
+  parts.push(svg("line", { x1: at.zero, x2: at.zero, y1: top - 6, y2: base + 58, class: "zero" }));
   ends = ["Σ", "+ bias", "ReLU"].map((label, i) => endOf(label, base + i * 24));
   parts.push(...ends);
   machine.replaceChildren(...parts);
 }
 
+// The middle of a column's boxes, and of the sign before them.
+const middle = (column) => at[column] + at.box / 2;
+const before = (column, other) => (at[other] + at.box + at[column]) / 2;
+
 function rowOf(c, y, high) {
   const tall = high - 3;
-  const middle = y + tall / 2 + 4;
-  const box = (x, kind) => svg("rect", { x, y, width: 62, height: tall, rx: 3, class: kind });
-  const text = (x, kind, words = "") => svg("text", { x, y: middle, class: kind }, words);
-  const parts = [box(41, "x"), box(121, "w"), box(205, "p"), svg("rect", { y, height: tall, class: "bar" })];
-  parts.push(text(30, "name", String(c + 1)), text(72, "vx"), text(112, "sign", "×"), text(152, "vw"),
-    text(194, "sign", "="), text(236, "vp"));
+  const box = (kind) => svg("rect", { x: at[kind], y, width: at.box, height: tall, rx: 3, class: kind });
+  const text = (x, kind, words = "") => svg("text", { x, y: y + tall / 2 + 4, class: kind }, words);
+  const parts = [box("x"), box("w"), box("p"), svg("rect", { y, height: tall, class: "bar" })];
+  parts.push(text(at.name, "name", String(c + 1)), text(middle("x"), "vx"), text(before("w", "x"), "sign", "×"),
+    text(middle("w"), "vw"), text(before("p", "w"), "sign", "="), text(middle("p"), "vp"));
   return svg("g", { class: "row" }, parts);
 }
 
 function endOf(label, y) {
-  return svg("g", { class: "row end" }, svg("text", { x: 194, y: y + 13, class: "label" }, label),
-    svg("rect", { x: 205, y, width: 62, height: 19, rx: 3, class: "p" }),
-    svg("text", { x: 236, y: y + 14, class: "vp" }), svg("rect", { y, height: 19, class: "bar" }));
+  return svg("g", { class: "row end" }, svg("text", { x: at.p - 11, y: y + 13, class: "label" }, label),
+    svg("rect", { x: at.p, y, width: at.box, height: 19, rx: 3, class: "p" }),
+    svg("text", { x: middle("p"), y: y + 14, class: "vp" }), svg("rect", { y, height: 19, class: "bar" }));
 }
 
 function paint(group, kind, value, most) {
@@ -107,9 +117,9 @@ function paint(group, kind, value, most) {
 
 function bar(group, from, to, scale) {
   const rect = group.querySelector(".bar");
-  const [a, b] = [375 + from * scale, 375 + to * scale];
+  const [a, b] = [at.zero + from * scale, at.zero + to * scale];
   rect.setAttribute("x", Math.min(a, b));
-  rect.setAttribute("width", Math.max(Math.abs(b - a), 1.2));
+  rect.setAttribute("width", from === to ? 0 : Math.max(Math.abs(b - a), 1.2));
   rect.setAttribute("fill", shade(to < from ? -0.85 : 0.85));
 }
 
@@ -120,7 +130,7 @@ function fill(now) {
   const result = output(now, state.k, index);
   let [sum, most] = [0, Math.abs(result)];
   for (const value of values) most = Math.max(most, Math.abs((sum += value)));
-  const scale = 96 / (most || 1);
+  const scale = at.reach / (most || 1);
   sum = fillRows(now, index, values, scale);
   const parts = [[0, sum, sum], [sum, result, now.b[state.k]], [0, Math.max(result, 0), Math.max(result, 0)]];
   parts.forEach(([from, to, value], i) => {
@@ -155,13 +165,14 @@ function fillStrip({ C, H, W, x, w }, index, values, scale) {
     pen.fillStyle = color;
     pen.fillRect(2 * left, c * high, 2 * width, high - 1);
   };
+  const box = (kind, c, value) => stripe(at[kind], at.box, c, shade(value / scales[kind]));
   let sum = 0;
   for (let c = 0; c < C; c++) {
     if (c < step) {
-      stripe(41, 62, c, shade(x[c * H * W + index] / scales.x));
-      stripe(121, 62, c, shade(w[state.k * C + c] / scales.w));
-      stripe(205, 62, c, shade(values[c] / scales.p));
-      const [from, to] = [sum, sum + values[c]].map((v) => 375 + v * scale);
+      box("x", c, x[c * H * W + index]);
+      box("w", c, w[state.k * C + c]);
+      box("p", c, values[c]);
+      const [from, to] = [sum, sum + values[c]].map((v) => at.zero + v * scale);
       stripe(Math.min(from, to), Math.max(Math.abs(to - from), 1), c, shade(values[c] < 0 ? -0.85 : 0.85));
     }
     sum += values[c];

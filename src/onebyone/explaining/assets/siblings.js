@@ -16,18 +16,20 @@ let drawn = null;
 // What each one reads for one output, as boxes of cells, and its value there.
 const KINDS = {
   one: {
-    name: "1×1 convolution", changesHW: "no", changesC: "yes: C → K",
+    name: "1×1 convolution",
+    size: (v) => kept(v), channels: (v) => `${v.C} → ${v.K}`,
     reads: (v) => boxes(v, range(v.C), state.x, state.y, 1, 1),
-    learns: (v) => [v.C + 1, `${v.C} weights and a bias, for each of ${v.K} maps`],
+    learns: (v) => [(v.C + 1) * v.K, `${v.C} weights and a bias a map`],
     value: (v) => output(v, state.k, state.y * v.W + state.x),
     torch: (v) => v.torch?.[state.k * v.H * v.W + state.y * v.W + state.x],
     says: "one pixel, all channels: a learned weighted sum",
     tell: (v) => tellPixel(v, state),
   },
   pool: {
-    name: "2×2 max-pooling", changesHW: "yes: halves both", changesC: "no",
+    name: "2×2 max-pooling",
+    size: (v) => `${v.H}×${v.W} → ${v.H >> 1}×${v.W >> 1}`, channels: (v) => `${v.C}, kept`,
     reads: (v) => boxes(v, [channel(v)], 2 * py(v), 2 * px(v), 2, 2, true),
-    learns: () => [0, "nothing"],
+    learns: () => [0, ""],
     value: (v) => pooled(v, channel(v), py(v), px(v)),
     torch: (v) => v.others?.pooled[(channel(v) * (v.H >> 1) + py(v)) * (v.W >> 1) + px(v)],
     says: "four pixels, one channel: the largest of them",
@@ -36,9 +38,10 @@ const KINDS = {
       KINDS.pool.value(v), { torch: KINDS.pool.torch(v) ?? null, largestOnly: true }),
   },
   depthwise: {
-    name: "depthwise 3×3 convolution", changesHW: "no, when padded", changesC: "no",
+    name: "depthwise 3×3 convolution",
+    size: (v) => `${kept(v)} by padding`, channels: (v) => `${v.C}, kept`,
     reads: (v) => boxes(v, [channel(v)], state.x - 1, state.y - 1, 3, 3),
-    learns: (v) => [9, `9 weights, for each of ${v.C} channels`],
+    learns: (v) => [9 * v.C, "9 weights a channel"],
     value: (v) => each(v, channel(v), state.y, state.x),
     torch: (v) => v.others?.each[(channel(v) * v.H + state.y) * v.W + state.x],
     says: "a pixel and its neighbors, one channel: channels never meet",
@@ -50,9 +53,10 @@ const KINDS = {
     },
   },
   full: {
-    name: "full 3×3 convolution", changesHW: "no, when padded", changesC: "yes: C → K",
+    name: "full 3×3 convolution",
+    size: (v) => `${kept(v)} by padding`, channels: (v) => `${v.C} → ${v.K}`,
     reads: (v) => boxes(v, range(v.C), state.x - 1, state.y - 1, 3, 3),
-    learns: (v) => [9 * v.C, `${9 * v.C} weights, for each of ${v.K} maps`],
+    learns: (v) => [9 * v.C * v.K, `${9 * v.C} weights a map`],
     value: (v) => full(v, state.k, state.y, state.x),
     torch: (v) => v.others?.full[state.k * v.H * v.W + state.y * v.W + state.x],
     says: "a pixel and its neighbors, all channels: both at once, at nine times the cost",
@@ -65,6 +69,7 @@ const KINDS = {
   },
 };
 
+const kept = (v) => `${v.H}×${v.W}, kept`;
 const range = (n) => [...Array(n).keys()];
 const channel = (v) => state.k % v.C;
 // An odd last row or column belongs to no window of the pooling: its neighbor's is shown.
@@ -90,17 +95,15 @@ function around(v, c, y, x, from, to) {
 }
 
 export function start() {
-  const rows = { reads: "reads", says: "", learns: "learns", changesHW: "changes H×W", changesC: "changes C", value: "gives here" };
+  const rows = { reads: "reads", learns: "learns", size: "size H×W", channels: "channels", value: "gives here" };
   for (const [key, kind] of Object.entries(KINDS)) {
     const volume = new Volume({ flat: true });
     const cells = {};
-    const list = el("dl", {}, Object.entries(rows).filter(([r]) => r !== "says").map(([r, label]) => {
+    const list = el("dl", {}, Object.entries(rows).map(([r, label]) => {
       cells[r] = el("dd", { id: `${key}-${r}` });
       return el("div", {}, el("dt", {}, label), cells[r]);
     }));
     const button = el("button", { type: "button", "aria-pressed": "false", onclick: () => pick(key) }, kind.name);
-    cells.changesHW.textContent = kind.changesHW;
-    cells.changesC.textContent = kind.changesC;
     const node = el("section", { class: "sibling", id: `sibling-${key}`, "aria-label": kind.name },
       el("h3", {}, button), el("p", { class: "hint" }, kind.says), volume.node, list);
     cards[key] = { volume, cells, button, node };
@@ -132,10 +135,13 @@ export function render() {
     volume.point(reads);
     const cellsRead = reads.reduce((sum, box) => sum + box.w * box.h, 0);
     cells.reads.textContent = plural(cellsRead, "cell");
-    cells.learns.textContent = kind.learns(v)[1];
+    cells.size.textContent = kind.size(v);
+    cells.channels.textContent = kind.channels(v);
+    const [many, how] = kind.learns(v);
+    cells.learns.replaceChildren(many ? plural(many, "number") : "nothing", el("small", {}, how));
     const torch = kind.torch(v);
     cells.value.replaceChildren(el("output", { "data-v": key }, spell(kind.value(v), 9)),
-      ...(torch === undefined ? [] : [el("small", {}, `PyTorch: ${spell(torch, 9)}`)]));
+      ...(torch === undefined ? [] : [el("small", { class: "torch" }, `PyTorch: ${spell(torch, 9)}`)]));
     button.setAttribute("aria-pressed", String(key === chosen));
     node.classList.toggle("chosen", key === chosen);
   }

@@ -7,7 +7,7 @@ import { decides } from "./siblings.js";
 import { isDone } from "./goals.js";
 
 const seen = new Set(); // the filters looked at in step 3
-let home = null; // the pixel at which step 3 began
+let home = null; // the pixel at which step 2 began, or step 3 goes on
 let now = 0; // 1 to 9; 0 is no tour
 let reached = new Set();
 
@@ -15,9 +15,9 @@ const STEPS = [
   { screen: 1, text: "An image inside of a network is a volume: height, width, and many channels. A 1×1 convolution looks at one pixel at a time, through all of its channels.",
     goal: "Move to row 2, column 4, with the pointer or the arrow keys.", met: () => state.y === 1 && state.x === 3 },
   { screen: 1, text: "The pixel’s values are multiplied by the filter’s weights, one a channel, and added up. A filter is called 1×1, but it is 1×1×C: here six weights and a bias.",
-    goal: "Find a pixel where the product of channel 3 is the largest.", met: () => decides(source(), 2) },
+    goal: "Find a pixel where the product of channel 3 is the largest.", met: found },
   { screen: 1, text: "Another filter weighs the same channels otherwise, and makes another output map. Each filter is one channel of the output.",
-    goal: "Stay on a pixel, and look at two more output maps with the keys [ and ].", met: filtersSeen },
+    goal: "Stay on a pixel, and look at two more output maps, with the keys [ and ] or with ‹ and ›.", met: filtersSeen },
   { screen: 2, text: "The same filter is used at every pixel: that is the convolution. K filters give K maps; height and width stay as they are.",
     goal: "Play the sweep to its end (Space).", met: () => isDone("sweep") },
   { screen: 2, text: "No neighbor is ever read. If that is true, it cannot matter where a pixel lies.",
@@ -29,13 +29,19 @@ const STEPS = [
   { screen: 5, text: "Why networks are full of them: put before an expensive k×k convolution, a 1×1 makes it read fewer channels. From 100 channels to 20 and on: 8.8 instead of 40 million multiplications.",
     goal: "Widen the bottleneck until it costs more than it saves.", met: () => isDone("width") },
   { screen: 6, text: "Doing this to every layer of a trained network, with the weights that lose least, is called slimming. This is one network before and after.",
-    goal: "Choose the layer that saved the most.", met: () => isDone("saver") },
+    goal: "Choose the layer that saved the most, among the bars of “Where the work was”.", met: () => isDone("saver") },
 ];
 
+const here = () => `${state.x},${state.y}`;
+
+// Another pixel than the one that the step began at.
+function found() {
+  return here() !== home && decides(source(), 2);
+}
+
 function filtersSeen() {
-  const here = `${state.x},${state.y}`;
-  if (home !== here) {
-    home = here;
+  if (home !== here()) {
+    home = here();
     seen.clear();
   }
   seen.add(state.k);
@@ -62,7 +68,7 @@ function go(step) {
   now = step;
   if (step <= 3) chooseFirst();
   seen.clear();
-  home = null;
+  home = here();
   change({ screen: STEPS[step - 1].screen, pinned: false }, "tour");
   byId("tour-next").focus({ preventScroll: true });
 }

@@ -1,8 +1,8 @@
 // The volume as slices in space, one a channel, with the column of the cursor through all of them.
 //
 // The slices are canvases under CSS 3D transforms; the column is drawn above them, projected here by
-// the same two turns, so that slices in front never hide it. Where several volumes follow one pointer,
-// each is flat: the same picture on one canvas, which a browser puts together much faster.
+// the same two turns, so that slices in front never hide it. Where several volumes follow one pointer, or
+// there are many slices, the same picture lies on one canvas, which a browser puts together much faster.
 
 import { el, svg } from "./markup.js";
 import { largest, outputMap } from "./volume_data.js";
@@ -14,12 +14,14 @@ const TURN = -34;
 const [ST, CT] = [Math.sin((TILT * Math.PI) / 180), Math.cos((TILT * Math.PI) / 180)];
 const [SN, CN] = [Math.sin((TURN * Math.PI) / 180), Math.cos((TURN * Math.PI) / 180)];
 const SLICES = 24; // that are drawn at most
+const APART = 12; // slices up to which each is a canvas in space
 const OUTLINED = 16; // channels up to which the column is outlined in each
 
 export class Volume {
   constructor({ live = true, flat = false } = {}) {
-    this.flat = flat ? el("canvas") : null;
-    this.scene = el("div", { class: flat ? "flat scene" : "scene" }, this.flat);
+    this.flat = flat;
+    this.picture = el("canvas"); // of all slices, where they lie on one
+    this.scene = el("div", { class: "scene" });
     this.lines = svg("svg", { class: "column", "aria-hidden": "true" });
     this.stage = el("div", { class: "stage", role: "img", "aria-label": "the input volume" },
       this.scene, this.lines);
@@ -31,7 +33,7 @@ export class Volume {
 
   follow() {
     const tell = (act) => (event) => {
-      const found = this.flat ? this.under(event) : this.inside(event);
+      const found = this.one ? this.under(event) : this.inside(event);
       if (found) act(...found);
     };
     this.scene.classList.add("live");
@@ -50,7 +52,7 @@ export class Volume {
   // The same where all slices are one picture: the foremost one that lies there.
   under(event) {
     const { H, W } = this.volume;
-    const box = this.flat.getBoundingClientRect();
+    const box = this.picture.getBoundingClientRect();
     const at = [event.clientX - box.left - box.width / 2, event.clientY - box.top - box.height / 2];
     for (const c of this.slices) {
       const [a, b, , d, e, f] = this.matrix(c);
@@ -73,7 +75,9 @@ export class Volume {
     while (this.canvases.length < this.slices.length) this.canvases.push(el("canvas"));
     this.slices.forEach((c, at) =>
       this.paint(this.canvases[at], x.subarray(c * H * W, (c + 1) * H * W), this.most));
-    if (this.flat) this.flatten();
+    this.one = this.flat || this.slices.length > APART;
+    this.scene.classList.toggle("flat", this.one);
+    if (this.one) this.flatten();
     else this.stack();
     this.point();
   }
@@ -96,9 +100,10 @@ export class Volume {
     const { H, W } = this.volume;
     const sharp = 2;
     const [width, height] = this.box;
-    Object.assign(this.flat, { width: sharp * width, height: sharp * height });
-    this.flat.style.cssText = `width:${width}px;height:${height}px`;
-    const pen = this.flat.getContext("2d");
+    this.scene.replaceChildren(this.picture);
+    Object.assign(this.picture, { width: sharp * width, height: sharp * height });
+    this.picture.style.cssText = `width:${width}px;height:${height}px`;
+    const pen = this.picture.getContext("2d");
     pen.imageSmoothingEnabled = false;
     pen.globalAlpha = 0.8;
     pen.strokeStyle = getComputedStyle(this.caption).color;
