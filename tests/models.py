@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, parametrize
 
 from onebyone.errors import ModelError, OneByOneError
 
@@ -136,6 +136,23 @@ class Standardized(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
         return F.conv2d(input, weight, self.bias, self.stride, self.padding)
+
+
+class Attended(nn.Conv2d):
+    """A convolution whose weights each batch computes for itself."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.conv2d(input, self.weight * (1 + input.mean()), self.bias)
+
+
+class Turning(nn.Module):
+    """A parametrization that counts how often it was asked."""
+
+    calls = 0
+
+    def forward(self, weight: Tensor) -> Tensor:
+        self.calls += 1
+        return weight + 1e-4 * (self.calls % 7)
 
 
 class Functional(nn.Module):
@@ -364,6 +381,12 @@ def _weight_norm() -> nn.Module:
     return parametrizations.weight_norm(nn.Conv2d(16, 16, 3))
 
 
+def _turning() -> nn.Module:
+    layer = nn.Conv2d(16, 16, 3)
+    parametrize.register_parametrization(layer, "weight", Turning())
+    return layer
+
+
 def _layer(layer: Callable[[], nn.Module], channels: int = 16) -> Callable[[], nn.Module]:
     """A stem, then the layer in question as `first.1`."""
     return lambda: head(nn.Sequential(nn.Conv2d(4, 16, 3, padding=1), layer()), channels)
@@ -401,10 +424,12 @@ TRAPS: dict[str, Trap] = {
     "tied embedding": Trap(TiedEmbedding, refused={"decoder": "tied to that of embedding"}),
     "root is a convolution": Trap(lambda: nn.Conv2d(16, 16, 3), (16, 12, 12)),
     "root is pointwise": Trap(lambda: nn.Conv2d(32, 32, 1), (32, 12, 12)),
-    "subclass": Trap(
-        _layer(lambda: Standardized(16, 16, 3)), refused={"first.1": "not one of the plain layers"}
+    "subclass": Trap(_layer(lambda: Standardized(16, 16, 3))),
+    "weights by the data": Trap(
+        _layer(lambda: Attended(16, 16, 3)), refused={"first.1": "not one of the plain layers"}
     ),
-    "parametrised": Trap(_layer(_weight_norm), refused={"first.1": "parametrised"}),
+    "parametrised": Trap(_layer(_weight_norm)),
+    "parametrised by turns": Trap(_layer(_turning), refused={"first.1": "parametrised"}),
     "weight used directly": Trap(Functional, refused={"conv": "never ran"}),
     "weight used directly too": Trap(
         lambda: Functional(also_called=True), refused={"conv": "reads its attribute `weight`"}

@@ -24,7 +24,7 @@ from onebyone.forms import KEPT
 from onebyone.lockstep import Lockstep
 from onebyone.narrowing.cutting import cut_model
 from onebyone.narrowing.spaces import kept_entries, narrowed
-from onebyone.padded import plain
+from onebyone.plain import plain
 from onebyone.planning import Decision, Plan
 from onebyone.running import release_memory, suited
 from onebyone.sampling import choose_positions, output_rows, patch_rows, positions_of

@@ -20,7 +20,7 @@ from onebyone.moments import Moments, add_products
 from onebyone.narrowing.finding import find_spaces
 from onebyone.narrowing.ordering import channel_orders
 from onebyone.narrowing.spaces import Space, blocks_read
-from onebyone.padded import plain
+from onebyone.plain import plain
 from onebyone.running import call, release_memory, suited
 from onebyone.sampling import choose_positions, output_rows, patch_rows, positions_of
 from onebyone.sensing import send_back, stand_in
@@ -122,7 +122,7 @@ def observe(
     v ~ N(0, I). The model comes back as it was.
     memory: bytes that the pass may take for activations; progress: told the fraction done.
     Processes that torchrun started share the batches, and each gets the sums over all.
-    Convolutions of classes of their own that only pad are seen as plain ones (`onebyone.padded`).
+    Layers of classes of their own that compute what a plain one does are seen as such (`onebyone.plain`).
     Raises ModelError for a model that fails on the images, returns NaN or has nothing to change.
     """
     inputs, world = open_images(images).inputs, World.current()
