@@ -453,9 +453,9 @@ TRAPS: dict[str, Trap] = {
         lambda: head(nn.Sequential(nn.Conv3d(2, 8, 3), nn.Conv3d(8, 16, (1, 3, 3))), dims=3),
         (2, 4, 8, 8),
     ),
-    "transposed": Trap(
-        _layer(lambda: nn.ConvTranspose2d(16, 16, 2, stride=2)),
-        refused={"first.1": "conv.ConvTranspose2d is not one of the plain layers"},
+    "transposed": Trap(_layer(lambda: nn.ConvTranspose2d(16, 16, 2, stride=2))),
+    "transposed, over one another": Trap(
+        _layer(lambda: nn.ConvTranspose2d(16, 16, 4, 2, 1, groups=2, output_padding=1))
     ),
     "two inputs": Trap(TwoInputs, error=(ModelError, "the network fails on an input")),
     "tuple output": Trap(lambda: Wrapped("tuple")),

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from onebyone.conv import CONVOLUTIONS
+from onebyone.conv import CONVOLUTIONS, TRANSPOSED
 from onebyone.running import call, suited
 from onebyone.surveying import PLAIN, used_otherwise
 from onebyone.tree import (
@@ -159,6 +159,12 @@ def _made(layer: nn.Module, found: Computed) -> nn.Module:
     options = {"bias": found.bias is not None, "device": "meta"}
     if not axes:
         made: nn.Module = nn.Linear(weight.shape[1], len(weight), **options)
+    elif geometry.transposed:
+        made = TRANSPOSED[axes](
+            len(weight), weight.shape[1] * geometry.groups, tuple(weight.shape[2:]),
+            stride=geometry.stride, padding=padding, output_padding=geometry.output_padding,
+            dilation=geometry.dilation, groups=geometry.groups, **options,
+        )  # fmt: skip
     else:
         made = CONVOLUTIONS[axes](
             weight.shape[1] * geometry.groups, len(weight), tuple(weight.shape[2:]),

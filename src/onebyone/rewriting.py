@@ -302,9 +302,9 @@ def _regrouped(job: _Job, own: nn.Module, patches: Tensor, targets: Tensor) -> n
 
 def _unchanged(own: nn.Module, conv: ConvSpec, patches: Tensor, targets: Tensor) -> bool:
     """Whether the layer's own weights give the targets already, within rounding."""
-    kernel: Tensor = own.weight.detach()  # type: ignore[assignment]
-    rows = kernel.reshape(conv.groups, len(kernel) // conv.groups, -1, conv.taps).transpose(2, 3)
-    given = group_features(patches, conv.groups) @ rows.flatten(2).float().transpose(1, 2)
+    kernel = kernel_of(own)
+    rows = kernel.reshape(conv.groups, len(kernel) // conv.groups, -1)
+    given = group_features(patches, conv.groups) @ rows.float().transpose(1, 2)
     rest = targets - given.transpose(0, 1).reshape(targets.shape)
     bias = own._parameters["bias"]
     if bias is not None:

@@ -189,8 +189,9 @@ def _needs(model: nn.Module, layers: dict[str, LayerStatistics]) -> dict[str, Te
     needs: dict[str, Tensor] = {}
     for name, seen in layers.items():
         if seen.channels.size:
-            weight: Tensor = modules[name].weight.detach()  # type: ignore[assignment]
-            kernel = weight.reshape(len(weight), seen.channels.size, -1).transpose(1, 2).cpu()
+            kernel = kernel_of(modules[name]).cpu()
+            if kernel.shape[2] != seen.channels.size:  # a linear layer behind a flattened map
+                kernel = kernel.reshape(len(kernel), seen.channels.size, -1).transpose(1, 2)
             if seen.gradients.ndim == 2:
                 needs[name] = input_form(kernel, seen.taps, seen.gradients)
             else:
@@ -300,7 +301,7 @@ class _Recorder:
         """Positions to sample in each item, so that the sampling stays cheap beside the layer."""
         conv = seen.conv
         assert conv is not None
-        share = WORK_SHARE * conv.macs(seen.positions_out) * self.images / macs_per_row
+        share = WORK_SHARE * seen.macs * self.images / macs_per_row
         rows = max(min(share, MOST_ROWS), LEAST_ROWS, 4 * width)
         wanted = ceil(rows / (self.images * seen.items_per_image * seen.calls))
         return choose_positions(len(y), positions_of(conv, y), wanted, self.generator)

@@ -15,13 +15,19 @@ from onebyone.conv import PaddingMode
 from onebyone.tree import evaluating, tensors_in
 
 _OF_CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+_OF_TRANSPOSED = (*_OF_CONV[:5], "output_padding", "groups", "dilation")
 CALLS: dict[Callable[..., Any], tuple[str, ...]] = {
     F.conv1d: _OF_CONV,
     F.conv2d: _OF_CONV,
     F.conv3d: _OF_CONV,
     F.linear: ("input", "weight", "bias"),
+    F.conv_transpose1d: _OF_TRANSPOSED,
+    F.conv_transpose2d: _OF_TRANSPOSED,
+    F.conv_transpose3d: _OF_TRANSPOSED,
 }
-ABSENT = {"bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1}
+ABSENT = {
+    "bias": None, "stride": 1, "padding": 0, "output_padding": 0, "dilation": 1, "groups": 1,
+}  # fmt: skip
 MODES: dict[str, PaddingMode] = {
     "constant": "zeros", "reflect": "reflect", "replicate": "replicate", "circular": "circular",
 }  # fmt: skip
@@ -48,6 +54,8 @@ class Geometry:
     groups: int
     same: bool
     mode: PaddingMode
+    transposed: bool
+    output_padding: tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,9 +113,9 @@ class _Watch(TorchFunctionMode):
             self.made = result
             self._pad(*args[1:], **kwargs)
         elif func in CALLS and self.found is None:
-            self.found = self._computed(
-                ABSENT | dict(zip(CALLS[func], args, strict=False)) | kwargs, result
-            )
+            names = CALLS[func]
+            given = ABSENT | dict(zip(names, args, strict=False)) | kwargs
+            self.found = self._computed(given, names is _OF_TRANSPOSED, result)
             self.odd |= self.found is None
         else:
             self.odd = True
@@ -124,7 +132,7 @@ class _Watch(TorchFunctionMode):
         self.pads = tuple(zip(sizes[::2], sizes[1::2], strict=True))[::-1]
         self.mode = MODES.get(mode, "zeros")
 
-    def _computed(self, given: dict[str, Any], output: Tensor) -> Computed | None:
+    def _computed(self, given: dict[str, Any], transposed: bool, output: Tensor) -> Computed | None:
         """The call as a map of the layer's input; None where it is none of a plain layer."""
         weight, fed = given["weight"], self.inputs if self.made is None else self.made
         others = [t for t in (weight, given["bias"]) if t is not None]
@@ -137,7 +145,9 @@ class _Watch(TorchFunctionMode):
         added = _each(0 if isinstance(given["padding"], str) else given["padding"], axes)
         own = self.pads or ((0, 0),) * axes
         padded = any(map(any, own))
-        if len(own) != axes or (padded and (same or (self.mode != "zeros" and any(added)))):
+        if len(own) != axes or (padded and (same or transposed)):
+            return None
+        if padded and self.mode != "zeros" and any(added):
             return None
         if self.mode != "zeros" and any(before != after for before, after in own):
             return None
@@ -145,7 +155,8 @@ class _Watch(TorchFunctionMode):
             _each(given["stride"], axes),
             tuple((a + p, b + p) for (a, b), p in zip(own, added, strict=True)),
             _each(given["dilation"], axes), given["groups"], same,
-            self.mode if padded else "zeros",
+            self.mode if padded else "zeros", transposed,
+            _each(given["output_padding"], axes) if transposed else (),
         )  # fmt: skip
         return Computed(geometry, weight, given["bias"], output)
 
