@@ -236,6 +236,15 @@ def test_networks_are_slimmed_saved_and_loaded(name: str, tmp_path: Path) -> Non
     torch.testing.assert_close(outputs(program, x[:1]), outputs(slimmed.model, x[:1]))
 
 
+def test_an_exported_program_is_loaded_with_its_layers(tmp_path: Path) -> None:
+    model, x = made(own.pictures), images(1, 24, 1, 1)
+    torch.export.save(torch.export.export(model, (x,)), tmp_path / "model.pt2")
+    loaded = obo.load(str(tmp_path / "model.pt2")).model
+    found = [ConvSpec.of(m) for m in loaded.modules() if isinstance(m, nn.ConvTranspose2d)]
+    assert found == [ConvSpec.of(m) for m in model if isinstance(m, nn.ConvTranspose2d)]  # type: ignore[union-attr]
+    torch.testing.assert_close(outputs(loaded, x), outputs(model, x))
+
+
 def test_a_plan_survives_json() -> None:
     model, x = network(LAYERS["dilated"]), images(8, 4, 8, 8)
     plan, _ = kept(model, x)
