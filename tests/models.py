@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils import parametrizations
 
 from onebyone.errors import ModelError, OneByOneError
 
@@ -143,16 +143,6 @@ class Attended(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         return F.conv2d(input, self.weight * (1 + input.mean()), self.bias)
-
-
-class Turning(nn.Module):
-    """A parametrization that counts how often it was asked."""
-
-    calls = 0
-
-    def forward(self, weight: Tensor) -> Tensor:
-        self.calls += 1
-        return weight + 1e-4 * (self.calls % 7)
 
 
 class Functional(nn.Module):
@@ -381,9 +371,9 @@ def _weight_norm() -> nn.Module:
     return parametrizations.weight_norm(nn.Conv2d(16, 16, 3))
 
 
-def _turning() -> nn.Module:
-    layer = nn.Conv2d(16, 16, 3)
-    parametrize.register_parametrization(layer, "weight", Turning())
+def _normed_and_hooked() -> nn.Module:
+    layer = _weight_norm()
+    layer.register_forward_hook(_doubled)
     return layer
 
 
@@ -429,7 +419,9 @@ TRAPS: dict[str, Trap] = {
         _layer(lambda: Attended(16, 16, 3)), refused={"first.1": "not one of the plain layers"}
     ),
     "parametrised": Trap(_layer(_weight_norm)),
-    "parametrised by turns": Trap(_layer(_turning), refused={"first.1": "parametrised"}),
+    "parametrised, with a hook": Trap(
+        _layer(_normed_and_hooked), refused={"first.1": "parametrised"}
+    ),
     "weight used directly": Trap(Functional, refused={"conv": "never ran"}),
     "weight used directly too": Trap(
         lambda: Functional(also_called=True), refused={"conv": "reads its attribute `weight`"}

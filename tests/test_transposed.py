@@ -23,6 +23,8 @@ from onebyone.conv import TRANSPOSED, ConvSpec, as_weight, kernel_of
 from onebyone.errors import OneByOneError
 from onebyone.forms import FORMS
 from onebyone.narrowing import cutting
+from onebyone.pacing.graphs import opened
+from onebyone.pacing.sites import sites_of
 from onebyone.surveying import survey
 
 THIN = [name for name, form in FORMS.items() if form.ranks]
@@ -253,6 +255,19 @@ def test_a_plan_survives_json() -> None:
     assert again.decisions == plan.decisions
     assert "transposed" not in values["layers"][0]["conv"]
     assert again.of("first.2").conv == ConvSpec.of(model.get_submodule("first.2"))
+
+
+@pytest.mark.parametrize(("form", "ranks"), [("keep", ()), ("tucker2", (4, 4)), ("spatial", (4,))])
+def test_a_runtime_runs_its_forms_by_themselves(
+    form: str, ranks: tuple[int, ...], tmp_path: Path
+) -> None:
+    pytest.importorskip("onnxruntime")
+    model = network(LAYERS["3×3, stride 2, one more"])
+    site = sites_of(model, images(1, 4, 8, 8))["first.2"][0]
+    parts = [part.conv for part in FORMS[form].parts(site.conv, ranks)]
+    eager = opened("eager", site, parts, tmp_path, 1)()
+    (other,) = opened("onnx", site, parts, tmp_path, 1)()  # type: ignore[misc]
+    torch.testing.assert_close(torch.as_tensor(other), eager)
 
 
 class Sized(nn.Module):
