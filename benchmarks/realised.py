@@ -32,7 +32,7 @@ from onebyone.pacing.pace import LayerTimes, drawn, runtime_named, timed_plan  #
 from onebyone.pacing.sites import sites_of  # noqa: E402
 from onebyone.pacing.timetable import Timetable  # noqa: E402
 from onebyone.pacing.whole import Ratio, Stopwatch  # noqa: E402
-from onebyone.padded import plain  # noqa: E402
+from onebyone.plain import plain  # noqa: E402
 from onebyone.planning import Budget, Plan, Planner, Times  # noqa: E402
 
 NETWORKS = (

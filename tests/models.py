@@ -138,6 +138,13 @@ class Standardized(nn.Conv2d):
         return F.conv2d(input, weight, self.bias, self.stride, self.padding)
 
 
+class Attended(nn.Conv2d):
+    """A convolution whose weights each batch computes for itself."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.conv2d(input, self.weight * (1 + input.mean()), self.bias)
+
+
 class Functional(nn.Module):
     """Uses its convolution's weight itself and never calls it."""
 
@@ -364,6 +371,12 @@ def _weight_norm() -> nn.Module:
     return parametrizations.weight_norm(nn.Conv2d(16, 16, 3))
 
 
+def _normed_and_hooked() -> nn.Module:
+    layer = _weight_norm()
+    layer.register_forward_hook(_doubled)
+    return layer
+
+
 def _layer(layer: Callable[[], nn.Module], channels: int = 16) -> Callable[[], nn.Module]:
     """A stem, then the layer in question as `first.1`."""
     return lambda: head(nn.Sequential(nn.Conv2d(4, 16, 3, padding=1), layer()), channels)
@@ -401,10 +414,14 @@ TRAPS: dict[str, Trap] = {
     "tied embedding": Trap(TiedEmbedding, refused={"decoder": "tied to that of embedding"}),
     "root is a convolution": Trap(lambda: nn.Conv2d(16, 16, 3), (16, 12, 12)),
     "root is pointwise": Trap(lambda: nn.Conv2d(32, 32, 1), (32, 12, 12)),
-    "subclass": Trap(
-        _layer(lambda: Standardized(16, 16, 3)), refused={"first.1": "not one of the plain layers"}
+    "subclass": Trap(_layer(lambda: Standardized(16, 16, 3))),
+    "weights by the data": Trap(
+        _layer(lambda: Attended(16, 16, 3)), refused={"first.1": "not one of the plain layers"}
     ),
-    "parametrised": Trap(_layer(_weight_norm), refused={"first.1": "parametrised"}),
+    "parametrised": Trap(_layer(_weight_norm)),
+    "parametrised, with a hook": Trap(
+        _layer(_normed_and_hooked), refused={"first.1": "parametrised"}
+    ),
     "weight used directly": Trap(Functional, refused={"conv": "never ran"}),
     "weight used directly too": Trap(
         lambda: Functional(also_called=True), refused={"conv": "reads its attribute `weight`"}
@@ -428,9 +445,9 @@ TRAPS: dict[str, Trap] = {
         lambda: head(nn.Sequential(nn.Conv3d(2, 8, 3), nn.Conv3d(8, 16, (1, 3, 3))), dims=3),
         (2, 4, 8, 8),
     ),
-    "transposed": Trap(
-        _layer(lambda: nn.ConvTranspose2d(16, 16, 2, stride=2)),
-        refused={"first.1": "conv.ConvTranspose2d is not one of the plain layers"},
+    "transposed": Trap(_layer(lambda: nn.ConvTranspose2d(16, 16, 2, stride=2))),
+    "transposed, over one another": Trap(
+        _layer(lambda: nn.ConvTranspose2d(16, 16, 4, 2, 1, groups=2, output_padding=1))
     ),
     "two inputs": Trap(TwoInputs, error=(ModelError, "the network fails on an input")),
     "tuple output": Trap(lambda: Wrapped("tuple")),

@@ -84,6 +84,28 @@ class Generator(nn.Module):
         ).tanh()
 
 
+def pictures() -> nn.Sequential:
+    """The generator of a DCGAN: transposed convolutions alone, from a vector."""
+    layers: list[nn.Module] = []
+    for c_in, c_out, stride, padding in ((24, 48, 1, 0), (48, 32, 2, 1), (32, 16, 2, 1)):
+        layers += [
+            nn.ConvTranspose2d(c_in, c_out, 4, stride, padding, bias=False), nn.BatchNorm2d(c_out),
+            nn.ReLU(True),
+        ]  # fmt: skip
+    return nn.Sequential(*layers, nn.ConvTranspose2d(16, 3, 4, 2, 1, bias=False), nn.Tanh())
+
+
+def speech() -> nn.Sequential:
+    """A decoder of sound with weight normalization: wide transposed kernels, large strides."""
+    normed = nn.utils.parametrizations.weight_norm
+    return nn.Sequential(
+        normed(nn.Conv1d(10, 48, 7, padding=3)), nn.LeakyReLU(0.1),
+        normed(nn.ConvTranspose1d(48, 32, 16, 8, 4)), nn.LeakyReLU(0.1),
+        normed(nn.ConvTranspose1d(32, 16, 5, 2, 2, output_padding=1)), nn.LeakyReLU(0.1),
+        normed(nn.Conv1d(16, 1, 7, padding=3)), nn.Tanh(),
+    )  # fmt: skip
+
+
 def sound() -> nn.Sequential:
     """A 1D network with strides and dilation."""
     return nn.Sequential(

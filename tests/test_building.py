@@ -13,7 +13,7 @@ from test_forms import cases
 from torch import Tensor, nn
 
 from onebyone.building import fill, skeleton
-from onebyone.conv import ConvSpec
+from onebyone.conv import CONVOLUTIONS, ConvSpec, as_weight
 from onebyone.factorize.factors import Factors
 from onebyone.forms import FORMS, KEPT
 
@@ -70,8 +70,7 @@ def check_reconstruction(
     built = fill(skeleton(layer, form, ranks), form, factors)
     direct = copy.deepcopy(layer).double()
     with torch.no_grad():
-        kernel = reconstructed(factors, conv).transpose(1, 2)
-        direct.weight.copy_(kernel.reshape(direct.weight.shape))  # type: ignore[union-attr,arg-type,operator]
+        direct.weight.copy_(as_weight(direct, reconstructed(factors, conv)))  # type: ignore[union-attr,arg-type,operator]
         if direct.bias is not None:
             direct.bias.copy_(factors.bias)  # type: ignore[operator]
         expected = direct(x.double())
@@ -116,6 +115,8 @@ def test_the_skeleton_carries_the_layers_state(
         assert parameter.dtype == torch.bfloat16
         assert parameter.device == layer.weight.device  # type: ignore[union-attr]
     plain = {type(layer), nn.Sequential}
+    if ConvSpec.of(layer).transposed:  # the 1×1 around it
+        plain.add(CONVOLUTIONS[len(ConvSpec.of(layer).kernel)])
     assert {type(m) for m in block.modules()} <= plain
     if form in KEPT:
         mode = ConvSpec.of(layer).padding_mode  # has no effect where nothing is padded

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from onebyone.conv import ConvSpec
+from onebyone.conv import TRANSPOSED, ConvSpec, as_weight, kernel_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same'")
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -33,6 +33,8 @@ def layers(
         return _filled(nn.Linear(c_in, c_out, bias=bias), (2, *axes, c_in), generator)
     kernel = draw(st.tuples(*[st.integers(1, 4)] * d))
     dilation = draw(st.tuples(*[st.integers(1, 2)] * d))
+    if draw(st.booleans()):
+        return _transposed(draw, c_in, c_out, kernel, dilation, groups, bias, generator)
     padding = draw(
         st.one_of(st.just("same"), st.just("valid"), st.tuples(*[st.integers(0, 2)] * d))
     )
@@ -43,6 +45,22 @@ def layers(
         c_in, c_out, kernel, stride=stride, padding=padding, dilation=dilation, groups=groups,
         bias=bias, padding_mode=draw(st.sampled_from(MODES)),
     )  # fmt: skip
+    return _filled(layer, (2, c_in, *size), generator)
+
+
+def _transposed(
+    draw: st.DrawFn, c_in: int, c_out: int, kernel: tuple[int, ...], dilation: tuple[int, ...],
+    groups: int, bias: bool, generator: torch.Generator,
+) -> tuple[nn.Module, Tensor]:  # fmt: skip
+    d = len(kernel)
+    stride = draw(st.tuples(*[st.integers(1, 3)] * d))
+    reach = [e * (k - 1) for k, e in zip(kernel, dilation, strict=True)]
+    more = tuple(draw(st.integers(0, max(s, e) - 1)) for s, e in zip(stride, dilation, strict=True))
+    layer = TRANSPOSED[d](
+        c_in, c_out, kernel, stride=stride, padding=tuple(min(r, draw(st.integers(0, 2))) for r in reach),
+        output_padding=more, dilation=dilation, groups=groups, bias=bias,
+    )  # fmt: skip
+    size = [draw(st.integers(2, 5 if d < 3 else 3)) for _ in kernel]
     return _filled(layer, (2, c_in, *size), generator)
 
 
@@ -77,7 +95,7 @@ def check_cost(layer: nn.Module, x: Tensor) -> None:
     conv, y = ConvSpec.of(layer), layer(x)
     if conv.kernel:
         assert conv.output_size(tuple(x.shape[2:])) == tuple(y.shape[2:])
-    assert conv.macs(positions(layer, y)) == counted_macs(layer, x)
+    assert conv.macs(positions(layer, x if conv.transposed else y)) == counted_macs(layer, x)
     assert conv.params == counted_params(layer)
 
 
@@ -90,7 +108,9 @@ def test_cost_is_that_of_pytorch(case: tuple[nn.Module, Tensor]) -> None:
 def test_fields_rebuild_the_layer(case: tuple[nn.Module, Tensor]) -> None:
     layer, _ = case
     conv = ConvSpec.of(layer)
-    assert (conv.c_out, conv.c_in // conv.groups, *conv.kernel) == tuple(layer.weight.shape)  # type: ignore[union-attr,arg-type]
+    kernel = kernel_of(layer)
+    assert (conv.c_out, conv.taps, conv.c_in // conv.groups) == tuple(kernel.shape)
+    assert torch.equal(as_weight(layer, kernel), layer.weight)  # type: ignore[arg-type]
     assert conv.bias == (layer.bias is not None)
     assert conv.taps == prod(conv.kernel)
     assert conv.pointwise == (conv.taps == 1)
@@ -110,6 +130,7 @@ def test_the_worked_example() -> None:
         (nn.Conv2d(64, 128, 3, stride=2), "64→128 3×3 /2"),
         (nn.Conv2d(8, 8, (1, 5), stride=(1, 2), groups=8), "8→8 1×5 /1×2 groups 8"),
         (nn.Conv3d(1, 2, 3, dilation=2), "1→2 3×3×3 dilation 2"),
+        (nn.ConvTranspose2d(64, 32, 4, stride=2), "64→32 4×4 transposed /2"),
         (nn.Linear(512, 10), "512→10"),
     ],
 )
@@ -117,7 +138,7 @@ def test_text(layer: nn.Module, text: str) -> None:
     assert ConvSpec.of(layer).text() == text
 
 
-@pytest.mark.parametrize("layer", [nn.ConvTranspose2d(1, 1, 2), nn.ReLU(), nn.Bilinear(2, 2, 2)])
+@pytest.mark.parametrize("layer", [nn.BatchNorm2d(2), nn.ReLU(), nn.Bilinear(2, 2, 2)])
 def test_other_layers_have_no_geometry(layer: nn.Module) -> None:
     with pytest.raises(TypeError, match=f"not {type(layer).__name__}"):
         ConvSpec.of(layer)

@@ -27,7 +27,7 @@ matching sides diffing
 factorize factorize.metric factorize.least_squares factorize.reduced_rank factorize.squeeze
 factorize.alternate factorize.spatial factorize.factors factorize.balance factorize.fit factorize.grouped
 factorize.selection
-surveying padded narrowing narrowing.spaces narrowing.files narrowing.cutting narrowing.marks
+surveying watching plain narrowing narrowing.spaces narrowing.files narrowing.cutting narrowing.marks
 narrowing.following narrowing.finding narrowing.ordering moments statistics
 deepening deepening.insertions deepening.files deepening.flow deepening.places deepening.candidates
 deepening.filling

@@ -113,8 +113,8 @@ def _geometry(**changes: Callable[[ConvSpec], Any]) -> Callable[[Patch], object]
 
 
 def _flipped(patch: Patch) -> None:
-    right = building._set
-    patch.setattr(building, "_set", lambda p, v: right(p, v.flip(1) if v.ndim == 3 else v))
+    right = building.as_weight
+    patch.setattr(building, "as_weight", lambda layer, kernel: right(layer, kernel.flip(1)))
 
 
 GEOMETRY = {

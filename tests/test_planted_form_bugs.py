@@ -22,14 +22,13 @@ pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same'")
 
 
 def _taps_after_channels(patch: Patch) -> None:
-    right = building._set
+    right = building.as_weight
 
-    def wrong(parameter: Tensor, values: Tensor) -> None:
-        if values.ndim == 3 and parameter.ndim == 4 and parameter.shape[2:] == (3, 1):
-            values = values.transpose(1, 2)
-        right(parameter, values)
+    def wrong(layer: nn.Module, kernel: Tensor) -> Tensor:
+        shape: tuple[int, ...] = layer.weight.shape  # type: ignore[assignment]
+        return kernel.reshape(shape) if shape[2:] == (3, 1) else right(layer, kernel)
 
-    patch.setattr(building, "_set", wrong)
+    patch.setattr(building, "as_weight", wrong)
 
 
 def _channels_before_taps(patch: Patch) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from test_conv import layers
 from torch import Tensor, nn
 
-from onebyone.conv import ConvSpec
+from onebyone.conv import ConvSpec, kernel_of
 from onebyone.sampling import choose_positions, output_rows, patch_rows, positions_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same'")
@@ -25,8 +25,7 @@ def check_rows(layer: nn.Module, x: Tensor, wanted: int) -> None:
         count = positions_of(conv, y)
         chosen = choose_positions(len(y), count, wanted, generator)
         patches, outputs = patch_rows(conv, x, chosen), output_rows(conv, y, chosen)
-        kernel = layer.weight.reshape(conv.c_out, conv.c_in, conv.taps).transpose(1, 2)  # type: ignore[union-attr,operator]
-        given_by_patches = torch.einsum("nkc,okc->no", patches, kernel.float())
+        given_by_patches = torch.einsum("nkc,okc->no", patches, kernel_of(layer).float())
         if layer.bias is not None:
             given_by_patches = given_by_patches + layer.bias.float()  # type: ignore[operator]
         first = layer(x)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from onebyone.conv import CONVOLUTIONS, ConvSpec
+from onebyone.conv import CONVOLUTIONS, TRANSPOSED, ConvSpec, as_weight
 from onebyone.factorize.factors import Factors
 from onebyone.forms import FORMS, KEPT
 
@@ -37,6 +37,12 @@ def plain_layer(layer: nn.Module, conv: ConvSpec) -> nn.Module:
     options = {"bias": conv.bias, "device": weight.device, "dtype": weight.dtype}
     if not conv.kernel:
         made: nn.Module = nn.utils.skip_init(nn.Linear, conv.c_in, conv.c_out, **options)
+    elif conv.transposed:
+        made = nn.utils.skip_init(
+            TRANSPOSED[len(conv.kernel)], conv.c_in, conv.c_out, conv.kernel, stride=conv.stride,
+            padding=tuple(before for before, _ in conv.padding), output_padding=conv.output_padding,
+            dilation=conv.dilation, groups=conv.groups, **options,
+        )  # fmt: skip
     else:
         padding = 0
         if any(map(any, conv.padding)):
@@ -63,16 +69,16 @@ def _channels_last(weight: Tensor) -> bool:
 def fill(block: nn.Module, form: str, factors: Factors) -> nn.Module:
     """Put factors into a skeleton, in place; values too small for the dtype's normal range become 0."""
     parts = [block] if form in KEPT else list(block.children())
-    weights: list[Tensor] = [factors.core.transpose(1, 2)]
+    kernels: list[Tensor] = [factors.core]
     if factors.reduce is not None:
-        inside: int = parts[0].weight.shape[1]  # type: ignore[index,assignment]
-        reduce = factors.reduce.reshape(len(factors.reduce), -1, inside)  # taps first
-        weights.insert(0, reduce.transpose(1, 2))
+        first = ConvSpec.of(parts[0])
+        inside = first.c_in // first.groups
+        kernels.insert(0, factors.reduce.reshape(len(factors.reduce), -1, inside))  # taps first
     if factors.expand is not None:
-        weights.append(factors.expand)
+        kernels.append(factors.expand[:, None])
     with torch.no_grad():
-        for part, weight in zip(parts, weights, strict=True):
-            _set(part.weight, weight)  # type: ignore[arg-type]
+        for part, kernel in zip(parts, kernels, strict=True):
+            _set(part.weight, as_weight(part, kernel))  # type: ignore[arg-type]
         if parts[-1].bias is not None:
             _set(parts[-1].bias, factors.bias)  # type: ignore[arg-type]
     return block

@@ -156,6 +156,8 @@ def _tails(
                 )
             ]
     samples = {"out": layer.outputs.samples, "in": layer.channels.samples}
+    if conv.transposed:  # most of what its patches hold are zeros between and around the pixels
+        samples["in"] = min(samples["in"], statistics.images * seen.positions_in)
     return {
         side: unseen((tails(torch.stack(groups).sum(0)) / 2).numpy(), samples.get(side))
         for side, groups in energy.items()

@@ -12,12 +12,30 @@ from torch import Tensor, nn
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 Grid = Literal["inside", "between", "outside"]
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 
 
 def kernel_of(layer: nn.Module) -> Float[Tensor, "c_out taps c_in_of_group"]:
     """A convolution's or a linear layer's weights, detached, tap by tap; a linear layer has one tap."""
     weight: Tensor = layer.weight.detach()  # type: ignore[assignment]
+    if (
+        isinstance(layer, nn.modules.conv._ConvNd) and layer.transposed
+    ):  # (c_in, c_out of a group, …)
+        groups = layer.groups
+        parts = weight.reshape(groups, len(weight) // groups, weight.shape[1], -1)
+        return parts.permute(0, 2, 3, 1).flatten(0, 1)
     return weight.reshape(*weight.shape[:2], -1).transpose(1, 2)
+
+
+def as_weight(
+    layer: nn.Module, kernel: Float[Tensor, "c_out taps c_in_of_group"]
+) -> Float[Tensor, ...]:
+    """A kernel in the layout of the layer's own weight: the way back from `kernel_of`."""
+    shape: tuple[int, ...] = layer.weight.shape  # type: ignore[assignment]
+    if isinstance(layer, nn.modules.conv._ConvNd) and layer.transposed:
+        parts = kernel.reshape(layer.groups, shape[1], *kernel.shape[1:])
+        return parts.permute(0, 3, 1, 2).reshape(shape)
+    return kernel.transpose(1, 2).reshape(shape)
 
 
 @dataclass(frozen=True)
@@ -44,7 +62,9 @@ class ConvSpec:
     """The geometry of a convolution over d spatial axes; a linear layer is one with d = 0.
 
     `kernel`, `stride`, `padding` and `dilation` have d entries each; `padding` holds a
-    (before, after) pair per axis, since "same" padding of even kernels is lopsided.
+    (before, after) pair per axis, since "same" padding of even kernels is lopsided. A transposed
+    convolution spreads each input pixel over the outputs, `stride` apart; its padding is what the
+    output lacks around, `output_padding` what it has more at the end.
     """
 
     c_in: int
@@ -56,13 +76,15 @@ class ConvSpec:
     groups: int = 1
     padding_mode: PaddingMode = "zeros"
     bias: bool = True
+    transposed: bool = False
+    output_padding: tuple[int, ...] = ()
 
     @staticmethod
     def of(layer: nn.Module) -> ConvSpec:
-        """The geometry of an `nn.Conv1d`, `nn.Conv2d`, `nn.Conv3d` or `nn.Linear`."""
+        """The geometry of a convolution of PyTorch, a transposed one, or an `nn.Linear`."""
         if isinstance(layer, nn.Linear):
             return ConvSpec(layer.in_features, layer.out_features, bias=layer.bias is not None)
-        if not isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        if not isinstance(layer, nn.modules.conv._ConvNd):
             raise TypeError(
                 f"a convolution or linear layer is expected, not {type(layer).__name__}"
             )
@@ -78,6 +100,7 @@ class ConvSpec:
         return ConvSpec(
             layer.in_channels, layer.out_channels, kernel, tuple(layer.stride), padding, dilation,
             layer.groups, layer.padding_mode, layer.bias is not None,  # type: ignore[arg-type]
+            layer.transposed, tuple(layer.output_padding) if layer.transposed else (),
         )  # fmt: skip
 
     @property
@@ -110,8 +133,13 @@ class ConvSpec:
         """Weights and biases: c_out · (c_in / groups · taps + bias)."""
         return self.c_out * (self.c_in // self.groups * self.taps + self.bias)
 
+    @property
+    def grid(self) -> Grid:
+        """Whose positions `macs` counts: each input of a transposed convolution meets every tap."""
+        return "inside" if self.transposed else "outside"
+
     def macs(self, positions: int) -> int:
-        """Multiply–accumulates for so many output positions: positions · c_out · c_in / groups · taps.
+        """Multiply–accumulates for so many positions of `grid`: positions · c_out · c_in / groups · taps.
 
         Products with padding are counted, the bias is not.
         """
@@ -119,6 +147,14 @@ class ConvSpec:
 
     def output_size(self, size: tuple[int, ...]) -> tuple[int, ...]:
         """Spatial output size for a spatial input size; empty for a linear layer."""
+        if self.transposed:
+            return tuple(
+                (n - 1) * s - sum(p) + d * (k - 1) + more + 1
+                for n, k, s, p, d, more in zip(
+                    size, self.kernel, self.stride, self.padding, self.dilation,
+                    self.output_padding, strict=True,
+                )
+            )  # fmt: skip
         return tuple(
             (n + sum(p) - d * (k - 1) - 1) // s + 1
             for n, k, s, p, d in zip(
@@ -131,6 +167,8 @@ class ConvSpec:
         parts = [f"{self.c_in}→{self.c_out}"]
         if self.kernel:
             parts.append("×".join(map(str, self.kernel)))
+        if self.transposed:
+            parts.append("transposed")
         if any(s != 1 for s in self.stride):
             parts.append("/" + "×".join(map(str, dict.fromkeys(self.stride))))
         if any(d != 1 for d in self.dilation):

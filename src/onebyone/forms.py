@@ -66,21 +66,21 @@ def _pointwise(conv: ConvSpec, c_in: int, c_out: int, bias: bool) -> ConvSpec:
 
 
 def _keep_parts(conv: ConvSpec, ranks: tuple[int, ...]) -> tuple[Part, ...]:
-    return (Part("", conv),)
+    return (Part("", conv, conv.grid),)
 
 
 def _squeeze_parts(conv: ConvSpec, ranks: tuple[int, ...]) -> tuple[Part, ...]:
     inner = ranks[0] * conv.groups
     return (
         Part("reduce", _pointwise(conv, conv.c_in, inner, bias=False), "inside"),
-        Part("conv", replace(conv, c_in=inner, bias=True)),
+        Part("conv", replace(conv, c_in=inner, bias=True), conv.grid),
     )
 
 
 def _channel_parts(conv: ConvSpec, ranks: tuple[int, ...], name: str = "conv") -> tuple[Part, ...]:
     inner = ranks[0] * conv.groups
     return (
-        Part(name, replace(conv, c_out=inner, bias=False)),
+        Part(name, replace(conv, c_out=inner, bias=False), conv.grid),
         Part("expand", _pointwise(conv, inner, conv.c_out, bias=True)),
     )
 
@@ -89,7 +89,7 @@ def _tucker2_parts(conv: ConvSpec, ranks: tuple[int, ...]) -> tuple[Part, ...]:
     inner, outer = (rank * conv.groups for rank in ranks)
     return (
         Part("reduce", _pointwise(conv, conv.c_in, inner, bias=False), "inside"),
-        Part("conv", replace(conv, c_in=inner, c_out=outer, bias=False)),
+        Part("conv", replace(conv, c_in=inner, c_out=outer, bias=False), conv.grid),
         Part("expand", _pointwise(conv, outer, conv.c_out, bias=True)),
     )
 
@@ -100,8 +100,8 @@ def _spatial_parts(conv: ConvSpec, ranks: tuple[int, ...]) -> tuple[Part, ...]:
     one = replace(conv, c_out=inner, bias=False)
     other = replace(conv, c_in=inner, bias=True)
     return (
-        Part("first", _along(one, [first]), "between"),
-        Part("second", _along(other, others)),
+        Part("first", _along(one, [first]), "inside" if conv.transposed else "between"),
+        Part("second", _along(other, others), "between" if conv.transposed else "outside"),
     )
 
 
@@ -115,6 +115,7 @@ def _along(conv: ConvSpec, axes: list[int]) -> ConvSpec:
         stride=tuple(s if o else 1 for s, o in zip(conv.stride, own, strict=True)),
         dilation=tuple(d if o else 1 for d, o in zip(conv.dilation, own, strict=True)),
         padding=padding,
+        output_padding=tuple(m if o else 0 for m, o in zip(conv.output_padding, own, strict=False)),
         padding_mode=conv.padding_mode if any(map(any, padding)) else "zeros",
     )
 

@@ -74,7 +74,7 @@ def _decision_to_json(decision: Decision) -> dict[str, Any]:
         "reason": decision.reason,
         "positions_in": decision.positions_in, "positions_out": decision.positions_out,
         **({} if between is None else {"positions_between": between}),
-        "conv": asdict(decision.conv) if decision.conv else None,
+        "conv": _conv_to_json(decision.conv) if decision.conv else None,
     }  # fmt: skip
 
 
@@ -169,11 +169,18 @@ def _decision_from_json(
         raise PlanError(f"{where} is damaged: {_described(error)}") from error
 
 
+def _conv_to_json(conv: ConvSpec) -> dict[str, Any]:
+    values = asdict(conv)
+    if not conv.transposed:
+        del values["transposed"], values["output_padding"]
+    return values
+
+
 def _conv_from_json(values: dict[str, Any] | None) -> ConvSpec | None:
     if values is None:
         return None
-    values = dict(values)
-    for key in ("kernel", "stride", "dilation"):
+    values = {"output_padding": ()} | values
+    for key in ("kernel", "stride", "dilation", "output_padding"):
         values[key] = tuple(map(_whole, values[key]))
     values["padding"] = tuple((_whole(n), _whole(m)) for n, m in values["padding"])
     for key in ("c_in", "c_out", "groups"):

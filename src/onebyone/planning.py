@@ -99,7 +99,7 @@ class Decision:
     @property
     def macs_before(self) -> int:
         """MACs of the original layer for one image."""
-        return self.conv.macs(self.positions_out) if self.conv else 0
+        return self.conv.macs(self.places.of(self.conv.grid)) if self.conv else 0
 
     @property
     def params_before(self) -> int:
@@ -295,7 +295,7 @@ def _planned(
 ) -> Plan:
     """The best forms for given widths."""
     survey = statistics.survey
-    macs = survey.macs - sum(s.conv.macs(s.positions_out) for s in survey.layers if s.conv)
+    macs = survey.macs - sum(s.macs for s in survey.layers)
     params = survey.params - sum(s.conv.params for s in survey.layers if s.conv)
     left: tuple[float, ...] = (macs, params - sum(n.params_saved for n in narrowings))
     totals: tuple[float, ...] = (survey.macs, survey.params)
@@ -371,7 +371,7 @@ def _allocate(
     fixed = np.asarray(other, dtype=np.float64)
     for seen in layers:
         if seen.refusal is not None and seen.conv is not None:
-            fixed[:2] += (seen.conv.macs(seen.positions_out), seen.conv.params)
+            fixed[:2] += (seen.macs, seen.conv.params)
     every = ("macs", "params", "latency")
     names = [n for n in every if getattr(budget, n) is not None]
     columns = [every.index(n) for n in names]

@@ -9,6 +9,7 @@ from torch import nn
 from onebyone.clock import Clock
 from onebyone.data import Images, open_images
 from onebyone.errors import DataError
+from onebyone.plain import plain
 from onebyone.planning import Step
 from onebyone.pools import is_batches, open_pool
 from onebyone.preprocessing import Preprocess
@@ -54,11 +55,13 @@ class Recovering:
             told.append(tuned.words)
             return tuned
 
+        made = plain(self.model, used.inputs[:1])
         found = slim_in_steps(
-            self.model, used, steps, recover, memory=self.memory, seed=self.seed, clock=self.clock
+            made.model, used, steps, recover, memory=self.memory, seed=self.seed, clock=self.clock
         )
         kept = [f"step {i}: {text}" for i, text in enumerate(told, start=1)]
-        return found, held_out, used, (*notes, *(kept if len(told) > 1 else told))
+        told = kept if len(told) > 1 else told
+        return found, held_out, used, (*notes, *made.notes, *told)
 
     def _parted(self) -> tuple[object, Images, Images | None, tuple[str, ...]]:
         """Images to train on, to calibrate on (some of those), and held-out ones."""

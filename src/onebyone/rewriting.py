@@ -24,7 +24,7 @@ from onebyone.forms import KEPT
 from onebyone.lockstep import Lockstep
 from onebyone.narrowing.cutting import cut_model
 from onebyone.narrowing.spaces import kept_entries, narrowed
-from onebyone.padded import plain
+from onebyone.plain import plain
 from onebyone.planning import Decision, Plan
 from onebyone.running import release_memory, suited
 from onebyone.sampling import choose_positions, output_rows, patch_rows, positions_of
@@ -302,9 +302,9 @@ def _regrouped(job: _Job, own: nn.Module, patches: Tensor, targets: Tensor) -> n
 
 def _unchanged(own: nn.Module, conv: ConvSpec, patches: Tensor, targets: Tensor) -> bool:
     """Whether the layer's own weights give the targets already, within rounding."""
-    kernel: Tensor = own.weight.detach()  # type: ignore[assignment]
-    rows = kernel.reshape(conv.groups, len(kernel) // conv.groups, -1, conv.taps).transpose(2, 3)
-    given = group_features(patches, conv.groups) @ rows.flatten(2).float().transpose(1, 2)
+    kernel = kernel_of(own)
+    rows = kernel.reshape(conv.groups, len(kernel) // conv.groups, -1)
+    given = group_features(patches, conv.groups) @ rows.float().transpose(1, 2)
     rest = targets - given.transpose(0, 1).reshape(targets.shape)
     bias = own._parameters["bias"]
     if bias is not None:

@@ -55,10 +55,16 @@ def output_rows(
 def patch_rows(
     conv: ConvSpec, x: Tensor, positions: Int[Tensor, "items picked"]
 ) -> Float[Tensor, "samples taps c_in"]:
-    """The input patches that the chosen output positions read, padding included, in float32."""
+    """The input patches that the chosen output positions read, padding included, in float32.
+
+    A position of a transposed convolution reads a pixel at some of the taps only, zeros at the others:
+    patches are those of the input with zeros between its pixels.
+    """
     positions = positions.to(x.device)
     if not conv.kernel:
         return output_rows(conv, x, positions)[:, None]
+    if conv.transposed:
+        return _spread_rows(conv, x, positions)
     size = x.shape[2:]
     out = conv.output_size(tuple(size))
     if any(before or after for before, after in conv.padding):
@@ -79,3 +85,28 @@ def patch_rows(
     corner = corner + torch.arange(len(x), device=x.device)[:, None] * pitch
     index = (corner.reshape(-1, 1) + reach).reshape(-1)
     return pixels.index_select(0, index).reshape(-1, conv.taps, conv.c_in).float()
+
+
+def _spread_rows(
+    conv: ConvSpec, x: Tensor, positions: Int[Tensor, "items picked"]
+) -> Float[Tensor, "samples taps c_in"]:
+    """`patch_rows` of a transposed convolution: output q reads (q + padding − dilation · tap) / stride."""
+    size = x.shape[2:]
+    out = conv.output_size(tuple(size))
+    pixels = x.movedim(1, -1).reshape(-1, conv.c_in)
+    item = torch.arange(len(x), device=x.device)[:, None].expand_as(positions).reshape(-1, 1)
+    index = torch.zeros_like(item)
+    reads = torch.ones_like(index, dtype=torch.bool)
+    rest, pitch = positions.reshape(-1), 1
+    for axis in reversed(range(len(size))):
+        tap = torch.arange(conv.kernel[axis], device=x.device) * conv.dilation[axis]
+        place = (rest % out[axis] + conv.padding[axis][0])[:, None] - tap
+        pixel = place.div(conv.stride[axis], rounding_mode="floor")
+        there = (pixel * conv.stride[axis] == place) & (pixel >= 0) & (pixel < size[axis])
+        # The taps of this axis go before those that are there already, which turn faster.
+        index = (pixel[:, :, None] * pitch + index[:, None]).flatten(1)
+        reads = (there[:, :, None] & reads[:, None]).flatten(1)
+        rest, pitch = rest // out[axis], pitch * size[axis]
+    index = torch.where(reads, index + item * pitch, 0)
+    found = pixels.index_select(0, index.reshape(-1)).float()
+    return (found * reads.reshape(-1, 1)).reshape(-1, conv.taps, conv.c_in)

@@ -17,7 +17,7 @@ from onebyone.errors import BudgetError, DataError
 from onebyone.explaining.insight import Insight, look_into
 from onebyone.pacing.pace import paced, runtime_named
 from onebyone.pacing.timetable import Timetable
-from onebyone.padded import plain
+from onebyone.plain import plain
 from onebyone.planning import Budget, Plan, Planner
 from onebyone.preprocessing import Preprocess
 from onebyone.progressive import schedule

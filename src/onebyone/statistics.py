@@ -21,7 +21,7 @@ from onebyone.moments import Moments, add_products
 from onebyone.narrowing.finding import find_spaces
 from onebyone.narrowing.ordering import channel_orders
 from onebyone.narrowing.spaces import Space, blocks_read
-from onebyone.padded import plain
+from onebyone.plain import plain
 from onebyone.running import call, release_memory, suited
 from onebyone.sampling import choose_positions, output_rows, patch_rows, positions_of
 from onebyone.sensing import send_back, stand_in
@@ -123,7 +123,7 @@ def observe(
     v ~ N(0, I). The model comes back as it was.
     memory: bytes that the pass may take for activations; progress: told the fraction done.
     Processes that torchrun started share the batches, and each gets the sums over all.
-    Convolutions of classes of their own that only pad are seen as plain ones (`onebyone.padded`).
+    Layers of classes of their own that compute what a plain one does are seen as such (`onebyone.plain`).
     Raises ModelError for a model that fails on the images, returns NaN or has nothing to change.
     """
     inputs, world = open_images(images).inputs, World.current()
@@ -216,8 +216,9 @@ def _needs(model: nn.Module, layers: dict[str, LayerStatistics]) -> dict[str, Te
     needs: dict[str, Tensor] = {}
     for name, seen in layers.items():
         if seen.channels.size:
-            weight: Tensor = modules[name].weight.detach()  # type: ignore[assignment]
-            kernel = weight.reshape(len(weight), seen.channels.size, -1).transpose(1, 2).cpu()
+            kernel = kernel_of(modules[name]).cpu()
+            if kernel.shape[2] != seen.channels.size:  # a linear layer behind a flattened map
+                kernel = kernel.reshape(len(kernel), seen.channels.size, -1).transpose(1, 2)
             if seen.gradients.ndim == 2:
                 needs[name] = input_form(kernel, seen.taps, seen.gradients)
             else:
@@ -338,7 +339,7 @@ class _Recorder:
         """Positions to sample in each item, so that the sampling stays cheap beside the layer."""
         conv = seen.conv
         assert conv is not None
-        share = WORK_SHARE * conv.macs(seen.positions_out) * self.images / macs_per_row
+        share = WORK_SHARE * seen.macs * self.images / macs_per_row
         rows = max(min(share, MOST_ROWS), LEAST_ROWS, 4 * width)
         wanted = ceil(rows / (self.images * seen.items_per_image * seen.calls))
         return choose_positions(len(y), positions_of(conv, y), wanted, self.generator)

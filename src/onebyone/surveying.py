@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from onebyone.conv import ConvSpec, Places
+from onebyone.conv import CONVOLUTIONS, TRANSPOSED, ConvSpec, Places
 from onebyone.errors import ModelError
 from onebyone.measurement.counting import count
 from onebyone.running import call, suited
 from onebyone.sampling import positions_of
 from onebyone.tree import hooked, modules_by_name, replace_modules, shallow_copy, tensors_in
 
-PLAIN = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+PLAIN = (*CONVOLUTIONS.values(), *TRANSPOSED.values(), nn.Linear)
 CONV_LIKE = (nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear)
 QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torchao")
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -43,6 +43,11 @@ class Seen:
     def places(self) -> Places:
         """The positions, to count on."""
         return Places(self.positions_in, self.positions_out, self.positions_between)
+
+    @property
+    def macs(self) -> int:
+        """Multiply–accumulates for one image."""
+        return self.conv.macs(self.places.of(self.conv.grid)) if self.conv else 0
 
 
 @dataclass(frozen=True)
@@ -153,7 +158,10 @@ class _Watcher:
                 return
             conv = ConvSpec.of(module)
             if len(args) != 1 or kwargs or not isinstance(args[0], Tensor):
-                self.odd[name] = "its input is passed by keyword"
+                more = args and isinstance(args[0], Tensor)
+                self.odd[name] = (
+                    f"its input is {'not all it is given' if more else 'passed by keyword'}"
+                )
                 return
             if (conv.kernel and output.ndim != len(conv.kernel) + 2) or output.ndim < 2:
                 self.odd[name] = f"its input has no batch axis (shape {tuple(args[0].shape)})"
@@ -249,9 +257,9 @@ class _Probe(nn.Module):
             self.__dict__["reads"].append(name)
             return value
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         self.called = True
-        return self.layer(x)
+        return self.layer(*args, **kwargs)
 
 
 def used_otherwise(model: nn.Module, names: list[str], image: Tensor) -> dict[str, str]:

@@ -106,7 +106,8 @@ def shallow_copy(model: nn.Module) -> nn.Module:
 
 def deep_copy(model: nn.Module, memo: dict[int, object] | None = None) -> nn.Module:
     """A copy that shares nothing (but what `memo` names); raises ModelError where none can be made."""
-    memo = {} if memo is None else memo
+    made = {id(t): t.detach().clone() for t in _made_by_hooks(model)}
+    memo = made | (memo or {})
     functions = Functions(model, memo)
     try:
         functions.note_all(model)
@@ -118,6 +119,15 @@ def deep_copy(model: nn.Module, memo: dict[int, object] | None = None) -> nn.Mod
             f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}): models that "
             "hold computed tensors or open files as attributes must drop them first"
         ) from error
+
+
+def _made_by_hooks(model: nn.Module) -> Iterator[Tensor]:
+    """Weights that hooks compute from others before each pass, as weight_norm once did: no leaves."""
+    for module in model.modules():
+        for hook in module._forward_pre_hooks.values():
+            made = vars(module).get(str(getattr(hook, "name", "")))
+            if isinstance(made, Tensor):
+                yield made
 
 
 @contextmanager

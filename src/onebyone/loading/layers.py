@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from onebyone.conv import CONVOLUTIONS
+from onebyone.conv import CONVOLUTIONS, TRANSPOSED
 
 Fetch = Callable[[Any], Tensor | None]
 NORMS: dict[int, type[nn.Module]] = {
@@ -42,6 +42,8 @@ def layer_of(name: str, values: dict[str, Any], fetch: Fetch) -> Restored | None
     """
     if name in ("conv1d", "conv2d", "conv3d", "convolution"):
         return _convolution(values, fetch)
+    if name in ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"):
+        return _convolution(values | {"transposed": True}, fetch)
     if name == "linear":
         return _linear(values, fetch)
     if name in ("addmm", "mm"):
@@ -56,26 +58,22 @@ def layer_of(name: str, values: dict[str, Any], fetch: Fetch) -> Restored | None
 
 def _convolution(values: dict[str, Any], fetch: Fetch) -> Restored | None:
     weight, bias = fetch(values["weight"]), fetch(values["bias"])
-    if weight is None or (bias is None) != (values["bias"] is None) or values.get("transposed"):
+    if weight is None or (bias is None) != (values["bias"] is None):
         return None
-    axes = weight.ndim - 2
-    geometry = [_each(values[k], axes) for k in ("stride", "padding", "dilation")]
-    if any(g is None for g in geometry):
+    axes, turned = weight.ndim - 2, bool(values.get("transposed"))
+    names = ("stride", "padding", "dilation", *(("output_padding",) if turned else ()))
+    geometry = {name: _each(values[name], axes) for name in names}
+    if None in geometry.values():
         return None
-    stride, padding, dilation = geometry
+    one, other = weight.shape[1] * values["groups"], weight.shape[0]
+    c_in, c_out = (other, one) if turned else (one, other)
     with torch.device("meta"):
-        layer = CONVOLUTIONS[axes](
-            weight.shape[1] * values["groups"],
-            weight.shape[0],
-            tuple(weight.shape[2:]),  # type: ignore[arg-type]
-            stride=stride,  # type: ignore[arg-type]
-            padding=padding,  # type: ignore[arg-type]
-            dilation=dilation,  # type: ignore[arg-type]
-            groups=values["groups"],
-            bias=bias is not None,
-        )
+        layer = (TRANSPOSED if turned else CONVOLUTIONS)[axes](
+            c_in, c_out, tuple(weight.shape[2:]),  # type: ignore[arg-type]
+            groups=values["groups"], bias=bias is not None, **geometry,  # type: ignore[arg-type]
+        )  # fmt: skip
     _fill(layer, weight=weight, bias=bias)
-    key = (values["weight"], values["bias"], stride, padding, dilation, values["groups"])
+    key = (values["weight"], values["bias"], *geometry.values(), values["groups"])
     return Restored(layer, values["input"], str(values["weight"].target), key)
 
 

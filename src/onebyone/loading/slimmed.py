@@ -21,7 +21,7 @@ from onebyone.loading.loaded import Loaded, example_of
 from onebyone.loading.programs import module_of
 from onebyone.loading.weights import fit_weights, read_weights
 from onebyone.narrowing.cutting import cut_model
-from onebyone.padded import plain
+from onebyone.plain import plain
 from onebyone.plan_files import SCHEMA, plan_from_json, plan_to_json
 from onebyone.planning import Plan
 from onebyone.preprocessing import Preprocess

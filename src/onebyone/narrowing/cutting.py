@@ -46,13 +46,20 @@ def tensor_of(modules: dict[str, nn.Module], cut: Cut) -> Tensor | None:
     return module._buffers.get(cut.name) if found is None else found
 
 
+def axis_of(module: nn.Module, cut: Cut) -> int:
+    """The axis of the tensor that a cut goes along."""
+    turned = isinstance(module, nn.modules.conv._ConvNd) and module.transposed
+    return 1 - cut.axis if turned and cut.name == "weight" else cut.axis
+
+
 def _check(modules: dict[str, nn.Module], cut: Cut, channels: int) -> None:
     tensor = tensor_of(modules, cut)
     if tensor is None:
         raise PlanError(f"the plan narrows {cut.tensor!r}, which is not in this network")
-    if cut.axis >= tensor.ndim or tensor.shape[cut.axis] < cut.start + channels * cut.block:
+    axis = axis_of(modules[cut.module], cut)
+    if axis >= tensor.ndim or tensor.shape[axis] < cut.start + channels * cut.block:
         raise PlanError(
-            f"the plan narrows axis {cut.axis} of {cut.tensor!r}, whose shape "
+            f"the plan narrows axis {axis} of {cut.tensor!r}, whose shape "
             f"{tuple(tensor.shape)} does not have {channels} channels there"
         )
 
@@ -61,9 +68,10 @@ def _cut(module: nn.Module, cut: Cut, dropped: set[int]) -> None:
     own = module._parameters if module._parameters.get(cut.name) is not None else module._buffers
     tensor = own[cut.name]
     assert tensor is not None
-    kept = [i for i in range(tensor.shape[cut.axis]) if i not in dropped]
+    axis = axis_of(module, cut)
+    kept = [i for i in range(tensor.shape[axis]) if i not in dropped]
     index = torch.tensor(kept, dtype=torch.long, device=tensor.device)
-    values = tensor.detach().index_select(cut.axis, index)
+    values = tensor.detach().index_select(axis, index)
     last = FORMATS.get(tensor.ndim)
     # 1×1 kernels are contiguous in both formats: their strides tell.
     if last and tensor.is_contiguous(memory_format=last) and tensor.stride(tensor.ndim - 1) > 1:
@@ -83,6 +91,8 @@ def _settle(module: nn.Module) -> None:
             module.groups = len(weight) * module.groups // module.out_channels
         module.out_channels = len(weight)
         module.in_channels = weight.shape[1] * module.groups
+        if module.transposed:
+            module.in_channels, module.out_channels = weight.shape[:2]  # of one group
     elif isinstance(module, nn.Linear):
         assert weight is not None
         module.out_features, module.in_features = weight.shape

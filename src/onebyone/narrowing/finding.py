@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from onebyone.errors import OneByOneError
-from onebyone.narrowing.cutting import cut_model, tensor_of
+from onebyone.narrowing.cutting import axis_of, cut_model, tensor_of
 from onebyone.narrowing.following import Follower, Found
 from onebyone.narrowing.spaces import Cut, Narrowing, Space, tensor_name
 from onebyone.running import call, suited
@@ -134,7 +134,7 @@ def _mute(module: nn.Module, cut: Cut, entries: list[int]) -> None:
     weight = module._parameters[cut.name]
     assert weight is not None
     values = weight.detach().clone()
-    values.index_fill_(1, torch.tensor(entries, device=values.device), 0)
+    values.index_fill_(axis_of(module, cut), torch.tensor(entries, device=values.device), 0)
     module._parameters[cut.name] = nn.Parameter(values, requires_grad=False)
 
 

@@ -261,8 +261,8 @@ class Follower(TorchDispatchMode):
         conv, mark = self.layers[name], self._mark(x)
         axis = 1 if conv.kernel else y.ndim - 1
         if conv.groups != 1:
-            whole = conv.groups == conv.c_in and isinstance(mark, Tag) and mark.axis == 1
-            if whole and isinstance(mark, Tag):
+            whole = conv.depthwise and isinstance(mark, Tag) and mark.axis == 1
+            if whole and not conv.transposed and isinstance(mark, Tag):
                 return self._depthwise(name, conv, mark, y)
             self._refuse(x, f"the grouped layer {name} reads it")
             space = self._new(conv.c_out, f"the grouped layer {name} writes it")

@@ -14,7 +14,9 @@ OUTPUT = "the network gives it out"
 class Cut:
     """Where the channels of a space lie in a parameter or buffer.
 
-    Channel c has the `block` entries from start + c·block on of the tensor's axis.
+    Channel c has the `block` entries from start + c·block on of the tensor's axis. Axes of a layer's
+    weight are those of its kernel: outputs 0, inputs 1, also where the tensor has them the other way
+    round (transposed convolutions).
     """
 
     tensor: str

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from onebyone.conv import CONVOLUTIONS, ConvSpec
+from onebyone.conv import CONVOLUTIONS, TRANSPOSED, ConvSpec
 from onebyone.exporting.network import exported, network_of
 from onebyone.exporting.targets import TARGETS
 from onebyone.pacing.sites import Site
@@ -71,6 +71,12 @@ def _layer(conv: ConvSpec) -> nn.Module:
         return nn.Linear(conv.c_in, conv.c_out, bias=conv.bias)
     even = all(before == after for before, after in conv.padding)
     padding: Any = tuple(p[0] for p in conv.padding) if even else "same"
+    if conv.transposed:
+        return TRANSPOSED[len(conv.kernel)](
+            conv.c_in, conv.c_out, conv.kernel, stride=conv.stride, padding=padding,
+            output_padding=conv.output_padding, dilation=conv.dilation, groups=conv.groups,
+            bias=conv.bias,
+        )  # fmt: skip
     return CONVOLUTIONS[len(conv.kernel)](
         conv.c_in, conv.c_out, conv.kernel, stride=conv.stride, padding=padding,
         dilation=conv.dilation, groups=conv.groups, bias=conv.bias, padding_mode=conv.padding_mode,
@@ -158,10 +164,12 @@ def write_onnx(module: Surrounded, parts: Sequence[ConvSpec], x: Tensor, path: P
 def _nodes(conv: ConvSpec, given: list[str], last: str, helper: Any) -> list[Any]:
     if conv.kernel:
         pads = [p[0] for p in conv.padding] + [p[1] for p in conv.padding]
+        more = {"output_padding": conv.output_padding} if conv.transposed else {}
         return [
             helper.make_node(
-                "Conv", given, [last], kernel_shape=conv.kernel, strides=conv.stride, pads=pads,
-                dilations=conv.dilation, group=conv.groups,
+                "ConvTranspose" if conv.transposed else "Conv", given, [last],
+                kernel_shape=conv.kernel, strides=conv.stride, pads=pads, dilations=conv.dilation,
+                group=conv.groups, **more,
             )
         ]  # fmt: skip
     if not conv.bias:

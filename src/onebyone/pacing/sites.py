@@ -55,6 +55,7 @@ class Site:
         """Everything that its time depends on, as text."""
         conv = self.conv
         sides = "" if not conv.kernel else f" pad {conv.padding} {conv.padding_mode}"
+        sides += f" more {conv.output_padding}" if any(conv.output_padding) else ""
         return (
             f"{conv.text()}{sides}{' bias' if conv.bias else ''} on {self.size}"
             f"{' sum' if self.sum else ''} {self.activation}".strip()

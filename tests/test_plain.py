@@ -1,4 +1,4 @@
-"""Convolutions that only pad become plain layers to the bit; all others stay as they are."""
+"""Layers that compute what a plain one does become plain to the bit; all others stay as they are."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from models import Standardized, images
+from models import images
 from planting import Bug, Patch, check_caught
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import onebyone as obo
-from onebyone import padded
-from onebyone.padded import plain
+from onebyone import plain as plain_layers
+from onebyone import watching
+from onebyone.plain import plain
 from onebyone.tree import modules_by_name
 
 
@@ -61,12 +62,6 @@ class Network(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
-class Reflected(nn.Conv2d):
-    def forward(self, input: Tensor) -> Tensor:
-        around = F.pad(input, (1, 1, 1, 1), mode="reflect")
-        return F.conv2d(around, self.weight, self.bias)
-
-
 class Raised(nn.Conv2d):
     """Pads with ones."""
 
@@ -101,17 +96,78 @@ class Shifted(nn.Conv2d):
         return super().forward(input - 0.5)
 
 
-class Scaled(nn.Conv2d):
-    """Holds a parameter that a plain layer has no place for."""
+class Overwritten(nn.Conv2d):
+    """Changes its input in place first."""
 
-    def __init__(self, c_in: int, c_out: int, kernel: int) -> None:
-        super().__init__(c_in, c_out, kernel)
-        self.scale = nn.Parameter(torch.ones(()))
+    def forward(self, input: Tensor) -> Tensor:
+        input.mul_(2)
+        return super().forward(input)
+
+
+class Gained(nn.Conv2d):
+    """Changes what comes out in place."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        found = super().forward(input)
+        found += 1
+        return found
+
+
+class Attended(nn.Conv2d):
+    """Computes its weights from the data."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        weight = self.weight * input.mean((2, 3)).sigmoid().mean()
+        return F.conv2d(input, weight, self.bias)
+
+
+class Asked(nn.Conv2d):
+    """Computes its weights from one number that it reads off the data."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.conv2d(input, self.weight * (2 if float(input.amax()) > 1e3 else 3), self.bias)
+
+
+class Sized(nn.Conv2d):
+    """Computes its weights from the size of the image."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.conv2d(input, self.weight / input.shape[-1], self.bias)
+
+
+class Noisy(nn.Conv2d):
+    """Computes with other weights each time."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.conv2d(input, self.weight + torch.randn_like(self.weight), self.bias)
+
+
+class Counting(nn.Conv2d):
+    """Computes with other weights the further it is, and forgets where it was."""
+
+    calls = 0
+
+    def forward(self, input: Tensor) -> Tensor:
+        self.calls += 1
+        return F.conv2d(input, self.weight * self.calls, self.bias)
 
 
 ODD: dict[str, Callable[[], nn.Module]] = {
     kind.__name__: (lambda kind=kind: kind(4, 8, 3))
-    for kind in (Standardized, Reflected, Raised, Cropped, Doubled, Twice, Shifted, Scaled)
+    for kind in (
+        Raised,
+        Cropped,
+        Doubled,
+        Twice,
+        Shifted,
+        Overwritten,
+        Gained,
+        Attended,
+        Asked,
+        Sized,
+        Noisy,
+        Counting,
+    )
 }
 
 
@@ -212,20 +268,35 @@ def test_the_steps_one_by_one_see_the_plain_layers() -> None:
     torch.testing.assert_close(dict(model.state_dict()), before, rtol=0, atol=0)
 
 
+def test_such_a_network_is_slimmed_in_steps() -> None:
+    torch.manual_seed(0)
+    model, x = Network().eval(), images(160, 4, 16, 16)
+    recipe = obo.Recipe(batch_size=32)
+    made = obo.slim(
+        model, (x, torch.arange(160) % 10), macs=0.5, steps=2, finetune_epochs=1, recipe=recipe,
+        latency=False,
+    )  # fmt: skip
+    assert made.plan.macs_after <= 0.5 * made.plan.macs_before
+    assert made.plan.of("stem.conv").conv is not None
+    assert any("follows the size" in note for note in made.plan.notes)
+
+
 def _same_pads(patch: Patch) -> None:
-    patch.setattr(padded, "_pads", lambda pad, *a, **k: ((1, 1), (1, 1)))
+    own = watching._Watch._pad
+    patch.setattr(watching._Watch, "_pad", lambda watch, pad, *a, **k: own(watch, (1, 1, 1, 1)))
 
 
 def _any_result(patch: Patch) -> None:
-    """What becomes of the convolution's output is not looked at."""
-    patch.setattr(padded, "_watched", lambda layer, x: _geometry_of_first(layer, x))
+    """What becomes of the convolution's output is not looked at, nor what the plain layer gives."""
 
+    def seen(layer: nn.Module, x: Tensor) -> object:
+        watch = watching._Watch(x)
+        with torch.no_grad(), watch:
+            layer(x)
+        return watch.found
 
-def _geometry_of_first(layer: nn.Module, x: Tensor) -> object:
-    watch = padded._Watch(layer, x)
-    with torch.no_grad(), watch:
-        layer(x)
-    return watch.geometry
+    patch.setattr(plain_layers, "watched", seen)
+    patch.setattr(plain_layers, "_gives_the_same", lambda made, layer, x: True)
 
 
 BUGS = {
