@@ -49,7 +49,7 @@ import onebyone as obo
 from onebyone.errors import BudgetError, OneByOneError
 from onebyone.files import ONNX, PLAN, write_text
 from onebyone.forms import FORMS
-from onebyone.planning import Decision, Plan
+from onebyone.plans import Decision, Plan
 from onebyone.running import first_output
 from onebyone.statistics import Statistics
 

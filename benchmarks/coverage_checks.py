@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import onebyone as obo
-from onebyone.planning import Plan
+from onebyone.plans import Plan
 from onebyone.tree import modules_by_name, tensors_in
 
 

@@ -26,7 +26,7 @@ import onebyone as obo  # noqa: E402
 from onebyone.errors import OneByOneError  # noqa: E402
 from onebyone.exporting.targets import TARGETS  # noqa: E402
 from onebyone.pacing.pace import drawn  # noqa: E402
-from onebyone.planning import Budget  # noqa: E402
+from onebyone.plans import Budget  # noqa: E402
 
 NETWORKS = (
     "alexnet", "squeezenet1_1", "resnet18", "shufflenet_v2_x1_0", "mobilenet_v2", "mnasnet1_0",

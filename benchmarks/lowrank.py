@@ -24,7 +24,8 @@ from onebyone.conv import ConvSpec, Places
 from onebyone.factorize.factors import Factors
 from onebyone.factorize.metric import energies, spectrum, tails
 from onebyone.forms import FORMS
-from onebyone.statistics import LayerStatistics, Statistics
+from onebyone.recorder import LayerStatistics
+from onebyone.statistics import Statistics
 from onebyone.tree import deep_copy, modules_by_name, replace_modules
 
 

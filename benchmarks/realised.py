@@ -33,7 +33,8 @@ from onebyone.pacing.sites import sites_of  # noqa: E402
 from onebyone.pacing.timetable import Timetable  # noqa: E402
 from onebyone.pacing.whole import Ratio, Stopwatch  # noqa: E402
 from onebyone.plain import plain  # noqa: E402
-from onebyone.planning import Budget, Plan, Planner, Times  # noqa: E402
+from onebyone.planning import Planner, Times  # noqa: E402
+from onebyone.plans import Budget, Plan  # noqa: E402
 
 NETWORKS = (
     "demo", "torchvision:resnet18", "torchvision:resnet50", "torchvision:vgg16",

@@ -23,7 +23,7 @@ from onebyone.deepening.filling import Room
 from onebyone.deepening.insertions import Activation, Insertion
 from onebyone.deepening.places import find_places
 from onebyone.errors import BudgetError, DataError, ModelError, OneByOneError
-from onebyone.planning import Budget
+from onebyone.plans import Budget
 from onebyone.tree import evaluating, tensors_in
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same'")

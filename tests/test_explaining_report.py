@@ -24,7 +24,8 @@ from onebyone.explaining.layers import pointwise_layers
 from onebyone.explaining.report import report_html, write_report
 from onebyone.explaining.versus import versus_json
 from onebyone.loading import load
-from onebyone.planning import Budget, Measured, Plan, Planner, plan
+from onebyone.planning import Planner, plan
+from onebyone.plans import Budget, Measured, Plan
 from onebyone.slimming import Slimmed, slim
 from onebyone.statistics import Statistics, observe
 

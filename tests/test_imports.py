@@ -27,11 +27,12 @@ matching sides diffing
 factorize factorize.metric factorize.least_squares factorize.reduced_rank factorize.squeeze
 factorize.alternate factorize.spatial factorize.factors factorize.balance factorize.fit factorize.grouped
 factorize.selection
-surveying watching plain narrowing narrowing.spaces narrowing.files narrowing.cutting narrowing.marks
-narrowing.following narrowing.finding narrowing.ordering moments statistics
+surveying watching plain moments recorder
+narrowing narrowing.spaces narrowing.files narrowing.cutting narrowing.marks
+narrowing.following narrowing.finding narrowing.ordering statistics
 deepening deepening.insertions deepening.files deepening.flow deepening.places deepening.candidates
 deepening.filling
-forms form_costs allocation narrowing.widths candidates narrowing.proposing planning plan_files
+forms form_costs plans plan_files allocation narrowing.widths candidates narrowing.proposing planning
 building lockstep effort rewriting merging
 loading.loaded loading.layers loading.archive loading.programs loading.weights loading.zoo
 loading.factories loading.onnx_graphs loading.slimmed loading.specs loading
@@ -41,7 +42,7 @@ exporting exporting.program exporting.folding exporting.network exporting.onnx e
 exporting.executorch exporting.litert exporting.ncnn exporting.targets exporting.checking
 exporting.rechecking exporting.clocking exporting.export exporting.records
 benching
-pacing pacing.sites pacing.graphs pacing.timetable pacing.whole pacing.pace
+pacing pacing.sites pacing.graphs pacing.ways pacing.interpolating pacing.timetable pacing.whole pacing.pace
 report.numbers report.words report.markup report.picture report.cards report.details
 report.insertions report.text report.json report.page report.deepened report
 report.coverage report.columns report.measurement_rows report.measurement report.measurement_files

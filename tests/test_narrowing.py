@@ -29,7 +29,7 @@ from onebyone.form_costs import FormCosts, cost_at
 from onebyone.forms import FORMS
 from onebyone.narrowing import cutting, finding, following
 from onebyone.narrowing.spaces import Narrowing, Space
-from onebyone.planning import Budget, Plan
+from onebyone.plans import Budget, Plan
 from onebyone.surveying import survey
 from onebyone.tree import evaluating, frozen
 

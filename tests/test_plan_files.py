@@ -21,7 +21,7 @@ from onebyone import plan_files
 from onebyone.conv import ConvSpec
 from onebyone.errors import PlanError
 from onebyone.forms import FORMS
-from onebyone.planning import Budget, Decision, Plan
+from onebyone.plans import Budget, Decision, Plan
 
 SHARES = st.floats(0.01, 1)
 COUNTS = st.integers(0, 10**9)

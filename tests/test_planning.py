@@ -18,7 +18,7 @@ import onebyone as obo
 from onebyone.candidates import unseen
 from onebyone.errors import BudgetError, PlanError
 from onebyone.forms import FORMS
-from onebyone.planning import Budget, Plan
+from onebyone.plans import Budget, Plan
 
 
 def wide() -> tuple[nn.Module, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import test_exporting
 import test_pacing
@@ -13,7 +14,7 @@ from planting import Bug, Patch, check_caught
 from torch import nn
 
 from onebyone.exporting import checking, folding
-from onebyone.pacing import sites, timetable
+from onebyone.pacing import interpolating, sites
 
 
 def _law(name: str) -> Callable[[], object]:
@@ -22,6 +23,12 @@ def _law(name: str) -> Callable[[], object]:
 
 def _any_layer(norm: Any, names: Any) -> bool:
     return norm.args[0].target in folding.LAYERS
+
+
+def _nearest(points: Any, at: Any) -> Any:
+    known = np.asarray(sorted(points))
+    values = np.stack([np.broadcast_to(points[r], at.shape) for r in known.tolist()])
+    return values[abs(known[:, None] - at).argmin(0), np.arange(len(at))]
 
 
 def _plain_steps(milliseconds: Any) -> int:
@@ -65,10 +72,12 @@ BUGS: dict[str, Bug] = {
         lambda: test_pacing.TestSteps().test_the_step_is_found(4),
     ),
     "between ranks the nearest one's time": Bug(
-        lambda p: p.setattr(
-            timetable, "_line", lambda points, at: points[min(points, key=lambda r: abs(r - at))]
-        ),
+        lambda p: p.setattr(interpolating, "_line", _nearest),
         lambda: test_pacing.TestSteps().test_two_ranks(),
+    ),
+    "what a layer is summed with left out": Bug(
+        lambda p: p.setattr(sites.Site, "summed", False),
+        test_pacing.test_what_stands_around_a_layer,
     ),
     "what is fused with a layer is not seen": Bug(
         lambda p: p.setattr(sites, "_surroundings", lambda program: {}),

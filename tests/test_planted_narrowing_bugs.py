@@ -20,7 +20,7 @@ from onebyone.conv import ConvSpec
 from onebyone.errors import OneByOneError
 from onebyone.factorize import grouped, selection
 from onebyone.narrowing import cutting, finding, following, ordering, spaces
-from onebyone.planning import Budget
+from onebyone.plans import Budget
 
 
 def _observed() -> tuple[nn.Module, Tensor, obo.Statistics]:

@@ -28,7 +28,7 @@ from onebyone.explaining.saved import Saved
 from onebyone.explaining.toy import SIZES, toy
 from onebyone.forms import FORMS
 from onebyone.loading import load
-from onebyone.planning import Decision
+from onebyone.plans import Decision
 
 OPENING = Opening(1, "explain", "a test", "A test", "A test")
 

@@ -15,7 +15,7 @@ from onebyone.conv import ConvSpec
 from onebyone.errors import OneByOneError, PlanError
 from onebyone.measurement.counting import count
 from onebyone.merging import merged
-from onebyone.planning import Budget
+from onebyone.plans import Budget
 from onebyone.progressive import schedule
 from onebyone.tree import modules_by_name
 

@@ -23,7 +23,7 @@ from onebyone.explaining.photos import of_input
 from onebyone.explaining.report import report_html, write_report
 from onebyone.forms import FORMS
 from onebyone.measurement.latency import Latency
-from onebyone.planning import Budget, Decision, Plan
+from onebyone.plans import Budget, Decision, Plan
 from onebyone.report import plan_table, summary, to_json
 from onebyone.report.markup import Markup, join, tag, text
 from onebyone.report.numbers import (

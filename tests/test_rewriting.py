@@ -18,7 +18,7 @@ from onebyone import rewriting
 from onebyone.errors import BudgetError, ModelError, OneByOneError, PlanError
 from onebyone.forms import FORMS
 from onebyone.plain import plain as seen_as_plain
-from onebyone.planning import Budget, Plan
+from onebyone.plans import Budget, Plan
 from onebyone.tree import tensors_in
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same'")

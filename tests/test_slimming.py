@@ -16,7 +16,7 @@ from onebyone.clock import Clock
 from onebyone.data import Images, open_images
 from onebyone.errors import BudgetError, DataError, ModelError, OneByOneError, PlanError
 from onebyone.loading import load
-from onebyone.planning import Budget
+from onebyone.plans import Budget
 from onebyone.preprocessing import Preprocess
 from onebyone.searching import RESOLUTION, TRIALS, accuracy, smallest
 from onebyone.slimming import check_budget, set_apart, slim, told

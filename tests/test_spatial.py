@@ -20,7 +20,7 @@ from onebyone.factorize.spatial import along_first, between_energies
 from onebyone.forms import FORMS
 from onebyone.measurement.counting import count
 from onebyone.merging import merged
-from onebyone.planning import Budget, Plan
+from onebyone.plans import Budget, Plan
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same'")
 LAYER = "first.1"

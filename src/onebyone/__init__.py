@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from onebyone.loading import Loaded, load
     from onebyone.measurement.measuring import Measurement, measure
     from onebyone.plan_files import read_plan, write_plan
-    from onebyone.planning import Budget, Decision, Plan, plan
+    from onebyone.planning import plan
+    from onebyone.plans import Budget, Decision, Plan
     from onebyone.preprocessing import Preprocess
     from onebyone.recovery.fine_tuning import FineTuned, fine_tune
     from onebyone.recovery.recipe import Recipe

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from onebyone.conv import ConvSpec
 from onebyone.factorize import alternate
-from onebyone.planning import Decision
+from onebyone.plans import Decision
 
 ROUNDS = (3, 1, 0)
 ROWS_PER_FEATURE = 8

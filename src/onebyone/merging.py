@@ -14,7 +14,7 @@ from onebyone.conv import ConvSpec, kernel_of
 from onebyone.errors import PlanError
 from onebyone.factorize.factors import Factors
 from onebyone.forms import FORMS
-from onebyone.planning import Plan
+from onebyone.plans import Plan
 from onebyone.tree import deep_copy, modules_by_name, replace_modules
 
 

@@ -15,7 +15,7 @@ from onebyone.files import json_text, write_text
 from onebyone.forms import FORMS, KEPT, full_rank
 from onebyone.narrowing.files import narrowings_from_json, narrowings_to_json
 from onebyone.narrowing.spaces import Narrowing, narrowed
-from onebyone.planning import Budget, Decision, Plan, Step
+from onebyone.plans import Budget, Decision, Plan, Step
 
 SCHEMA = "onebyone.plan/1"
 EDITABLE = (

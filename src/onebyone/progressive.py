@@ -13,8 +13,8 @@ from onebyone.data import Images
 from onebyone.distributed import World
 from onebyone.errors import BudgetError, TrainingError
 from onebyone.merging import merged
-from onebyone.planning import Budget, Decision, Plan, Step
 from onebyone.planning import plan as make_plan
+from onebyone.plans import Budget, Decision, Plan, Step
 from onebyone.recovery.fine_tuning import FineTuned
 from onebyone.rewriting import rewrite
 from onebyone.searching import Found

@@ -10,7 +10,7 @@ from onebyone.clock import Clock
 from onebyone.data import Images, open_images
 from onebyone.errors import DataError
 from onebyone.plain import plain
-from onebyone.planning import Step
+from onebyone.plans import Step
 from onebyone.pools import is_batches, open_pool
 from onebyone.preprocessing import Preprocess
 from onebyone.progressive import slim_in_steps

@@ -25,10 +25,11 @@ from onebyone.lockstep import Lockstep
 from onebyone.narrowing.cutting import cut_model
 from onebyone.narrowing.spaces import kept_entries, narrowed
 from onebyone.plain import plain
-from onebyone.planning import Decision, Plan
+from onebyone.plans import Decision, Plan
+from onebyone.recorder import LayerStatistics
 from onebyone.running import release_memory, suited
 from onebyone.sampling import choose_positions, output_rows, patch_rows, positions_of
-from onebyone.statistics import LayerStatistics, Statistics, observe
+from onebyone.statistics import Statistics, observe
 from onebyone.tree import deep_copy, evaluating, hooked, modules_by_name, replace_modules
 
 CHUNK = 64  # images at once: more would leave the processor's cache

@@ -43,7 +43,7 @@ from onebyone.tree import deep_copy
 
 if TYPE_CHECKING:
     from onebyone.deepening.deepening import Deepened
-    from onebyone.planning import Plan
+    from onebyone.plans import Plan
     from onebyone.slimming import Slimmed
 
 

@@ -14,7 +14,8 @@ from onebyone.clock import Clock
 from onebyone.data import Images
 from onebyone.distributed import World
 from onebyone.errors import BudgetError, DataError
-from onebyone.planning import Budget, Measured, Plan, Planner
+from onebyone.planning import Planner
+from onebyone.plans import Budget, Measured, Plan
 from onebyone.rewriting import rewrite
 from onebyone.running import output_of
 from onebyone.statistics import Statistics

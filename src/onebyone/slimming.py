@@ -18,7 +18,8 @@ from onebyone.explaining.insight import Insight, look_into
 from onebyone.pacing.pace import paced, runtime_named
 from onebyone.pacing.timetable import Timetable
 from onebyone.plain import plain
-from onebyone.planning import Budget, Plan, Planner
+from onebyone.planning import Planner
+from onebyone.plans import Budget, Plan
 from onebyone.preprocessing import Preprocess
 from onebyone.progressive import schedule
 from onebyone.recovering import HELD_OUT_SHARE, Recovering

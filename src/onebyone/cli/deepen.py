@@ -145,7 +145,7 @@ def deepen(
         with progress() as tell:
             tell("load", 0)
             from onebyone.deepening.deepening import deepen as deepen_network
-            from onebyone.planning import Budget
+            from onebyone.plans import Budget
             from onebyone.saving import check_folder
 
             use_threads(threads)

@@ -52,7 +52,7 @@ def demo(
             tell("load", 0)
             from onebyone.data import open_images
             from onebyone.loading import load
-            from onebyone.planning import Budget
+            from onebyone.plans import Budget
             from onebyone.saving import check_folder
             from onebyone.slimming import slim
 

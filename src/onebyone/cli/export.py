@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from onebyone.data import Images
     from onebyone.exporting.export import Export
     from onebyone.loading import Loaded
-    from onebyone.planning import Plan
+    from onebyone.plans import Plan
 
 MODEL, IMAGES, OUTPUT = "The network", "The images", "The result"
 READ = 192  # images: to check on, and for int8 to calibrate with

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from onebyone.data import Images
     from onebyone.loading import Loaded
-    from onebyone.planning import Plan
+    from onebyone.plans import Plan
     from onebyone.preprocessing import Preprocess
     from onebyone.recovery.fine_tuning import FineTuned
     from onebyone.slimming import Slimmed

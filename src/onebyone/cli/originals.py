@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from onebyone.planning import Plan
+    from onebyone.plans import Plan
 
 
 def original_of(

@@ -270,8 +270,8 @@ def _write_plan(
         from onebyone.errors import OutputError
         from onebyone.files import PLAN, check_writable
         from onebyone.plan_files import plan_to_json, write_plan
-        from onebyone.planning import Budget
         from onebyone.planning import plan as make_plan
+        from onebyone.plans import Budget
         from onebyone.report import plan_table
         from onebyone.statistics import observe
 

@@ -20,7 +20,7 @@ from onebyone.deepening.probing import BATCH, BATCHES, RECIPE, probe
 from onebyone.errors import BudgetError, DataError, ModelError
 from onebyone.loading.slimmed import as_source
 from onebyone.measurement.counting import count
-from onebyone.planning import Budget, Plan
+from onebyone.plans import Budget, Plan
 from onebyone.preprocessing import Preprocess
 from onebyone.recovery.fine_tuning import FineTuned, fine_tune
 from onebyone.recovery.objective import check_labels

@@ -12,7 +12,7 @@ from onebyone.explaining.bench import START
 from onebyone.explaining.defaults import slimmed_demo
 from onebyone.explaining.drawing import Drawing, Label, Point, Shape
 from onebyone.forms import FORMS
-from onebyone.planning import Decision, Plan
+from onebyone.plans import Decision, Plan
 from onebyone.report.numbers import count, share
 from onebyone.report.words import UNCHANGED, form_title, layer_name
 

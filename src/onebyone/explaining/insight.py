@@ -18,9 +18,11 @@ from onebyone.explaining.photos import Photo, of_input
 from onebyone.factorize.metric import energies, factor
 from onebyone.factorize.squeeze import input_energy
 from onebyone.narrowing.spaces import kept_entries
-from onebyone.planning import Budget, Measured, Plan, Planner
+from onebyone.planning import Planner
+from onebyone.plans import Budget, Measured, Plan
+from onebyone.recorder import LayerStatistics
 from onebyone.running import call, first_output, suited
-from onebyone.statistics import LayerStatistics, Statistics
+from onebyone.statistics import Statistics
 from onebyone.tree import evaluating, hooked, modules_by_name
 
 # The fractions kept, the most telling first: planning stops when its time is used up.

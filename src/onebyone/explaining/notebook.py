@@ -15,7 +15,7 @@ from onebyone.diffing import Difference
 from onebyone.explaining.explaining import Explanation
 from onebyone.explaining.report import report_html
 from onebyone.measurement.measuring import Measurement
-from onebyone.planning import Plan
+from onebyone.plans import Plan
 from onebyone.report import plan_table, summary
 from onebyone.report.cards import cards, headline, quality_sentence
 from onebyone.report.comparison import comparison_table

@@ -10,7 +10,7 @@ from onebyone.explaining.insight import Insight
 from onebyone.explaining.page import Opening, page
 from onebyone.explaining.versus import charts, frontier_section, image_section, versus_json
 from onebyone.files import write_text
-from onebyone.planning import Plan
+from onebyone.plans import Plan
 from onebyone.report.cards import cards, headline, quality_sentence
 from onebyone.report.details import forms_list, layer_table, method, notes_list
 from onebyone.report.markup import Content, Markup, text

@@ -12,7 +12,7 @@ from onebyone.errors import DataError, OneByOneError
 from onebyone.explaining.insight import Insight, same_image
 from onebyone.files import PLAN, REPORT, REPORT_JSON
 from onebyone.plan_files import read_plan
-from onebyone.planning import Plan
+from onebyone.plans import Plan
 from onebyone.report.json import read_report
 from onebyone.verification import Verification
 

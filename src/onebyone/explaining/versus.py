@@ -6,7 +6,7 @@ from typing import Any
 
 from onebyone.explaining.insight import Insight, Spectrum
 from onebyone.explaining.packing import packed
-from onebyone.planning import Plan
+from onebyone.plans import Plan
 from onebyone.report.markup import Content, Markup, join, tag
 from onebyone.report.numbers import becomes, percent, small
 from onebyone.report.words import form_title, layer_name

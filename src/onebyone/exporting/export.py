@@ -30,7 +30,7 @@ from onebyone.exporting.program import takes_any_batch
 from onebyone.exporting.rechecking import checked, images_for, recheck
 from onebyone.exporting.targets import Target, target_of
 from onebyone.files import check_writable, share
-from onebyone.planning import Plan
+from onebyone.plans import Plan
 from onebyone.preprocessing import Preprocess
 
 

@@ -15,7 +15,7 @@ from torch.export import ExportedProgram
 from onebyone.errors import ModelError
 from onebyone.exporting.folding import fold
 from onebyone.exporting.program import export_program, first_line, takes_any_batch
-from onebyone.planning import Plan
+from onebyone.plans import Plan
 from onebyone.preprocessing import Preprocess
 from onebyone.tree import deep_copy
 

@@ -23,7 +23,7 @@ from onebyone.loading.weights import fit_weights, read_weights
 from onebyone.narrowing.cutting import cut_model
 from onebyone.plain import plain
 from onebyone.plan_files import SCHEMA, plan_from_json, plan_to_json
-from onebyone.planning import Plan
+from onebyone.plans import Plan
 from onebyone.preprocessing import Preprocess
 from onebyone.tree import deep_copy, modules_by_name, replace_modules
 

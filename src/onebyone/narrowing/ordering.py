@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from onebyone.factorize.selection import Order, Reading, needed_order
 from onebyone.narrowing.spaces import Space
-
-if TYPE_CHECKING:
-    from onebyone.statistics import LayerStatistics
+from onebyone.recorder import LayerStatistics
 
 # The error of a form is an upper bound, as the solution may move outputs where an activation cuts
 # them off; that of a width is not. Measured on trained networks, this makes the two alike.

@@ -17,9 +17,11 @@ from onebyone.exporting.targets import TARGETS
 from onebyone.loading.slimmed import replanned
 from onebyone.pacing.graphs import EAGER
 from onebyone.pacing.sites import Site, sites_of
-from onebyone.pacing.timetable import Timetable, Way
+from onebyone.pacing.timetable import Timetable
+from onebyone.pacing.ways import Way
 from onebyone.pacing.whole import Ratio, Stopwatch
-from onebyone.planning import NO_RANKS, Budget, Decision, Plan, Times
+from onebyone.planning import NO_RANKS, Times
+from onebyone.plans import Budget, Decision, Plan
 from onebyone.tree import random_state
 
 RUNTIMES = (EAGER, *TARGETS)

@@ -8,8 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from itertools import product
-from math import ceil, isfinite
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -26,52 +25,19 @@ from onebyone.forms import FORMS, KEPT
 from onebyone.measurement.roofline import cache_folder, processor_name
 from onebyone.measurement.timing import Samples, interleave
 from onebyone.pacing.graphs import EAGER, opened
+from onebyone.pacing.interpolating import STEPS, interpolated, put, step_of
 from onebyone.pacing.sites import Site
+from onebyone.pacing.ways import NARROW, Ranks, Way, grid_of, widths_of
 
 SCHEMA = "onebyone.timings/2"
 TOGETHER = 6  # candidates that take turns with the layer itself
 SECONDS, LEAST, MOST = 0.25, 7, 60
 NOISY = 0.3  # of the median, between the quartiles of the layer itself
-GRID = (0.125, 0.25, 0.375, 0.5, 0.75)  # of the channels: ranks that are timed
-COARSE = (0.125, 0.25, 0.5, 0.75)  # where two ranks are combined
-WIDTHS = (0.25, 0.5, 0.75, 1.0)  # of the channels on each side that is narrowed
-STEPS = (1, 2, 4, 8, 16)
-FLAT = 0.04  # times within a step differ by no more than this
 PROBE = Site(
     ConvSpec(64, 64, (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1)), (28, 28), activation="relu"
 )
 PROBED = range(17, 33)
 PLACES = Places(1, 1, 1)  # weights do not depend on them
-
-Ranks = tuple[int, ...]
-NARROW = "narrow"  # the row of the layer itself with fewer channels; its ranks are c_out and c_in
-
-
-@dataclass(frozen=True)
-class Way:
-    """What may stand at a site: a form of the layer, of `conv` where it has fewer channels there."""
-
-    form: str
-    ranks: Ranks
-    conv: ConvSpec
-
-    @staticmethod
-    def at(site: Site, form: str, ranks: Ranks, conv: ConvSpec | None = None) -> Way:
-        """With the bias that the layer has at the site."""
-        return Way(form, ranks, replace(conv or site.conv, bias=site.conv.bias))
-
-    def place(self, site: Site) -> tuple[str, Ranks]:
-        """The row and the ranks under which its time is kept."""
-        c_in, c_out = self.conv.c_in, self.conv.c_out
-        own = self.conv == site.conv
-        if self.form in KEPT:
-            return ("keep", ()) if own else (NARROW, (c_out, c_in))
-        return (self.form if own else f"{self.form} {c_in} to {c_out}", self.ranks)
-
-    def parts(self) -> list[ConvSpec]:
-        """The layers it is made of; the bias as at the site."""
-        parts = [part.conv for part in FORMS[self.form].parts(self.conv, self.ranks)]
-        return [*parts[:-1], replace(parts[-1], bias=self.conv.bias)]
 
 
 @dataclass
@@ -158,7 +124,7 @@ class Timetable:
         wanted = {site.key: site for site in sites if site.key not in self.times}
         for index, site in enumerate(wanted.values()):
             progress(index / len(wanted))
-            self.measure(site, _grid(site, self.step))
+            self.measure(site, grid_of(site, self.step))
         progress(1.0)
 
     def measure(self, site: Site, ways: Sequence[Way]) -> None:
@@ -248,7 +214,7 @@ class Timetable:
             beyond = narrower * own.params / conv.params
             shares = shares * weights[0] / weights[1] * beyond
             row, _ = Way(form, (), conv).place(site)
-            _put(times.ratios.get(row, {}), ranks, shares)
+            put(times.ratios.get(row, {}), ranks, shares)
         return shares * times.keep_ms
 
     def _shares(self, site: Site, form: str, ranks: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -258,7 +224,7 @@ class Timetable:
             return np.full(len(ranks), np.inf)
         stepped = self.step * -(-ranks // self.step)
         found = interpolated(row, np.minimum(stepped, FORMS[form].full(site.conv)))
-        _put(row, ranks, found)
+        put(row, ranks, found)
         return found
 
     def _narrower(self, site: Site, conv: ConvSpec) -> float:
@@ -280,7 +246,7 @@ class Timetable:
     def _measure_widths(self, site: Site, conv: ConvSpec) -> None:
         """Time the layer with fewer channels on those sides where `conv` has fewer."""
         known = self.times[site.key].ratios.get(NARROW, {})
-        wanted = [w for w in _widths(site, conv, self.step) if w.place(site)[1] not in known]
+        wanted = [w for w in widths_of(site, conv, self.step) if w.place(site)[1] not in known]
         if wanted:
             self.measure(site, wanted)
 
@@ -288,94 +254,6 @@ class Timetable:
         """Whether this very candidate was timed."""
         row, ranks = way.place(site)
         return row == "keep" or ranks in self.times[site.key].ratios.get(row, {})
-
-
-def step_of(milliseconds: Mapping[int, float]) -> int:
-    """The largest step s such that ranks within a step take as long as the multiple of s above them.
-
-    >>> step_of({r: float(-(-r // 8)) for r in range(17, 33)})
-    8
-    >>> step_of({r: float(r) for r in range(17, 33)})
-    1
-    """
-    for step in reversed(STEPS):
-        ends = {r: milliseconds.get(step * ceil(r / step)) for r in milliseconds}
-        inside = [(milliseconds[r], end) for r, end in ends.items() if end is not None]
-        if all(mine >= (1 - FLAT) * end for mine, end in inside):
-            return step
-    return 1
-
-
-def interpolated(found: Mapping[Ranks, float], ranks: NDArray[np.int64]) -> NDArray[np.float64]:
-    """The values (n,) at n pairs of ranks (n, sides): linear between the nearest measured ones.
-
-    Beyond the largest the slope goes on, below the smallest the value stays: a layer is never taken
-    to be faster than what was measured.
-    """
-    if ranks.shape[1] == 1:
-        return _line({r[0]: v for r, v in found.items()}, ranks[:, 0])
-    rows: dict[int, dict[int, float]] = {}
-    for (first, second), value in found.items():
-        rows.setdefault(first, {})[second] = value
-    most = max(map(len, rows.values()))
-    whole = {first: row for first, row in rows.items() if len(row) >= most - 1 or len(row) > 1}
-    return _line({first: _line(row, ranks[:, 1]) for first, row in whole.items()}, ranks[:, 0])
-
-
-def _line(points: Mapping[int, Any], at: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Along one axis: the points' values are numbers, or (n,) with one for each of `at`."""
-    known = np.asarray(sorted(points))
-    values = np.stack([np.broadcast_to(points[r], at.shape) for r in known.tolist()])
-    if len(known) == 1:
-        return values[0].copy()
-    low = np.clip(np.searchsorted(known, at, side="right") - 1, 0, len(known) - 2)
-    part = np.clip((at - known[low]) / (known[low + 1] - known[low]), 0, 1)
-    each = np.arange(len(at))
-    between = values[low, each] * (1 - part) + values[low + 1, each] * part
-    rise = (values[-1] - values[-2]) / (known[-1] - known[-2])
-    return between + np.maximum(rise, 0) * np.maximum(at - known[-1], 0)
-
-
-def _put(row: Mapping[Ranks, float], ranks: NDArray[np.int64], into: NDArray[np.float64]) -> None:
-    """What was measured in place of what was interpolated."""
-    for own, value in row.items():
-        into[(ranks == own).all(1)] = value
-
-
-def _grid(site: Site, step: int) -> list[Way]:
-    """The candidates that are timed: a few ranks of each form that suits the layer."""
-    found: list[Way] = []
-    for name, form in FORMS.items():
-        if not form.ranks or form.refuse(site.conv) is not None:
-            continue
-        sides = [
-            _rungs(size, step, GRID if len(form.ranks) == 1 else COARSE)
-            for size in form.full(site.conv)
-        ]
-        found += [Way.at(site, name, ranks) for ranks in product(*sides)]
-    return found
-
-
-def _widths(site: Site, conv: ConvSpec, step: int) -> list[Way]:
-    """The layer at a few widths of the sides on which `conv` has fewer channels."""
-    own = site.conv
-    if own.depthwise:
-        rungs = _rungs(own.c_out, step, WIDTHS)[:-1]
-        return [Way.at(site, NARROW, (), replace(own, c_in=n, c_out=n, groups=n)) for n in rungs]
-    sides = [
-        _rungs(most, step, WIDTHS) if now < most else [most]
-        for now, most in ((conv.c_out, own.c_out), (conv.c_in, own.c_in))
-    ]
-    return [
-        Way.at(site, NARROW, (), replace(own, c_out=c_out, c_in=c_in))
-        for c_out, c_in in product(*sides)
-        if (c_out, c_in) != (own.c_out, own.c_in)
-    ]
-
-
-def _rungs(size: int, step: int, parts: Sequence[float]) -> list[int]:
-    step = step if size >= 4 * step else 1
-    return sorted({min(max(step * round(p * size / step), step), size) for p in parts})
 
 
 def _times(values: Any) -> Times:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onebyone.planning import Plan
+from onebyone.plans import Plan
 from onebyone.report.cards import cards, deeper_headline, quality_sentence
 from onebyone.report.details import method, notes_list
 from onebyone.report.insertions import insertion_rows, kinds_list

@@ -7,7 +7,7 @@ from math import isfinite
 
 from onebyone.forms import FORMS
 from onebyone.measurement.latency import Latency
-from onebyone.planning import Decision, Plan
+from onebyone.plans import Decision, Plan
 from onebyone.report.markup import Content, Markup, join, tag
 from onebyone.report.numbers import becomes, count, milliseconds, ratio, small
 from onebyone.report.picture import used_forms

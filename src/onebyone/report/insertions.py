@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from onebyone.deepening.insertions import INSERTIONS, Insertion
-from onebyone.planning import Plan
+from onebyone.plans import Plan
 from onebyone.report.markup import Content, Markup, join, tag
 from onebyone.report.numbers import count, ratio, small
 from onebyone.report.words import layer_name

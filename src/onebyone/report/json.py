@@ -11,7 +11,7 @@ from typing import Any
 from onebyone.deepening.files import insertion_to_json
 from onebyone.errors import DataError
 from onebyone.measurement.latency import Latency
-from onebyone.planning import Decision, Plan
+from onebyone.plans import Decision, Plan
 from onebyone.verification import LayerError, Side, Verification
 
 SCHEMA = "onebyone.report/1"

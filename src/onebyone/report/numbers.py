@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onebyone.planning import Decision
+from onebyone.plans import Decision
 
 
 def count(value: int) -> str:

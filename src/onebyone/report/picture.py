@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import ceil
 
 from onebyone.forms import FORMS
-from onebyone.planning import Decision, Plan
+from onebyone.plans import Decision, Plan
 from onebyone.report.markup import Markup, join, tag
 from onebyone.report.numbers import becomes, count, ratio, share, small
 from onebyone.report.words import UNCHANGED, chain, form_title, geometry, layer_name

@@ -11,7 +11,7 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from onebyone.planning import Decision, Plan
+from onebyone.plans import Decision, Plan
 from onebyone.report.insertions import insertion_table
 from onebyone.report.numbers import count, milliseconds, percent, points, ratio, size
 from onebyone.report.words import (

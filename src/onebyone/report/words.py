@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from onebyone.conv import ConvSpec
 from onebyone.forms import FORMS
 from onebyone.measurement.latency import Latency
-from onebyone.planning import Decision, Plan
+from onebyone.plans import Decision, Plan
 from onebyone.report.numbers import becomes, percent, small
 from onebyone.verification import Verification
 
