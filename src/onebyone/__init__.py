@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Bench": "benching",
-    "Budget": "planning",
+    "Budget": "plans",
     "Comparison": "comparison",
-    "Decision": "planning",
+    "Decision": "plans",
     "Deepened": "deepening.deepening",
     "Difference": "diffing",
     "FineTuned": "recovery.fine_tuning",
@@ -43,7 +43,7 @@ _HOMES = {
     "Loaded": "loading",
     "Measurement": "measurement.measuring",
     "OneByOneError": "errors",
-    "Plan": "planning",
+    "Plan": "plans",
     "Preprocess": "preprocessing",
     "Recipe": "recovery.recipe",
     "Slimmed": "slimming",
