@@ -14,7 +14,7 @@ from test_measuring import MACHINE
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from onebyone.measurement import measuring, recording
+from onebyone.measurement import measuring, modes
 from onebyone.measurement.counting import count
 from onebyone.measurement.measuring import measure
 from onebyone.measurement.memory import measure_memory
@@ -261,9 +261,7 @@ def test_functions_of_functions_are_named(monkeypatch: pytest.MonkeyPatch) -> No
     found = count(Branches(), torch.ones(2, 3, 4))
     assert not found.unknown
     assert found.uncounted["aten.add"] == 24
-    monkeypatch.setattr(
-        recording, "DENSE", None
-    )  # an operator that does not say how it is to be run
+    monkeypatch.setattr(modes, "DENSE", None)  # an operator that does not say how it is to be run
     found = count(Branches(), torch.ones(2, 3, 4))
     assert any("cond" in name for name in found.unknown)
 

@@ -33,6 +33,7 @@ from onebyone import (
     plan_files,
     planning,
     plans,
+    recorder,
     rewriting,
     sensing,
     statistics,
@@ -511,7 +512,7 @@ PASSES = {
         _low_rank(_not_unwhitened), lambda: test_rewriting.check_full_rank_network("channel")
     ),
     "covariance not centered": Bug(
-        lambda p: p.setattr(statistics.Moments, "covariance", property(
+        lambda p: p.setattr(recorder.Moments, "covariance", property(
             lambda m: m.products / m.samples
         )),
         lambda: test_statistics.check_moments(test_statistics.tiny(), images(20, 3, 5, 5)),

@@ -20,7 +20,10 @@ from torch import Tensor, nn
 from onebyone import files, saving
 from onebyone.errors import MissingExtraError, ModelError, OutputError, PlanError
 from onebyone.loading import load
+from onebyone.planning import plan
+from onebyone.plans import Budget
 from onebyone.slimming import Slimmed, slim
+from onebyone.statistics import observe
 
 FACTORY = """
 import torch
@@ -78,7 +81,10 @@ def slimmed_of(model: nn.Module, shape: tuple[int, ...] = (3, 12, 12), **options
 
 @pytest.fixture(scope="module")
 def slimmed() -> Slimmed:
-    return slimmed_of(network())
+    """By forms alone, whose ranks the tests of plans edit."""
+    model, images = network(), pictures(3, 12, 12)
+    chosen = plan(model, observe(model, images), Budget(macs=0.6), narrow=False)
+    return slim(model, images, plan=chosen, latency=False)
 
 
 @pytest.fixture
