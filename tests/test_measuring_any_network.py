@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 import threading
 from dataclasses import dataclass
 from typing import Any
@@ -264,6 +266,23 @@ def test_functions_of_functions_are_named(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(modes, "DENSE", None)  # an operator that does not say how it is to be run
     found = count(Branches(), torch.ones(2, 3, 4))
     assert any("cond" in name for name in found.unknown)
+
+
+def test_functions_of_functions_in_a_new_process() -> None:
+    """Where nothing has asked for the compiler before."""
+    code = """
+import torch
+from torch import nn
+from onebyone.measurement.measuring import measure
+
+class Branches(nn.Module):
+    def forward(self, x):
+        return torch.cond(x.sum() > 0, lambda y: torch.bmm(y, y), lambda y: y - 1, (x,))
+
+print(measure(Branches(), torch.ones(2, 3, 3)).macs)
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert found.stdout.strip() == "54", found.stderr
 
 
 def test_a_forward_on_the_instance_leaves_the_original_alone() -> None:

@@ -31,7 +31,6 @@ UNCOMPILED = (
 PLAIN = (nn.Parameter, Tensor)
 LAZY = (nn.UninitializedParameter, nn.UninitializedBuffer)
 META = torch.device("meta")
-COMPILER = "torch._dynamo"  # imported by whoever compiles something
 CONTAINERS = frozenset((dict, OrderedDict, set, list, tuple))
 
 
@@ -139,9 +138,13 @@ def _plain_mode(gradients: bool) -> Iterator[None]:
     compiles = getattr(flexible, UNCOMPILED, None)
     if compiles is not None:
         setattr(flexible, UNCOMPILED, True)
-    eagerly = torch.compiler.set_stance("force_eager") if COMPILER in sys.modules else nullcontext()
     try:
-        with eagerly, torch.inference_mode(False), torch.set_grad_enabled(gradients):
+        # torch.cond and its like compile what they run, and may be the first to ask for the compiler.
+        with (
+            torch.compiler.set_stance("force_eager"),
+            torch.inference_mode(False),
+            torch.set_grad_enabled(gradients),
+        ):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
