@@ -264,6 +264,14 @@ class TestTimetable:
         assert took(again, SITE, "keep", (), conv) == pytest.approx(found)
         assert len(made.clocked) == count
 
+    def test_fewer_channels_on_one_side_after_the_other(self, made: Made) -> None:
+        """Two layers of one shape: the outputs of one are narrowed, and the inputs of the other."""
+        table = Timetable(EAGER, 1)
+        table.prepare([SITE])
+        for conv in (replace(CONV, c_in=40), replace(CONV, c_out=24), replace(CONV, c_in=24)):
+            found = took(table, SITE, "keep", (), conv)
+            assert found == pytest.approx(macs_cost(SITE, [conv]))
+
     def test_fewer_channels_of_a_depthwise_layer(self, made: Made) -> None:
         site = replace(SITE, conv=replace(CONV, groups=64))
         table = Timetable(EAGER, 1)

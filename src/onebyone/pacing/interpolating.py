@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from onebyone.pacing.ways import Ranks
+
 STEPS = (1, 2, 4, 8, 16)
 FLAT = 0.04  # times within a step differ by no more than this
-
-Ranks = tuple[int, ...]
 
 
 def step_of(milliseconds: Mapping[int, float]) -> int:

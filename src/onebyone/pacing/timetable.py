@@ -222,8 +222,7 @@ class Timetable:
         row = self.times[site.key].ratios.get(form)
         if not row:
             return np.full(len(ranks), np.inf)
-        stepped = self.step * -(-ranks // self.step)
-        found = interpolated(row, np.minimum(stepped, FORMS[form].full(site.conv)))
+        found = interpolated(row, self._stepped(ranks, FORMS[form].full(site.conv)))
         put(row, ranks, found)
         return found
 
@@ -237,11 +236,21 @@ class Timetable:
         if sides in row:
             return row[sides]
         whole = (site.conv.c_out, site.conv.c_in)
-        row = row | {whole: 1.0}
-        at = np.minimum(self.step * -(-np.asarray([sides]) // self.step), whole)
-        if site.conv.depthwise:
-            row, at = {w[:1]: ratio for w, ratio in row.items()}, at[:, :1]
-        return float(interpolated(row, at)[0])
+        at = self._stepped(np.asarray([sides]), whole)
+        cut = [axis for axis in (0, 1) if sides[axis] < whole[axis]]
+        if len(cut) == 1 or site.conv.depthwise:  # along one line of those that were timed
+            axis, other = cut[0], 1 - cut[0]
+            line = {
+                w[axis : axis + 1]: ratio
+                for w, ratio in (row | {whole: 1.0}).items()
+                if site.conv.depthwise or w[other] == whole[other]
+            }
+            return float(interpolated(line, at[:, axis : axis + 1])[0])
+        return float(interpolated(row | {whole: 1.0}, at)[0])
+
+    def _stepped(self, ranks: NDArray[np.int64], most: Ranks) -> NDArray[np.int64]:
+        """Ranks rounded up to the runtime's steps."""
+        return np.minimum(self.step * -(-ranks // self.step), most)
 
     def _measure_widths(self, site: Site, conv: ConvSpec) -> None:
         """Time the layer with fewer channels on those sides where `conv` has fewer."""
