@@ -80,7 +80,7 @@ class Recorder:
         self.found, self.images, self.generator, self.blocks = found, images, generator, blocks
         self.layers: dict[str, LayerStatistics] = {}
         self.second = False  # whether the batch that passes is one of every other
-        self.halves: dict[str, Tensor] = {}  # the gradients' moments of those
+        self.halves: dict[str, Tensor] = {}  # the gradients' moments of those, not in `layers`
 
     def attach(self, model: nn.Module) -> list[torch.utils.hooks.RemovableHandle]:
         """Hooks on every layer that can change; the caller takes them off."""
@@ -117,18 +117,18 @@ class Recorder:
             chosen = self._choose(seen, y, groups * felt**2, felt)
             values = output_rows(conv, y.detach(), chosen)
             scale = positions_of(conv, y) / chosen.shape[1]
-            second = self._half(seen.layer, layer)
+            into = self._half(seen.layer, layer)
             y.register_hook(
-                lambda g: _feel(layer, second, values, output_rows(conv, g, chosen), scale)
+                lambda g: _feel(layer, into, values, output_rows(conv, g, chosen), scale)
             )
             return y
 
         return hook
 
-    def _half(self, name: str, layer: LayerStatistics) -> Tensor | None:
-        """Where gradients of a batch of every other are added too."""
+    def _half(self, name: str, layer: LayerStatistics) -> Tensor:
+        """Where the gradients of this batch are added: each other batch has sums of its own."""
         if not self.second:
-            return None
+            return layer.gradients
         return self.halves.setdefault(name, torch.zeros_like(layer.gradients))
 
     def _choose(self, seen: Seen, y: Tensor, macs_per_row: int, width: int) -> Tensor:
@@ -142,15 +142,13 @@ class Recorder:
 
 
 def _feel(
-    layer: LayerStatistics, second: Tensor | None, values: Tensor, gradients: Tensor, scale: float
+    layer: LayerStatistics, into: Tensor, values: Tensor, gradients: Tensor, scale: float
 ) -> None:
     """Add Σ g gᵀ, and widen the band of outputs that some gradient reached."""
     felt = gradients != 0
     low = torch.where(felt, values, torch.inf).amin(0)
     high = torch.where(felt, values, -torch.inf).amax(0)
     if layer.outputs.size:
-        add_products(layer.gradients, gradients, scale)
-        if second is not None:
-            add_products(second, gradients, scale)
+        add_products(into, gradients, scale)
     torch.minimum(layer.lowest, low, out=layer.lowest)
     torch.maximum(layer.highest, high, out=layer.highest)

@@ -106,25 +106,22 @@ def observe(
 
 
 def _settle(layers: dict[str, LayerStatistics], halves: dict[str, Tensor], world: World) -> None:
-    """Shrink the moments of the gradients by as much as those of every other batch differ; in place.
+    """Add the gradients' moments of every other batch, shrunk by as much as both halves differ; in place.
 
     Few images span few directions of the gradients, others would span others.
     """
     for name, seen in layers.items():
-        own = halves.get(name)
-        second = torch.zeros_like(seen.gradients) if own is None else own.to(seen.gradients)
+        first, own = seen.gradients, halves.get(name)
+        second = torch.zeros_like(first) if own is None else own.to(first)
         world.add(second)
-        shape = seen.gradients.shape
-        if not seen.gradients.numel():
+        seen.gradients = first + second
+        if not seen.gradients.any():
             continue
-        size = shape[-1]
-        pairs = zip(
-            seen.gradients.reshape(-1, size, size), second.reshape(-1, size, size), strict=True
-        )
+        groups = [m if m.ndim == 3 else m[None] for m in (seen.gradients, first, second)]
         seen.gradients = torch.stack([
-            shrink(whole, shrinkage_of_halves(whole - half, half)) if whole.any() else whole
-            for whole, half in pairs
-        ]).reshape(shape)  # fmt: skip
+            shrink(both, shrinkage_of_halves(a, b)) if both.any() else both
+            for both, a, b in zip(*groups, strict=True)
+        ]).reshape(first.shape)  # fmt: skip
 
 
 def _filled(layers: dict[str, LayerStatistics], images: int) -> tuple[str, ...]:
