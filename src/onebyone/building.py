@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from onebyone.conv import CONVOLUTIONS, TRANSPOSED, ConvSpec, as_weight
+from onebyone.conv import ConvSpec, as_weight, layer_for
 from onebyone.factorize.factors import Factors
 from onebyone.forms import FORMS, KEPT
 
@@ -34,25 +34,9 @@ def plain_layer(layer: nn.Module, conv: ConvSpec) -> nn.Module:
     Padding is spelled as the original spells it ("same", which may be lopsided, stays "same").
     """
     weight: Tensor = layer.weight  # type: ignore[assignment]
-    options = {"bias": conv.bias, "device": weight.device, "dtype": weight.dtype}
-    if not conv.kernel:
-        made: nn.Module = nn.utils.skip_init(nn.Linear, conv.c_in, conv.c_out, **options)
-    elif conv.transposed:
-        made = nn.utils.skip_init(
-            TRANSPOSED[len(conv.kernel)], conv.c_in, conv.c_out, conv.kernel, stride=conv.stride,
-            padding=tuple(before for before, _ in conv.padding), output_padding=conv.output_padding,
-            dilation=conv.dilation, groups=conv.groups, **options,
-        )  # fmt: skip
-    else:
-        padding = 0
-        if any(map(any, conv.padding)):
-            same = layer.padding == "same"
-            padding = "same" if same else tuple(before for before, _ in conv.padding)
-        made = nn.utils.skip_init(
-            CONVOLUTIONS[len(conv.kernel)], conv.c_in, conv.c_out, conv.kernel, stride=conv.stride,
-            padding=padding, dilation=conv.dilation, groups=conv.groups,
-            padding_mode=conv.padding_mode if padding else "zeros", **options,
-        )  # fmt: skip
+    same = getattr(layer, "padding", None) == "same"
+    made = layer_for(conv, same=same, dtype=weight.dtype, device="meta")
+    made.to_empty(device=weight.device)
     made.train(layer.training)
     made.requires_grad_(weight.requires_grad)
     if weight.ndim == 4 and _channels_last(weight):

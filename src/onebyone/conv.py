@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
-from typing import Literal
+from typing import Any, Literal
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -36,6 +36,12 @@ def as_weight(
         parts = kernel.reshape(layer.groups, shape[1], *kernel.shape[1:])
         return parts.permute(0, 3, 1, 2).reshape(shape)
     return kernel.transpose(1, 2).reshape(shape)
+
+
+def same_padding(kernel: tuple[int, ...], dilation: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+    """(before, after) for each axis, such that outputs are as large as inputs at a stride of 1."""
+    total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+    return tuple((t // 2, t - t // 2) for t in total)
 
 
 @dataclass(frozen=True)
@@ -93,8 +99,7 @@ class ConvSpec:
         if layer.padding == "valid":
             padding = tuple((0, 0) for _ in kernel)
         elif layer.padding == "same":
-            total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
-            padding = tuple((t // 2, t - t // 2) for t in total)
+            padding = same_padding(kernel, dilation)
         else:
             padding = tuple((int(p), int(p)) for p in layer.padding)
         return ConvSpec(
@@ -145,6 +150,10 @@ class ConvSpec:
         """
         return positions * self.c_out * (self.c_in // self.groups) * self.taps
 
+    def macs_on(self, places: Places) -> int:
+        """Multiply–accumulates for one image."""
+        return self.macs(places.of(self.grid))
+
     def output_size(self, size: tuple[int, ...]) -> tuple[int, ...]:
         """Spatial output size for a spatial input size; empty for a linear layer."""
         if self.transposed:
@@ -176,3 +185,24 @@ class ConvSpec:
         if self.groups != 1:
             parts.append(f"groups {self.groups}")
         return " ".join(parts)
+
+
+def layer_for(conv: ConvSpec, *, same: bool = False, **options: Any) -> nn.Module:
+    """A layer of PyTorch with this geometry; `options` are device and dtype.
+
+    Padding that is lopsided, or with `same`, is spelled "same".
+    """
+    options["bias"] = conv.bias
+    if not conv.kernel:
+        return nn.Linear(conv.c_in, conv.c_out, **options)
+    options |= {"stride": conv.stride, "dilation": conv.dilation, "groups": conv.groups}
+    padding = tuple(before for before, _ in conv.padding)
+    if conv.transposed:
+        made, options["output_padding"] = TRANSPOSED[len(conv.kernel)], conv.output_padding
+    else:
+        made = CONVOLUTIONS[len(conv.kernel)]
+        if any(map(any, conv.padding)):
+            options["padding_mode"] = conv.padding_mode
+            uneven = any(before != after for before, after in conv.padding)
+            padding = "same" if same or uneven else padding
+    return made(conv.c_in, conv.c_out, conv.kernel, padding=padding, **options)

@@ -11,13 +11,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from onebyone.conv import CONVOLUTIONS, TRANSPOSED
+from onebyone.conv import ConvSpec, layer_for, same_padding
 from onebyone.running import call, suited
 from onebyone.surveying import PLAIN, used_otherwise
 from onebyone.tree import (
@@ -153,31 +152,25 @@ def _shared(layer: nn.Module, owners: Counter[int]) -> bool:
 def _made(layer: nn.Module, found: Computed) -> nn.Module:
     """The plain layer with these weights, behind a padding of its own if that is lopsided."""
     geometry, weight = found.geometry, found.weight
-    axes = len(geometry.stride)
+    one, other = weight.shape[1] * geometry.groups, len(weight)
+    c_in, c_out = (other, one) if geometry.transposed else (one, other)
     uneven = any(before != after for before, after in geometry.padding)
-    padding: Any = tuple(0 if uneven else before for before, _ in geometry.padding)
-    options = {"bias": found.bias is not None, "device": "meta"}
-    if not axes:
-        made: nn.Module = nn.Linear(weight.shape[1], len(weight), **options)
-    elif geometry.transposed:
-        made = TRANSPOSED[axes](
-            len(weight), weight.shape[1] * geometry.groups, tuple(weight.shape[2:]),
-            stride=geometry.stride, padding=padding, output_padding=geometry.output_padding,
-            dilation=geometry.dilation, groups=geometry.groups, **options,
-        )  # fmt: skip
-    else:
-        made = CONVOLUTIONS[axes](
-            weight.shape[1] * geometry.groups, len(weight), tuple(weight.shape[2:]),
-            stride=geometry.stride, padding="same" if geometry.same else padding,
-            dilation=geometry.dilation, groups=geometry.groups, padding_mode=geometry.mode, **options,
-        )  # fmt: skip
+    padding = ((0, 0),) * len(geometry.padding) if uneven else geometry.padding
+    if geometry.same:
+        padding = same_padding(tuple(weight.shape[2:]), geometry.dilation)
+    conv = ConvSpec(
+        c_in, c_out, tuple(weight.shape[2:]), geometry.stride, padding, geometry.dilation,
+        geometry.groups, geometry.mode, found.bias is not None, geometry.transposed,
+        geometry.output_padding,
+    )  # fmt: skip
+    made = layer_for(conv, same=geometry.same, device="meta")
     made.weight = _parameter(layer, weight)  # type: ignore[assignment]
     made.bias = None if found.bias is None else _parameter(layer, found.bias)  # type: ignore[assignment]
     made.train(layer.training)
     if not uneven:
         return made
     block = nn.Sequential()
-    block.add_module("pad", PADS[axes](sum(geometry.padding[::-1], ())))
+    block.add_module("pad", PADS[len(geometry.padding)](sum(geometry.padding[::-1], ())))
     block.add_module("conv", made)
     block.training = layer.training
     return block

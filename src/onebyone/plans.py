@@ -83,7 +83,7 @@ class Decision:
     @property
     def macs_before(self) -> int:
         """MACs of the original layer for one image."""
-        return self.conv.macs(self.places.of(self.conv.grid)) if self.conv else 0
+        return self.conv.macs_on(self.places) if self.conv else 0
 
     @property
     def params_before(self) -> int:

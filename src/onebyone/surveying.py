@@ -47,7 +47,7 @@ class Seen:
     @property
     def macs(self) -> int:
         """Multiply–accumulates for one image."""
-        return self.conv.macs(self.places.of(self.conv.grid)) if self.conv else 0
+        return self.conv.macs_on(self.places) if self.conv else 0
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ def narrowed_ways(
         thin = table.thinned(RANKS)
         costs = thin.coefficients[:, :, columns]
         options.append(Options(table.seen.layer, table.conv, thin.errors, costs))
-        fixed -= (table.conv.macs(table.seen.places.of(table.conv.grid)), table.conv.params)
+        fixed -= (table.conv.macs_on(table.seen.places), table.conv.params)
     hidden = []
     for space in spaces:
         each = np.asarray((0, space.params_each), dtype=np.float64)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from onebyone.conv import CONVOLUTIONS, TRANSPOSED, ConvSpec
+from onebyone.conv import ConvSpec, layer_for
 from onebyone.exporting.network import exported, network_of
 from onebyone.exporting.targets import TARGETS
 from onebyone.pacing.sites import Site
@@ -40,17 +40,21 @@ class Surrounded(nn.Module):
         self.site, self.before, self.beside = site, None, None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            self.layers = nn.Sequential(*(_layer(part) for part in parts))
+            self.layers = nn.Sequential(*(layer_for(part) for part in parts))
             if conv.kernel:
-                self.before = _layer(_feeding(conv.c_in, (1,) * len(conv.kernel)))
+                self.before = layer_for(_feeding(conv.c_in, (1,) * len(conv.kernel)))
             if site.summed:
-                self.beside = _layer(_feeding(conv.c_out, conv.stride))
+                self.beside = layer_for(_feeding(conv.c_out, conv.stride))
 
     @property
     def input_shape(self) -> tuple[int, ...]:
         """With a batch of 1."""
         channels = self.site.conv.c_in if self.before is None else FEED
-        return (1, channels, *self.site.size) if self.before else (1, *self.site.size, channels)
+        return (
+            (1, *self.site.size, channels)
+            if self.before is None
+            else (1, channels, *self.site.size)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """The output of the last layer, summed, activated and averaged."""
@@ -64,23 +68,6 @@ class Surrounded(nn.Module):
 def _feeding(c_out: int, stride: tuple[int, ...]) -> ConvSpec:
     ones = (1,) * len(stride)
     return ConvSpec(FEED, c_out, ones, stride, ((0, 0),) * len(ones), ones, bias=False)
-
-
-def _layer(conv: ConvSpec) -> nn.Module:
-    if not conv.kernel:
-        return nn.Linear(conv.c_in, conv.c_out, bias=conv.bias)
-    even = all(before == after for before, after in conv.padding)
-    padding: Any = tuple(p[0] for p in conv.padding) if even else "same"
-    if conv.transposed:
-        return TRANSPOSED[len(conv.kernel)](
-            conv.c_in, conv.c_out, conv.kernel, stride=conv.stride, padding=padding,
-            output_padding=conv.output_padding, dilation=conv.dilation, groups=conv.groups,
-            bias=conv.bias,
-        )  # fmt: skip
-    return CONVOLUTIONS[len(conv.kernel)](
-        conv.c_in, conv.c_out, conv.kernel, stride=conv.stride, padding=padding,
-        dilation=conv.dilation, groups=conv.groups, bias=conv.bias, padding_mode=conv.padding_mode,
-    )  # fmt: skip
 
 
 def opened(
