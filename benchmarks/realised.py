@@ -41,7 +41,7 @@ NETWORKS = (
     "torchvision:mobilenet_v2", "efficientnet-lite0",
 )  # fmt: skip
 RUNTIMES = ("onnx", "openvino", "executorch")
-HALVINGS = 7  # of the interval in which the fastest plan is looked for
+HALVINGS = 10  # of the interval in which the fastest plan is looked for
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def measured(
 ) -> list[Row]:  # fmt: skip
     """The rows of one network in one runtime."""
     runtime = runtime_named(runtime)
-    table = Timetable(runtime, given.threads)
+    table = Timetable.of(model, runtime, given.threads)
     sites = sites_of(model, example)
     table.prepare([s for every in sites.values() for s in every])
     watch = Stopwatch(model, example, runtime, given.threads)

@@ -42,7 +42,8 @@ exporting exporting.program exporting.folding exporting.network exporting.onnx e
 exporting.executorch exporting.litert exporting.ncnn exporting.targets exporting.checking
 exporting.rechecking exporting.clocking exporting.export exporting.records
 benching
-pacing pacing.sites pacing.graphs pacing.ways pacing.interpolating pacing.timetable pacing.whole pacing.pace
+pacing pacing.sites pacing.graphs pacing.caches pacing.ways pacing.interpolating
+pacing.timetable pacing.whole pacing.pace
 report.numbers report.words report.markup report.picture report.cards report.details
 report.insertions report.text report.json report.page report.deepened report
 report.coverage report.columns report.measurement_rows report.measurement report.measurement_files

@@ -217,7 +217,7 @@ class _Clocked:
 
     def planned(self, trial: Trial, budget: Budget) -> tuple[Plan, tuple[str, ...]]:
         """The plan that holds it, and what there is to say about that."""
-        table = Timetable(self.runtime, self.threads)
+        table = Timetable.of(trial.model, self.runtime, self.threads)
         with trial.clock.step("pace"):
             found = paced(
                 trial.model, trial.images.inputs[:1], budget,

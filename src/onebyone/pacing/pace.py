@@ -27,7 +27,7 @@ from onebyone.tree import random_state
 RUNTIMES = (EAGER, *TARGETS)
 SPELLINGS = {t.runtime: name for name, t in TARGETS.items()} | {"pytorch": EAGER}
 ROUNDS = 8  # plans that are made, and their networks measured
-CHECKS = 3  # times that chosen candidates are timed themselves before that
+CHECKS = 4  # times that chosen candidates are timed themselves before that
 CLOSE = 0.03  # of the budget: nearer below it no other plan is looked for
 SLACK = 0.01  # above the budget: what the clock cannot tell
 
@@ -111,7 +111,7 @@ def paced(
     assert budget.latency is not None
     name = runtime_named(runtime)
     plain = on_cpu_in_float32(model)
-    table = table or Timetable(name, threads)
+    table = table or Timetable.of(plain, name, threads)
     sites = sites_of(plain, example)
     table.prepare([s for every in sites.values() for s in every], lambda p: progress(0.6 * p))
     watch = Stopwatch(plain, example, name, threads)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from onebyone.conv import ConvSpec, Places
 from onebyone.errors import OutputError
@@ -24,6 +25,7 @@ from onebyone.form_costs import FormCosts, cost_at
 from onebyone.forms import FORMS, KEPT
 from onebyone.measurement.roofline import cache_folder, processor_name
 from onebyone.measurement.timing import Samples, interleave
+from onebyone.pacing.caches import mebibytes_between, reader_of
 from onebyone.pacing.graphs import EAGER, opened
 from onebyone.pacing.interpolating import STEPS, interpolated, put, step_of
 from onebyone.pacing.sites import Site
@@ -55,18 +57,28 @@ class Times:
 class Timetable:
     """Times in one runtime on so many threads; what is measured is kept in the cache folder.
 
-    `notes` has sentences for people: a damaged cache, a machine too noisy.
+    Before each call so many mebibytes are read (`between`), as the rest of a network would: its
+    weights alone can fill the caches, and a large layer that finds its own there is up to a third
+    faster than it is in the network. `notes` has sentences for people: a damaged cache, a machine
+    too noisy.
     """
 
     def __init__(
-        self, runtime: str, threads: int, *, again: bool = False, path: Path | None = None
+        self,
+        runtime: str,
+        threads: int,
+        between: int = 0,
+        *,
+        again: bool = False,
+        path: Path | None = None,
     ) -> None:
         self.runtime, self.threads = runtime, threads
+        self._read_memory = reader_of(between)
         self.notes: list[str] = []
         version = f"PyTorch {torch.__version__}" if runtime == EAGER else TARGETS[runtime].version
         self.key = {
             "processor": processor_name(torch.device("cpu")), "runtime": runtime,
-            "version": version, "threads": threads, "dtype": "float32",
+            "version": version, "threads": threads, "dtype": "float32", "between": between,
         }  # fmt: skip
         digest = hashlib.sha256(json.dumps(self.key, sort_keys=True).encode()).hexdigest()[:16]
         self.path = path or cache_folder() / f"timings-{digest}.json"
@@ -75,6 +87,11 @@ class Timetable:
         self.measured = 0  # calls of the clock, for those who count
         if not again:
             self._read()
+
+    @classmethod
+    def of(cls, model: nn.Module, runtime: str, threads: int) -> Timetable:
+        """The table for the layers of a network."""
+        return cls(runtime, threads, mebibytes_between(model))
 
     # --- the table on disk
 
@@ -158,8 +175,9 @@ class Timetable:
         seconds = SECONDS
         while True:
             samples = interleave(
-                calls, threads=self.threads, seconds=seconds, least=LEAST, most=MOST
-            )
+                calls, threads=self.threads, seconds=seconds, least=LEAST, most=MOST,
+                before=self._read_memory,
+            )  # fmt: skip
             own = samples.quartiles("keep")
             if own.high - own.low <= NOISY * own.median:
                 return samples
@@ -199,20 +217,18 @@ class Timetable:
 
         Between measured ranks they are interpolated on the steps. A layer with fewer channels
         (`conv`) is timed at a few widths when it is first asked for; its forms are taken to save by
-        that what their weights say, and to fall short of it as far as the layer itself does, until
-        they are timed themselves.
+        that what their weights say, which is hopeful, until they are timed themselves.
         """
         times, own = self.times[site.key], site.conv
         conv = replace(conv or own, bias=own.bias)
-        narrower = 1.0 if conv == own else self._narrower(site, conv)
         if form in KEPT:
+            narrower = 1.0 if conv == own else self._narrower(site, conv)
             return np.full(len(ranks), narrower * times.keep_ms)
         shares = self._shares(site, form, ranks)
         if conv != own:
             made = FormCosts(form, own, PLACES).at_ranks(ranks)
             weights = [cost_at(made, c.c_in, c.c_out)[:, 1] for c in (conv, own)]
-            beyond = narrower * own.params / conv.params
-            shares = shares * weights[0] / weights[1] * beyond
+            shares = shares * weights[0] / weights[1]
             row, _ = Way(form, (), conv).place(site)
             put(times.ratios.get(row, {}), ranks, shares)
         return shares * times.keep_ms
