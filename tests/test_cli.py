@@ -530,13 +530,14 @@ class TestProcesses:
             assert not list(place.glob(".out*"))
 
     def test_help_is_instant_and_imports_no_torch(self) -> None:
-        seconds = []
+        seconds = []  # of the processor, so that other work does not count
         for _ in range(5):
-            began = time.perf_counter()
+            began = os.times()
             subprocess.run(
                 [sys.executable, "-m", "onebyone", "--help"], check=True, capture_output=True
             )
-            seconds.append(time.perf_counter() - began)
+            ended = os.times()
+            seconds.append(sum(ended[2:4]) - sum(began[2:4]))
         assert min(seconds) < 0.3, seconds
         code = (
             "import atexit, sys; sys.argv[1:] = {}\n"

@@ -124,7 +124,7 @@ def test_an_interrupt_keeps_the_best_and_resumes(
     out = tmp_path / "tuned"
     command = [
         sys.executable, "-m", "onebyone", "finetune", str(slimmed), "--data", str(images), "-o",
-        str(out), "--epochs", "40", *QUICK,
+        str(out), "--epochs", "12", *QUICK,
     ]  # fmt: skip
     checkpoint = tmp_path / "tuned.checkpoint.safetensors"
 
@@ -144,7 +144,7 @@ def test_an_interrupt_keeps_the_best_and_resumes(
     assert (out / "plan.json").exists()
     assert checkpoint.exists()
     again = run(
-        "finetune", slimmed, "--data", images, "-o", out, "--epochs", 40, "--resume", *QUICK
+        "finetune", slimmed, "--data", images, "-o", out, "--epochs", 12, "--resume", *QUICK
     )
     assert again.exit_code == 0, again.output
     assert not checkpoint.exists()
