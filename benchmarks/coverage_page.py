@@ -67,8 +67,8 @@ PAGE = """# Coverage: the networks of torchvision and timm
 
 {others}
 
-Each network goes through `slim` with a budget of {macs} of its MACs, and through `observe`, `plan` and
-`rewrite` with one of {params} of its parameters, with random weights and random images: this shows that
+Each network goes through `slim` with a budget of {macs} of its MACs, and once more through its planning
+and rewriting with one of {params} of its parameters, with random weights and random images: this shows that
 nothing fails and that costs are as promised, not how much accuracy is kept. Each result is checked:
 the budget holds, MACs and parameters are those that PyTorch counts, outputs are finite, all layers
 are plain PyTorch layers, refused ones have the weights they had, every layer that stays has a reason
