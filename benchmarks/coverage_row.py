@@ -113,7 +113,9 @@ def saved(loaded: obo.Loaded, slimmed: obo.Slimmed, images: Tensor) -> str:
         if (folder / ONNX).is_file():
             return ""
         notes = json.loads((folder / PLAN).read_text(encoding="utf-8"))["notes"]
-    return next((n for n in notes if n.startswith("no ")), "no file, and no note on it")
+    return next(
+        (n for n in notes if n.startswith("no ") and ONNX in n), "no file, and no note on it"
+    )
 
 
 def full_rank(loaded: obo.Loaded, plan: Plan, trial: Trial, images: Tensor) -> float:
