@@ -159,6 +159,19 @@ def test_what_counts_as_convolutional(
     assert networks.convolutional(torch.nn.Sequential(*layers), "any") is expected
 
 
+class Amplifying(torch.nn.Conv2d):
+    """What its outputs are is a matter of their last digits."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return (1e7 * super().forward(input)).sin()
+
+
+def test_rounding_must_not_decide_the_output(coverage: ModuleType) -> None:
+    steady, example = sys.modules["coverage_networks"].steady, torch.zeros(1, 3, 8, 8)
+    assert steady(torch.nn.Conv2d(3, 4, 3), example)
+    assert not steady(Amplifying(3, 4, 3), example)
+
+
 def test_rows_are_kept_in_a_file(coverage: ModuleType, tmp_path: Path) -> None:
     rows = coverage.Rows(tmp_path / "rows.json")
     row = coverage.page_module.Row("timm:a", "timm", "a", "met", {"macs": 0.6}, gap=1e-6)
