@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from operators import allow_detection
-from torch import nn
+from torch import Tensor, nn
 
 import onebyone as obo
+from onebyone.running import first_output
 
 CLASSIFICATION, SEGMENTATION, DETECTION, VIDEO = (
     f"torchvision {task}" for task in ("classification", "segmentation", "detection", "video")
@@ -19,6 +20,7 @@ TIMM = "timm"
 GROUPS = (SEGMENTATION, VIDEO, DETECTION, CLASSIFICATION, TIMM)
 SIZES = (32, 64, 96, 128)  # pixels of a square input that are tried before the network's own
 CLIPS = ((4, 32), (8, 64), (16, 112), (16, 224))  # frames, pixels
+NOISE, MOVED = 1e-6, 1e-4
 # Families that are convolutional networks whose 1×1 convolutions are written as linear layers.
 LINEAR = ("convnext", "mambaout", "metaformer")
 # What weighs channels or branches, or pools at the end.
@@ -105,19 +107,33 @@ def families_first(networks: Iterable[Network]) -> list[Network]:
 
 
 def smallest(network: Network) -> obo.Loaded:
-    """The network with random weights and the smallest input that it takes, or its own."""
+    """The network with random weights and the smallest input that it takes, or its own.
+
+    One that rounding decides does not count: filter response normalization, on a map of one pixel, gives
+    its sign.
+    """
     shapes: list[tuple[int, ...]] = [(3, size, size) for size in SIZES]
     if network.group == VIDEO:
         shapes = [(3, frames, size, size) for frames, size in CLIPS]
     for shape in shapes:
         loaded = load(network, shape)
         try:
-            with torch.no_grad():
-                loaded.model(loaded.example)
+            found = network.group == DETECTION or steady(loaded.model, loaded.example)
         except (AssertionError, RuntimeError, ValueError, IndexError, ZeroDivisionError):
             continue
-        return loaded
+        if found:
+            return loaded
     return load(network, None)
+
+
+@torch.no_grad()
+def steady(model: nn.Module, example: Tensor) -> bool:
+    """Whether noise of `NOISE` of each pixel moves the output by no more than `MOVED` of its largest."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(4, *example.shape[1:], generator=generator)
+    noisy = images * (1 + NOISE * torch.randn(images.shape, generator=generator))
+    one, other = (first_output(model(x)) for x in (images, noisy))
+    return float((one - other).abs().max()) <= MOVED * float(one.abs().max())
 
 
 def load(network: Network, shape: tuple[int, ...] | None) -> obo.Loaded:

@@ -67,8 +67,8 @@ PAGE = """# Coverage: the networks of torchvision and timm
 
 {others}
 
-Each network goes through `slim` with a budget of {macs} of its MACs, and through `observe`, `plan` and
-`rewrite` with one of {params} of its parameters, with random weights and random images: this shows that
+Each network goes through `slim` with a budget of {macs} of its MACs, and once more through its planning
+and rewriting with one of {params} of its parameters, with random weights and random images: this shows that
 nothing fails and that costs are as promised, not how much accuracy is kept. Each result is checked:
 the budget holds, MACs and parameters are those that PyTorch counts, outputs are finite, all layers
 are plain PyTorch layers, refused ones have the weights they had, every layer that stays has a reason
@@ -79,10 +79,11 @@ With every layer in a form of full rank, outputs are the original's within {limi
 Where a budget cannot be met, `slim` refuses it and names the lowest one, and that is what the row
 shows, with what holds the rest. Inputs are the smallest square ones that the network takes of 32, 64,
 96 and 128 pixels and its own (clips of 4 to 16 frames for video; detectors resize to 96 pixels, where
-they take any size). The MACs of a detector are those of its first image: it computes more where it
-finds more. MACs are for one image, attention products among them. Layers: changed, kept in shape
-(perhaps refitted), refused. A dash: not run; the rows with dashes are of an earlier version that
-had no forms for grouped layers, checked for the budget of MACs alone, from 64 pixels on.
+they take any size); one where noise of 1e-6 moves the output by more than 1e-4 is not taken. The MACs
+of a detector are those of its first image: it computes more where it finds more. MACs are for one
+image, attention products among them. Layers: changed, kept in shape (perhaps refitted), refused. A
+dash: not run; the rows with dashes are of an earlier version that had no forms for grouped layers,
+checked for the budget of MACs alone, from 64 pixels on.
 
 timm's convolutional networks are those without attention between positions whose convolutions hold
 half of the weights or more, and the ConvNeXt, MambaOut and MetaFormer families, whose 1×1

@@ -2,8 +2,12 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
+import time
+from argparse import Namespace
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -18,7 +22,7 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 @pytest.fixture(scope="module")
 def coverage() -> ModuleType:
-    """benchmarks/coverage.py, and coverage_page as its attribute `page_module`."""
+    """benchmarks/coverage.py; what it checks as attributes, coverage_page as `page_module`."""
     before = list(sys.path)
     sys.path.insert(0, str(BENCHMARKS))
     try:
@@ -28,6 +32,8 @@ def coverage() -> ModuleType:
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         module.page_module = sys.modules["coverage_page"]  # type: ignore[attr-defined]
+        checks = sys.modules["coverage_checks"]
+        module.check, module.digest = checks.check, checks.digest  # type: ignore[attr-defined]
     finally:
         sys.path[:] = before
     return module
@@ -153,11 +159,44 @@ def test_what_counts_as_convolutional(
     assert networks.convolutional(torch.nn.Sequential(*layers), "any") is expected
 
 
+class Amplifying(torch.nn.Conv2d):
+    """What its outputs are is a matter of their last digits."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return (1e7 * super().forward(input)).sin()
+
+
+def test_rounding_must_not_decide_the_output(coverage: ModuleType) -> None:
+    steady, example = sys.modules["coverage_networks"].steady, torch.zeros(1, 3, 8, 8)
+    assert steady(torch.nn.Conv2d(3, 4, 3), example)
+    assert not steady(Amplifying(3, 4, 3), example)
+
+
 def test_rows_are_kept_in_a_file(coverage: ModuleType, tmp_path: Path) -> None:
     rows = coverage.Rows(tmp_path / "rows.json")
     row = coverage.page_module.Row("timm:a", "timm", "a", "met", {"macs": 0.6}, gap=1e-6)
     rows.add(row)
     assert coverage.Rows(tmp_path / "rows.json").rows == {"timm:a": row}
+
+
+@pytest.mark.parametrize(
+    ("ends", "why"),
+    [
+        (lambda *given: 1 / 0, "ZeroDivisionError: division by zero"),
+        (lambda *given: os._exit(3), "exit code 3"),
+        (lambda *given: time.sleep(60), "it took longer than 1 s"),
+    ],
+)
+def test_a_network_that_fails_has_a_row(
+    coverage: ModuleType, monkeypatch: pytest.MonkeyPatch, ends: Callable[..., object], why: str
+) -> None:
+    """Its process is another: whatever becomes of it, the next network runs."""
+    monkeypatch.setattr(coverage, "one", ends)
+    if "longer" in why:
+        monkeypatch.setattr(coverage, "LONGEST", 1)
+    network = coverage.Network("timm:a", "timm", "a")
+    row = coverage.run(network, Namespace(macs=0.6, params=0.5, threads=1))
+    assert (row.outcome, row.why, row.settings) == ("failed", why, {"macs": 0.6, "params": 0.5})
 
 
 @pytest.mark.slow

@@ -137,6 +137,27 @@ def test_the_folded_program_has_no_tensor_too_many() -> None:
     )  # weights and biases of two convolutions and the linear layer
 
 
+class ByValues(nn.Module):
+    """What it computes depends on how many of its values are positive, as in a detector."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x).flatten()
+        found = y[torch.where(y > 0)[0]]
+        return found[:2] if found.numel() > 4000 else found
+
+
+def test_a_network_that_cannot_be_traced_leaves_the_terminal_alone(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """torch.export prints what it had traced until then, pages of it for a detector."""
+    export_program(ByValues(), pictures(3, 8, 8, n=1))
+    assert capfd.readouterr() == ("", "")
+
+
 # --- the check
 
 

@@ -335,6 +335,19 @@ def test_the_prior_comes_back_where_samples_are_silent() -> None:
     check_silent_features(0)
 
 
+def test_targets_that_are_met_take_no_more_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the rank of the layer itself the first solution is exact; below it is not."""
+    p = problem(0, rank=3)
+    p = replace(p, weight=p.weight.float(), patches=p.patches.float(), targets=p.targets.float())
+    improved: list[int] = []
+    monkeypatch.setattr(
+        fitting, "improve_basis", lambda reduce, *others: improved.append(len(reduce)) or reduce
+    )
+    for rank in (5, 2):
+        solve(p, "tucker2", (rank, rank), rounds=3)
+    assert improved == [2, 2, 2]
+
+
 def band_loss(y: Tensor, given: Tensor, band: fitting.Band) -> float:
     """Squared distance from the outputs to the nearest that count as the targets do."""
     below, above = (y <= band.lower), (y >= band.upper)

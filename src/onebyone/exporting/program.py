@@ -58,8 +58,10 @@ def first_line(error: Exception) -> str:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Exporters print progress and warn about their own insides: neither is for the user."""
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+    """Exporters print progress, and pages of what they could not trace: that is not for the user."""
+    said = io.StringIO()
+    aside = contextlib.redirect_stdout(said), contextlib.redirect_stderr(said)
+    with warnings.catch_warnings(), aside[0], aside[1]:
         warnings.simplefilter("ignore")
         level = logging.root.manager.disable
         logging.disable(logging.WARNING)

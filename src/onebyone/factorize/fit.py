@@ -17,6 +17,7 @@ from onebyone.factorize.reduced_rank import reduced_rank
 from onebyone.factorize.squeeze import squeeze_basis, tap_products
 
 CHANNEL_SHRINKAGE = 1e-4
+MET = 64  # units of rounding of the largest target: what is nearer cannot be told from it
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def fit(
     improved given what follows it (`improve_basis`), and what follows is solved again. `ridge` draws
     towards `weight`; `bias` False solves without an intercept. With a `band`, targets outside it are
     relaxed in every round to what the last fit gave, as far as that lies outside too (Zhang et al.
-    2016, §3.2, the nonlinear case, by majorization).
+    2016, §3.2, the nonlinear case, by majorization). There are no more rounds once the targets are met.
     """
     c_out, taps, _ = weight.shape
     if rank_in is None:
@@ -56,8 +57,10 @@ def fit(
         regression = Regression(flat, weight.reshape(c_out, -1), ridge, intercept=bias)
         found = _thin(regression, targets, metric, rank_out)
         for _ in range(rounds if band is not None else 0):
-            relaxed = relax(targets, _given(found, flat), band)
-            found = _thin(regression, relaxed, metric, rank_out)
+            given = _given(found, flat)
+            if _met(targets, given):
+                break
+            found = _thin(regression, relax(targets, given, band), metric, rank_out)
         return balanced(_factors(found, taps, None))
     moments, tap_moments = patch_moments(patches)
     channels = factor(moments, CHANNEL_SHRINKAGE)
@@ -71,8 +74,11 @@ def fit(
         prior = weight.double() @ (channels @ (reduce @ channels).T)
         regression = Regression(flat, prior.reshape(c_out, -1), ridge)
         found = _thin(regression, wanted, metric, rank_out)
-        if band is not None and step < rounds:
-            wanted = relax(targets, _given(found, flat), band)
+        if step < rounds:
+            given = _given(found, flat)
+            if _met(targets, given):
+                break
+            wanted = relax(targets, given, band)
     assert found is not None
     return balanced(_factors(found, taps, reduce))
 
@@ -102,6 +108,11 @@ def _given(found: _Map, flat: Tensor) -> Tensor:
     if found.expand is not None:
         through = through @ found.expand.to(flat.dtype).T
     return through + found.bias.to(flat.dtype)
+
+
+def _met(targets: Tensor, given: Tensor) -> bool:
+    near = MET * torch.finfo(targets.dtype).eps
+    return bool((targets - given).abs().max() <= near * targets.abs().max())
 
 
 def _factors(found: _Map, taps: int, reduce: Tensor | None) -> Factors:
