@@ -101,7 +101,7 @@ def _tuned(
     given: argparse.Namespace,
 ) -> float:
     """Accuracy after the default recipe of `fine_tune` with the original as teacher."""
-    recipe = obo.Recipe(seed=given.seed, precision="bfloat16")
+    recipe = obo.Recipe(seed=given.seed, precision=given.precision)
     tuned = obo.fine_tune(lighter, train, teacher=model, recipe=recipe, epochs=given.finetune)
     return accuracy(tuned.model, test)
 
@@ -239,6 +239,7 @@ def main() -> None:
     parser.add_argument("--levels", type=float, nargs="+", default=list(LEVELS))
     parser.add_argument("--seed", type=int, default=0, help="of the draw of images")
     parser.add_argument("--finetune", type=float, default=0, help="epochs of all training images")
+    parser.add_argument("--precision", default="float32", help="of fine-tuning")
     parser.add_argument("--data", type=Path, default=fashion.FOLDER)
     parser.add_argument("--latency", action="store_true")
     parser.add_argument("--threads", type=int, default=1)
