@@ -112,21 +112,25 @@ class _Layer:
 
 def _layers(model: nn.Module, example: Tensor) -> dict[str, _Layer]:
     """Dense k×k convolutions but the first layer of all, which sees the image, with their inputs."""
-    found: dict[str, _Layer] = {}
+    inputs: dict[str, Tensor] = {}
     handles = []
     for name, module in model.named_modules():
         if type(module) is nn.Conv2d and module.groups == 1 and max(module.kernel_size) > 1:
 
-            def hook(layer: nn.Conv2d, args: tuple[Tensor], _: Tensor, name: str = name) -> None:
-                found[name] = _Layer(layer, args[0], count(copy.deepcopy(layer), args[0]).macs)
+            def hook(_: nn.Module, args: tuple[Tensor], __: Tensor, name: str = name) -> None:
+                inputs[name] = args[0]
 
-            handles.append((module, hook))
-    handles = [module.register_forward_hook(hook) for module, hook in handles]
+            handles.append(module.register_forward_hook(hook))
     with torch.no_grad():
         model(example)
     for handle in handles:
         handle.remove()
-    return {n: layer for n, layer in found.items() if layer.conv.in_channels > 4}
+    convs = {name: model.get_submodule(name) for name in inputs}
+    return {
+        name: _Layer(conv, inputs[name], count(conv, inputs[name]).macs)
+        for name, conv in convs.items()
+        if isinstance(conv, nn.Conv2d) and conv.in_channels > 4
+    }
 
 
 def tensorly_tucker(conv: nn.Conv2d, share: float) -> nn.Module:
