@@ -590,3 +590,16 @@ def test_slim_under_a_budget_of_latency(tmp_path: Path, monkeypatch: pytest.Monk
     assert torch.equal(again(X[:1, :1, :1, :1].expand(1, 1, 28, 28)), slimmed.model(
         X[:1, :1, :1, :1].expand(1, 1, 28, 28)
     ))  # fmt: skip
+
+
+@pytest.mark.parametrize("other", [0.0, 10.0, 26.0, -8.0])
+def test_goals_close_in_on_the_budget(other: float) -> None:
+    """Where the time beyond the layers was taken wrong, a proportional step jumps from side to side."""
+    goal, around = 0.5, {}
+    for _ in range(pace.ROUNDS):
+        measured = max(0.05, (goal * (34 + other) - other + 2) / 36)
+        if 0.485 <= measured <= 0.505:
+            return
+        around[measured > 0.5] = goal, measured
+        goal = pace._next(goal, 0.4925, around)
+    pytest.fail(f"{around} after all rounds")

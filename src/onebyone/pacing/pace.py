@@ -134,6 +134,7 @@ def _search(
     goal, best = wanted, None
     tried: list[float] = []
     plans: set[tuple[Decision, ...]] = set()
+    around: dict[bool, tuple[float, float]] = {}
     for number in range(ROUNDS):
         progress(0.6 + 0.4 * number / ROUNDS)
         try:
@@ -156,8 +157,22 @@ def _search(
             best = Paced(replace(chosen, budget=budget), ratio)
         if wanted * (1 - CLOSE) <= ratio.median <= wanted * (1 + SLACK):
             break
-        goal *= wanted * (1 - CLOSE / 2) / ratio.median
+        around[ratio.median > wanted] = goal, ratio.median
+        goal = _next(goal, wanted * (1 - CLOSE / 2), around)
     return best, tried
+
+
+def _next(goal: float, aim: float, around: dict[bool, tuple[float, float]]) -> float:
+    """The goal for a plan that takes `aim`: between the last below and the last above, if both are.
+
+    `around` has a goal and what was measured for it, under False below the budget, under True above.
+    """
+    if len(around) == 2:
+        (low, fast), (high, slow) = around[False], around[True]
+        if low < high:
+            return low + (high - low) * min(max((aim - fast) / (slow - fast), 0.1), 0.9)
+    _, measured = around[goal == around.get(True, (None,))[0]]
+    return goal * aim / measured
 
 
 def _said(error: BudgetError, watch: Stopwatch) -> str:
