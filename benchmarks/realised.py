@@ -28,6 +28,7 @@ operators.declare()
 
 import onebyone as obo  # noqa: E402
 from onebyone.errors import OneByOneError  # noqa: E402
+from onebyone.pacing.caches import mebibytes_between  # noqa: E402
 from onebyone.pacing.pace import LayerTimes, drawn, runtime_named, timed_plan  # noqa: E402
 from onebyone.pacing.sites import sites_of  # noqa: E402
 from onebyone.pacing.timetable import Timetable  # noqa: E402
@@ -120,7 +121,7 @@ def measured(
 ) -> list[Row]:  # fmt: skip
     """The rows of one network in one runtime."""
     runtime = runtime_named(runtime)
-    table = Timetable.of(model, runtime, given.threads)
+    table = Timetable(runtime, given.threads, mebibytes_between(model))
     sites = sites_of(model, example)
     table.prepare([s for every in sites.values() for s in every])
     watch = Stopwatch(model, example, runtime, given.threads)

@@ -601,5 +601,5 @@ def test_goals_close_in_on_the_budget(other: float) -> None:
         if 0.485 <= measured <= 0.505:
             return
         around[measured > 0.5] = goal, measured
-        goal = pace._next(goal, 0.4925, around)
+        goal = pace._next(goal, measured, 0.4925, around)
     pytest.fail(f"{around} after all rounds")

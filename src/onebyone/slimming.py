@@ -16,7 +16,6 @@ from onebyone.distributed import World
 from onebyone.errors import BudgetError, DataError
 from onebyone.explaining.insight import Insight, look_into
 from onebyone.pacing.pace import paced, runtime_named
-from onebyone.pacing.timetable import Timetable
 from onebyone.plain import plain
 from onebyone.planning import Planner
 from onebyone.plans import Budget, Plan
@@ -217,15 +216,14 @@ class _Clocked:
 
     def planned(self, trial: Trial, budget: Budget) -> tuple[Plan, tuple[str, ...]]:
         """The plan that holds it, and what there is to say about that."""
-        table = Timetable.of(trial.model, self.runtime, self.threads)
         with trial.clock.step("pace"):
             found = paced(
                 trial.model, trial.images.inputs[:1], budget,
                 lambda goal, times: trial.planner.plan(goal, times=times),
-                runtime=self.runtime, threads=self.threads, table=table, progress=trial.clock.tell,
+                runtime=self.runtime, threads=self.threads, progress=trial.clock.tell,
             )  # fmt: skip
-        said = found.words(str(table.key["version"]), self.threads)
-        return found.plan, (said, *table.notes)
+        said = found.words(str(found.table.key["version"]), self.threads)
+        return found.plan, (said, *found.table.notes)
 
 
 def check_budget(

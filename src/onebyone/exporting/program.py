@@ -60,8 +60,11 @@ def first_line(error: Exception) -> str:
 def quiet() -> Iterator[None]:
     """Exporters print progress, and pages of what they could not trace: that is not for the user."""
     said = io.StringIO()
-    aside = contextlib.redirect_stdout(said), contextlib.redirect_stderr(said)
-    with warnings.catch_warnings(), aside[0], aside[1]:
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(said),
+        contextlib.redirect_stderr(said),
+    ):
         warnings.simplefilter("ignore")
         level = logging.root.manager.disable
         logging.disable(logging.WARNING)

@@ -15,6 +15,7 @@ from onebyone.errors import BudgetError
 from onebyone.exporting.network import on_cpu_in_float32
 from onebyone.exporting.targets import TARGETS
 from onebyone.loading.slimmed import replanned
+from onebyone.pacing.caches import mebibytes_between
 from onebyone.pacing.graphs import EAGER
 from onebyone.pacing.sites import Site, sites_of
 from onebyone.pacing.timetable import Timetable
@@ -62,10 +63,14 @@ class LayerTimes:
 
 @dataclass(frozen=True)
 class Paced:
-    """A plan whose network was measured: `ratio` is its time in parts of the original's."""
+    """A plan whose network was measured: `ratio` is its time in parts of the original's.
+
+    `table` has the times of layers that it was made from, and notes on them.
+    """
 
     plan: Plan
     ratio: Ratio
+    table: Timetable
 
     def words(self, runtime: str, threads: int) -> str:
         """The sentence for people."""
@@ -95,7 +100,6 @@ def paced(
     *,
     runtime: str = "onnxruntime",
     threads: int = 1,
-    table: Timetable | None = None,
     progress: Callable[[float], None] = lambda done: None,
 ) -> Paced:
     """The plan with the least error whose whole network takes at most `budget.latency` of the time.
@@ -111,7 +115,7 @@ def paced(
     assert budget.latency is not None
     name = runtime_named(runtime)
     plain = on_cpu_in_float32(model)
-    table = table or Timetable.of(plain, name, threads)
+    table = Timetable(name, threads, mebibytes_between(plain))
     sites = sites_of(plain, example)
     table.prepare([s for every in sites.values() for s in every], lambda p: progress(0.6 * p))
     watch = Stopwatch(plain, example, name, threads)
@@ -154,24 +158,23 @@ def _search(
         if ratio.median <= wanted * (1 + SLACK) and (
             best is None or ratio.median > best.ratio.median
         ):
-            best = Paced(replace(chosen, budget=budget), ratio)
+            best = Paced(replace(chosen, budget=budget), ratio, times.table)
         if wanted * (1 - CLOSE) <= ratio.median <= wanted * (1 + SLACK):
             break
         around[ratio.median > wanted] = goal, ratio.median
-        goal = _next(goal, wanted * (1 - CLOSE / 2), around)
+        goal = _next(goal, ratio.median, wanted * (1 - CLOSE / 2), around)
     return best, tried
 
 
-def _next(goal: float, aim: float, around: dict[bool, tuple[float, float]]) -> float:
-    """The goal for a plan that takes `aim`: between the last below and the last above, if both are.
-
-    `around` has a goal and what was measured for it, under False below the budget, under True above.
-    """
+def _next(
+    goal: float, measured: float, aim: float, around: dict[bool, tuple[float, float]]
+) -> float:
+    """The goal for a plan that takes `aim`: between the last below the budget and the last above it
+    where there are both (False and True: a goal, and what was measured), else in proportion."""
     if len(around) == 2:
         (low, fast), (high, slow) = around[False], around[True]
         if low < high:
             return low + (high - low) * min(max((aim - fast) / (slow - fast), 0.1), 0.9)
-    _, measured = around[goal == around.get(True, (None,))[0]]
     return goal * aim / measured
 
 

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from onebyone.conv import ConvSpec, Places
 from onebyone.errors import OutputError
@@ -25,7 +24,7 @@ from onebyone.form_costs import FormCosts, cost_at
 from onebyone.forms import FORMS, KEPT
 from onebyone.measurement.roofline import cache_folder, processor_name
 from onebyone.measurement.timing import Samples, interleave
-from onebyone.pacing.caches import mebibytes_between, reader_of
+from onebyone.pacing.caches import reader_of
 from onebyone.pacing.graphs import EAGER, opened
 from onebyone.pacing.interpolating import STEPS, interpolated, put, step_of
 from onebyone.pacing.sites import Site
@@ -87,11 +86,6 @@ class Timetable:
         self.measured = 0  # calls of the clock, for those who count
         if not again:
             self._read()
-
-    @classmethod
-    def of(cls, model: nn.Module, runtime: str, threads: int) -> Timetable:
-        """The table for the layers of a network."""
-        return cls(runtime, threads, mebibytes_between(model))
 
     # --- the table on disk
 
