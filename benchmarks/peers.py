@@ -197,6 +197,8 @@ def page(rows: dict[str, Any], given: argparse.Namespace) -> str:
                 f"Original {first['original']:.2%}.",
                 text(rows, network, given),
             ]
+    if given.page:
+        parts.append(f"![Points lost over MACs kept]({given.plot.name})")
     return "\n\n".join(parts) + "\n"
 
 
@@ -226,7 +228,8 @@ def plot(rows: dict[str, Any], given: argparse.Namespace) -> None:
         axis.set(title=network, xlabel="MACs kept", yscale="symlog",
                  yticks=(0, 1, 10, 100), yticklabels=(0, 1, 10, 100))  # fmt: skip
         axis.grid(alpha=0.3)
-    axes[0][0].set_ylabel("points of top-1 accuracy lost")
+    after = f" after {given.finetune:g} epochs of fine-tuning" if given.finetune else ""
+    axes[0][0].set_ylabel(f"points of top-1 accuracy lost{after}")
     axes[0][-1].legend(fontsize=8)
     figure.savefig(given.plot, dpi=120)
 
