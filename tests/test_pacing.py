@@ -298,6 +298,24 @@ class TestTimetable:
         assert not table.known(SITE, Way.at(SITE, "squeeze", (20,)))
         assert Timetable(EAGER, 1).times == table.times
 
+    def test_what_guesses_missed_is_told_to_those_that_are_left(self, made: Made) -> None:
+        """Where narrower forms take twice what they promise, the next guess knows."""
+        table = Timetable(EAGER, 1)
+        table.prepare([SITE])
+        half, other = replace(CONV, c_out=32), replace(CONV, c_out=48)
+        wanted = [took(table, SITE, "squeeze", (n,), other) for n in (8, 24)]
+        elsewhere = took(table, SITE, "channel", (8,), other)
+        whole = took(table, SITE, "squeeze", (8,))
+        ways = [Way.at(SITE, "squeeze", (n,), half) for n in (8, 16, 40)]
+        promised = [took(table, SITE, w.form, w.ranks, half) for w in ways]
+        row = table.times[SITE.key].ratios.setdefault(ways[0].place(SITE)[0], {})
+        for way, ms in zip(ways, promised, strict=True):
+            row[way.ranks] = 2 * ms / table.times[SITE.key].keep_ms
+        found = [took(table, SITE, "squeeze", (n,), other) for n in (8, 24)]
+        assert found == pytest.approx([2 * ms for ms in wanted])
+        assert took(table, SITE, "channel", (8,), other) == pytest.approx(elsewhere)
+        assert took(table, SITE, "squeeze", (8,)) == pytest.approx(whole)
+
     @pytest.mark.parametrize(
         "damage",
         [
@@ -306,6 +324,7 @@ class TestTimetable:
             lambda t: t.replace("onebyone.timings/2", "other"),
             lambda t: t.replace('"keep_ms": ', '"keep_ms": -'),
             lambda t: t.replace('"step": 8', '"step": 5'),
+            lambda t: t.replace('"squeeze": ', '"squeeze 3 of 4": '),
             lambda t: "[1, 2]",
             lambda t: json.dumps(json.loads(t) | {"times": {"x": {"keep_ms": 1}}}),
         ],

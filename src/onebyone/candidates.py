@@ -59,11 +59,9 @@ class Table:
         """Errors and costs (n, 2)."""
         return Choices(self.errors, cost_at(self.coefficients, self.conv.c_in, self.conv.c_out))
 
-    def thinned(self, most: int) -> Table:
-        """The same with about `most` ranks on each side."""
-        index = [i for i, c in enumerate(self.candidates) if self._coarse(c, most)]
-        kept = tuple(self.candidates[i] for i in index)
-        return Table(self.seen, self.conv, kept, self.errors[index], self.coefficients[index])
+    def coarse(self, most: int) -> list[int]:
+        """The places of candidates with about `most` ranks on each side."""
+        return [i for i, c in enumerate(self.candidates) if self._coarse(c, most)]
 
     def _coarse(self, candidate: Candidate, most: int) -> bool:
         for rank, side in zip(candidate.ranks, FORMS[candidate.form].ranks, strict=True):

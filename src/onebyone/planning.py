@@ -84,9 +84,9 @@ class Planner:
             if budget.latency is None or times is None:
                 ways += narrowed_ways(statistics, whole, fractions)
             else:
-                share = _share_of_layers(statistics.survey, budget.latency, times)
-                fractions["macs"] = min(fractions.get("macs", 1.0), share)
-                ways += narrowed_ways(statistics, whole, fractions, AS_TIMES)
+                paces = {t.seen.layer: _column(t, times) for t in whole}
+                fractions["latency"] = _share_of_layers(statistics.survey, budget.latency, times)
+                ways += narrowed_ways(statistics, whole, fractions, AS_TIMES, paces)
         found: list[Plan] = []
         failure: BudgetError | None = None
         for narrowings in dict.fromkeys(ways):
@@ -160,11 +160,16 @@ def _planned(
 
 def _timed(table: Table, times: Times) -> tuple[np.ndarray, Choices]:
     """The places of those candidates that are faster than the layer, and they with a third cost."""
-    choices, layer = table.choices, table.seen.layer
-    column = np.concatenate([times.of(layer, form, r, table.conv) for form, r in table.groups])
+    choices, column = table.choices, _column(table, times)
     kept = np.flatnonzero((column < column[0]) | (np.arange(len(column)) == 0))
     costs = np.column_stack([choices.costs, column])[kept]
     return kept, Choices(choices.errors[kept], costs)
+
+
+def _column(table: Table, times: Times) -> NDArray[np.float64]:
+    """The nanoseconds of all candidates."""
+    layer, conv = table.seen.layer, table.conv
+    return np.concatenate([times.of(layer, form, ranks, conv) for form, ranks in table.groups])
 
 
 def _kept_ns(layers: Iterable[Seen], times: Times) -> float:
@@ -173,10 +178,11 @@ def _kept_ns(layers: Iterable[Seen], times: Times) -> float:
 
 
 def _share_of_layers(survey: Survey, latency: float, times: Times) -> float:
-    """What the layers may take of their own time, for the network to keep to a budget of latency."""
-    layers = _kept_ns(survey.layers, times)
-    wanted = latency * (layers + times.other_ns) - times.other_ns
-    return max(wanted / layers, 0.0) if layers else 0.0
+    """What layers that can change may take of their time, for the network to keep to a budget."""
+    free = _kept_ns((s for s in survey.layers if not s.refusal), times)
+    other = times.other_ns + _kept_ns((s for s in survey.layers if s.refusal), times)
+    wanted = latency * (free + other) - other
+    return max(wanted / free, 0.0) if free else 0.0
 
 
 def _reason(chosen: Candidate, number: int) -> str:

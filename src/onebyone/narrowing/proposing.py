@@ -9,12 +9,12 @@ import numpy as np
 
 from onebyone.candidates import Table
 from onebyone.narrowing.spaces import OUTPUT, Narrowing
-from onebyone.narrowing.widths import Hidden, Options, choose_widths
+from onebyone.narrowing.widths import Floats, Hidden, Options, choose_widths
 from onebyone.statistics import Statistics
 
-COSTS = ("macs", "params")
+COSTS = ("macs", "params", "latency")
 LOOSER = (1.1, 1.03, 1.0)  # times the budget: forms bring wider layers within it too
-AS_TIMES = (1.6, 1.3, 1.1, 0.95, 0.8, 0.65, 0.5)  # as that, where MACs stand for times
+AS_TIMES = (1.6, 1.3, 1.1, 0.95, 0.8, 0.65, 0.5)  # as that, where times go with the MACs of a form
 RANKS = 8  # on each side of a layer that widths are weighed against
 
 
@@ -23,10 +23,13 @@ def narrowed_ways(
     tables: Sequence[Table],
     budget: Mapping[str, float],
     looser: Sequence[float] = LOOSER,
+    paces: Mapping[str, Floats] | None = None,
 ) -> Iterator[tuple[Narrowing, ...]]:
     """Widths for the fractions of a budget and for looser ones, the tightest last.
 
-    tables: every layer that can change, at full width.
+    tables: every layer that can change, at full width. paces: for a budget of latency, which is that
+    of these layers here, the nanoseconds that each of their candidates takes at full width; with
+    fewer channels it takes as many fewer as it has fewer MACs.
     """
     known = {t.seen.layer for t in tables}
     spaces = [
@@ -37,16 +40,24 @@ def narrowed_ways(
         return
     columns = [COSTS.index(name) for name in budget]
     survey = statistics.survey
-    whole = np.asarray((survey.macs, survey.params), dtype=np.float64)
+    whole = np.asarray((survey.macs, survey.params, 0), dtype=np.float64)
     options, fixed = [], whole.copy()
     for table in tables:
-        thin = table.thinned(RANKS)
-        costs = thin.coefficients[:, :, columns]
-        options.append(Options(table.seen.layer, table.conv, thin.errors, costs))
-        fixed -= (table.conv.macs_on(table.seen.places), table.conv.params)
+        own = table.choices.costs
+        times = own[:, 0] if paces is None else paces[table.seen.layer]
+        whole[2] += times[0]
+        fixed[:2] -= own[0]
+        each_mac = times / np.maximum(own[:, 0], 1)
+        costs = np.concatenate(
+            [table.coefficients, table.coefficients[:, :, :1] * each_mac[:, None, None]], 2
+        )
+        thin = [i for i in table.coarse(RANKS) if np.isfinite(times[i])]
+        options.append(
+            Options(table.seen.layer, table.conv, table.errors[thin], costs[thin][:, :, columns])
+        )
     hidden = []
     for space in spaces:
-        each = np.asarray((0, space.params_each), dtype=np.float64)
+        each = np.asarray((0, space.params_each, 0), dtype=np.float64)
         fixed -= space.channels * each
         errors = statistics.orders[space.name].errors.numpy() / statistics.images
         hidden.append(Hidden(space, errors, widths_of(space.channels), each[columns]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,7 @@ from onebyone.narrowing.spaces import Space, tensor_name
 Floats = NDArray[np.float64]
 SWEEPS = 4
 BISECTIONS = 24
-MIXTURES = 5  # of two budgets
+MIXTURES = {1: 1, 2: 4, 3: 2}  # parts that are shared among so many budgets
 
 
 @dataclass(frozen=True)
@@ -50,15 +51,16 @@ def choose_widths(
     """A width for every space: least error of widths and forms together within the limits.
 
     Minimises Σ errors + λ Σ costs by turns over the spaces, each at its best with the others as they
-    are and with the best form of each layer that it touches; λ by bisection. For two budgets several
-    mixtures of their costs are tried. Where nothing meets the limits the narrowest is given back.
+    are and with the best form of each layer that it touches; λ by bisection. For more than one budget
+    several mixtures of their costs are tried. Where nothing meets the limits the narrowest is given back.
     """
     search = _Search(options, hidden, len(limits))
-    shares = np.linspace(0, 1, MIXTURES) if len(limits) == 2 else np.zeros(1)
+    parts = MIXTURES[len(limits)]
     best: tuple[float, list[int], Floats] | None = None
-    for share in shares:
-        mixture = np.asarray([1 - share, share])[: len(limits)] / np.maximum(limits, 1)
-        found = _bisect(search, mixture, limits)
+    for shares in product(range(parts + 1), repeat=len(limits)):
+        if sum(shares) != parts:
+            continue
+        found = _bisect(search, np.asarray(shares) / parts / np.maximum(limits, 1), limits)
         if found is not None and (best is None or found[0] < best[0]):
             best = found
     if best is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -38,6 +39,7 @@ PROBE = Site(
     ConvSpec(64, 64, (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1)), (28, 28), activation="relu"
 )
 PROBED = range(17, 33)
+ROW = re.compile(r"\w+( \d+ to \d+)?")  # as `Way.place` names it
 PLACES = Places(1, 1, 1)  # weights do not depend on them
 
 
@@ -84,6 +86,9 @@ class Timetable:
         self.times: dict[str, Times] = {}
         self.step = 0
         self.measured = 0  # calls of the clock, for those who count
+        self.missed: dict[
+            tuple[str, str], tuple[int, float]
+        ] = {}  # what `_missed` found, of how many
         if not again:
             self._read()
 
@@ -211,7 +216,8 @@ class Timetable:
 
         Between measured ranks they are interpolated on the steps. A layer with fewer channels
         (`conv`) is timed at a few widths when it is first asked for; its forms are taken to save by
-        that what their weights say, which is hopeful, until they are timed themselves.
+        that what their weights say, which is hopeful, until some of them are timed: then the others
+        are taken to miss that by as much.
         """
         times, own = self.times[site.key], site.conv
         conv = replace(conv or own, bias=own.bias)
@@ -220,12 +226,29 @@ class Timetable:
             return np.full(len(ranks), narrower * times.keep_ms)
         shares = self._shares(site, form, ranks)
         if conv != own:
-            made = FormCosts(form, own, PLACES).at_ranks(ranks)
-            weights = [cost_at(made, c.c_in, c.c_out)[:, 1] for c in (conv, own)]
-            shares = shares * weights[0] / weights[1]
+            shares = shares * _weights(form, own, (conv.c_in, conv.c_out), ranks)
+            shares *= self._missed(site, form)
             row, _ = Way(form, (), conv).place(site)
             put(times.ratios.get(row, {}), ranks, shares)
         return shares * times.keep_ms
+
+    def _missed(self, site: Site, form: str) -> float:
+        """How many times longer a form of fewer channels took than its weights said, the median."""
+        ratios = self.times[site.key].ratios
+        rows = {row: found for row, found in ratios.items() if row.startswith(f"{form} ")}
+        number = sum(map(len, rows.values()))
+        known, factor = self.missed.get((site.key, form), (0, 1.0))
+        if number != known:
+            took: list[NDArray[np.float64]] = []
+            for row, found in rows.items():
+                c_in, c_out = map(int, row.split()[1::2])
+                ranks = np.asarray(list(found), dtype=np.int64)
+                shares = self._shares(site, form, ranks)
+                said = shares * _weights(form, site.conv, (c_in, c_out), ranks)
+                took.append(np.asarray(list(found.values())) / said)
+            factor = float(np.median(np.concatenate(took)))
+            self.missed[site.key, form] = number, factor
+        return factor
 
     def _shares(self, site: Site, form: str, ranks: NDArray[np.int64]) -> NDArray[np.float64]:
         """Times in parts of the layer's own, of a form of all its channels."""
@@ -275,6 +298,16 @@ class Timetable:
         return row == "keep" or ranks in self.times[site.key].ratios.get(row, {})
 
 
+def _weights(
+    form: str, own: ConvSpec, channels: tuple[int, int], ranks: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """The weights (n,) of a form of a layer with so many channels in and out, in parts of those of
+    the same form of all its own."""
+    made = FormCosts(form, own, PLACES).at_ranks(ranks)
+    narrow, whole = (cost_at(made, *c)[:, 1] for c in (channels, (own.c_in, own.c_out)))
+    return np.asarray(narrow / whole)
+
+
 def _times(values: Any) -> Times:
     keep = float(values["keep_ms"])
     ratios = {
@@ -284,7 +317,7 @@ def _times(values: Any) -> Times:
         for form, found in values["ratios"].items()
     }
     every = [keep, *(v for found in ratios.values() for v in found.values())]
-    forms = {row.partition(" ")[0] for row in ratios}
-    if not all(isfinite(v) and v > 0 for v in every) or not forms <= set(FORMS):
+    known = all(ROW.fullmatch(row) and row.partition(" ")[0] in FORMS for row in ratios)
+    if not known or not all(isfinite(v) and v > 0 for v in every):
         raise ValueError("a time is no positive number")
     return Times(keep, ratios)
