@@ -30,6 +30,7 @@ import onebyone as obo
 from onebyone.data import Images
 from onebyone.deepening.candidates import WIDTH
 from onebyone.deepening.probing import BATCH, BATCHES
+from onebyone.recovery.recipe import OPTIMIZERS, PRECISIONS
 from onebyone.searching import accuracy
 
 CALIBRATION = 512
@@ -68,6 +69,7 @@ def run(args: argparse.Namespace, seed: int) -> dict[str, Any]:
     recipe = obo.Recipe(
         epochs=args.epochs, optimizer=args.optimizer, learning_rate=args.rate, soft=args.soft,
         batch_size=args.batch, features=args.features, augment=tuple(args.augment), seed=seed,
+        precision=args.precision,
     )  # fmt: skip
     found: dict[str, Any] = {"seed": seed, "network": args.network, "recipe": recipe.to_json()}
     found["test_images"] = len(test)
@@ -137,8 +139,9 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", default=["bottleneck", "pointwise", "prelu"])
     parser.add_argument("--width", type=float, default=WIDTH, help="of the channels")
     parser.add_argument("--epochs", type=float, default=6.0)
-    parser.add_argument("--optimizer", choices=("sgd", "adamw"), default="sgd")
+    parser.add_argument("--optimizer", choices=tuple(OPTIMIZERS), default="muon")
     parser.add_argument("--rate", type=float, default=0.05)
+    parser.add_argument("--precision", choices=PRECISIONS, default="auto")
     parser.add_argument("--soft", type=float, default=0.5, help="share of the teacher in the loss")
     parser.add_argument("--features", type=float, default=0.0)
     parser.add_argument("--batch", type=int, default=128)

@@ -31,6 +31,7 @@ from torch import nn
 
 import onebyone as obo
 from onebyone.measurement.counting import count
+from onebyone.recovery.recipe import PRECISIONS
 from onebyone.searching import accuracy
 
 TRAINED = 12 * 60_000  # image passes that trained the originals (demo/*.training.json)
@@ -76,13 +77,13 @@ METHODS: dict[str, Make | None] = {
 
 
 def row(
-    network: str, method: str, macs: float, seed: int, passes: int,
+    network: str, method: str, macs: float, seed: int, passes: int, precision: str,
     train: obo.Images, test: obo.Images,
 ) -> dict[str, object]:  # fmt: skip
     """One network slimmed and fine-tuned, with its test accuracy before and after."""
     model = obo.load(f"demo:{network}").model
     began = time.perf_counter()
-    recipe = obo.Recipe(seed=seed, precision="bfloat16", measure_every=0.5)
+    recipe = obo.Recipe(seed=seed, precision=precision, measure_every=0.5)
     epochs, make = passes / (len(train) - 2000), METHODS[method]
     before = None
     if make is None:
@@ -141,6 +142,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--methods", nargs="*", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--passes", type=int, default=TRAINED // 10)
+    parser.add_argument("--precision", choices=PRECISIONS, default="auto")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("-o", "--out", type=Path, default=Path("recover.json"))
     args = parser.parse_args()
@@ -154,7 +156,9 @@ def main() -> None:
             for macs in args.levels:
                 if (method, macs, seed) in done:
                     continue
-                rows.append(row(args.network, method, macs, seed, args.passes, train, test))
+                rows.append(
+                    row(args.network, method, macs, seed, args.passes, args.precision, train, test)
+                )
                 args.out.write_text(json.dumps(rows, indent=1) + "\n")
                 print(rows[-1], flush=True)
     Console(width=120).print(table(rows))

@@ -8,7 +8,9 @@ from typing import Any
 
 from onebyone.errors import TrainingError
 
-OPTIMIZERS = {"sgd": (0.05, 5e-4), "adamw": (2e-3, 0.01)}  # learning rate, weight decay
+OPTIMIZERS = {  # learning rate, weight decay
+    "muon": (0.05, 5e-4), "sgd": (0.05, 5e-4), "adamw": (2e-3, 0.01),
+}  # fmt: skip
 AUGMENTATIONS = ("shift", "mirror")
 PRECISIONS = ("auto", "float32", "bfloat16")
 
@@ -17,7 +19,8 @@ PRECISIONS = ("auto", "float32", "bfloat16")
 class Recipe:
     """How to fine-tune; the defaults were chosen on images that no test has seen (docs/recovery.md).
 
-    epochs: passes over the data, fractions too. optimizer: sgd (with Nesterov momentum) or adamw.
+    epochs: passes over the data, fractions too. optimizer: muon (`recovery.muon`), sgd (with Nesterov
+    momentum) or adamw.
     learning_rate, weight_decay: None for the optimizer's default; decay applies to weights, not to
     biases and normalization. batch_size: images a step, over all processes. warmup: the fraction of
     the steps in which the learning rate rises; then it falls as a cosine to 0.
@@ -33,7 +36,7 @@ class Recipe:
     """
 
     epochs: float = 2.0
-    optimizer: str = "sgd"
+    optimizer: str = "muon"
     learning_rate: float | None = None
     weight_decay: float | None = None
     momentum: float = 0.9

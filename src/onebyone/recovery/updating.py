@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
+from onebyone.recovery.muon import Muon
 from onebyone.recovery.recipe import Recipe
 
 
 def optimizer_of(student: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """Weights decay; biases and normalization do not."""
     parameters = [p for p in student.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": recipe.decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    several = {id(m.weight): int(m.groups) for m in student.modules() if isinstance(m, _ConvNd)}
+    matrices = {id(p): several.get(id(p), 1) for p in parameters if p.ndim > 1}
+    groups: list[dict[str, Any]] = [
+        {
+            "params": [p for p in parameters if matrices.get(id(p)) == number],
+            "weight_decay": recipe.decay,
+            "matrices": number,
+        }
+        for number in sorted(set(matrices.values()))
     ]
+    groups.append({"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0})
     groups = [group for group in groups if group["params"]]
+    if recipe.optimizer == "muon":
+        return Muon(groups, lr=recipe.rate, momentum=recipe.momentum)
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=recipe.rate)
     nesterov = recipe.momentum > 0
