@@ -18,6 +18,7 @@ from onebyone.conv import ConvSpec
 from onebyone.errors import BudgetError, MissingExtraError, ModelError
 from onebyone.exporting.targets import TARGETS
 from onebyone.forms import FORMS
+from onebyone.form_costs import FormCosts, cost_at
 from onebyone.measurement.timing import Samples
 from onebyone.pacing import graphs, pace, timetable, whole
 from onebyone.pacing.graphs import EAGER, Surrounded, write_onnx
@@ -467,6 +468,29 @@ class TestBudget:
         assert not other.plan.narrowings
         assert found.plan.error < other.plan.error
         assert found.ratio.median <= 1.01 * 0.35
+
+    @pytest.mark.parametrize("slow", ["2", "6"])
+    def test_widths_are_weighed_by_the_times_of_layers(self, slow: str, observed: Any) -> None:
+        """Where a MAC takes a hundred times as long at one layer, its channels go first."""
+        model, statistics = observed
+        seen = {s.layer: s for s in statistics.survey.layers}
+
+        class Uneven:
+            other_ns = 0.0
+
+            def of(self, layer: str, form: str, ranks: Any, conv: Any = None) -> Any:
+                own = conv or seen[layer].conv
+                made = FormCosts(form, own, seen[layer].places).at_ranks(ranks)
+                return (100.0 if layer == slow else 1.0) * cost_at(made, own.c_in, own.c_out)[:, 0]
+
+        plan = obo.plan(model, statistics, Budget(latency=0.5), times=Uneven())
+        kept = {d.layer: d.macs_after / d.macs_before for d in plan.decisions if d.macs_before}
+        assert min(kept, key=lambda layer: kept[layer]) == slow
+        other = obo.plan(model, statistics, Budget(macs=plan.macs_after / plan.macs_before))
+        assert plan.narrowings
+        assert plan.narrowings != other.narrowings
+        widths = {c.module for n in plan.narrowings for c in n.cuts}
+        assert slow in widths
 
     def test_macs_and_latency_hold_together(
         self, made: Made, observed: Any, monkeypatch: pytest.MonkeyPatch
