@@ -17,8 +17,8 @@ import onebyone as obo
 from onebyone.conv import ConvSpec
 from onebyone.errors import BudgetError, MissingExtraError, ModelError
 from onebyone.exporting.targets import TARGETS
-from onebyone.forms import FORMS
 from onebyone.form_costs import FormCosts, cost_at
+from onebyone.forms import FORMS
 from onebyone.measurement.timing import Samples
 from onebyone.pacing import graphs, pace, timetable, whole
 from onebyone.pacing.graphs import EAGER, Surrounded, write_onnx
