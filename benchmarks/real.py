@@ -48,7 +48,7 @@ CALIBRATION = {"hed": 2}  # crops of each photo; 15 GMACs an image
 EACH, HELD_OUT = 16, 8
 RUNTIMES = ("onnx", "openvino", "ncnn", "eager", "executorch")
 ROUNDS_SECONDS = 20.0  # of interleaved timing in each runtime
-LABELED = 64  # crops whose gradients pruning by Taylor expansion takes
+LABELED = 64  # crops at the most whose gradients pruning by Taylor expansion takes
 
 
 class Case:
@@ -64,8 +64,10 @@ class Case:
 
     @cached_property
     def images(self) -> Tensor:
-        """Those to calibrate on."""
-        return self.network.inputs(photos.crops(self.known, self.each, self.network.size, 0))
+        """Those to calibrate on, crops of one photo side by side: halves share no photo."""
+        made = photos.crops(self.known, self.each, self.network.size, 0)
+        by_turns = made.reshape(self.each, len(self.known), *made.shape[1:])
+        return self.network.inputs(by_turns.swapaxes(0, 1).reshape(made.shape))
 
     @cached_property
     def before(self) -> Tensor:
@@ -102,7 +104,7 @@ class Case:
         if method == "onebyone":
             return self.slimmed(macs, beside)
         if method in PRUNING:
-            images = self.images[:LABELED]
+            images = self.images[:: -(-len(self.images) // LABELED)]
             labels = self.model(images).argmax(1)
             return pruning.prune(self.model, images, labels, PRUNING[method], macs)
         found = next(m for m in lowrank.METHODS if m.name == method)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from onebyone.allocation import Choices
 from onebyone.conv import ConvSpec
+from onebyone.factorize.judging import tails_on_other
 from onebyone.factorize.metric import energies, factor, tails
 from onebyone.factorize.spatial import between_energies
 from onebyone.form_costs import FormCosts, cost_at
@@ -21,6 +22,8 @@ from onebyone.forms import FORMS, full_rank
 from onebyone.narrowing.spaces import Narrowing, kept_entries, narrowed
 from onebyone.statistics import Statistics
 from onebyone.surveying import Seen
+
+NOTHING = 1e-6  # of all that a layer can lose: below is rounding
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,7 @@ class Candidates:
         self.statistics = statistics
         self.free = [s for s in statistics.survey.layers if s.refusal is None and s.conv]
         self.made: dict[tuple[object, ...], Table] = {}
+        self.optimism = {s.layer: _optimism(s, statistics) for s in self.free}
 
     def tables(self, narrowings: Sequence[Narrowing]) -> list[Table]:
         """One table for each layer that can change."""
@@ -87,11 +91,16 @@ class Candidates:
         own = [n for n in narrowings if any(c.module == seen.layer for c in n.cuts)]
         key = (seen.layer, *((n.layer, n.width) for n in own))
         if key not in self.made:
-            self.made[key] = _table(seen, self.statistics, own)
+            self.made[key] = _table(seen, self.statistics, own, self.optimism[seen.layer])
         return self.made[key]
 
 
-def _table(seen: Seen, statistics: Statistics, narrowings: Sequence[Narrowing]) -> Table:
+def _table(
+    seen: Seen,
+    statistics: Statistics,
+    narrowings: Sequence[Narrowing],
+    optimism: dict[str, NDArray[np.float64]],
+) -> Table:
     """Keep, and every form and rank that is cheaper than keep in MACs or parameters."""
     assert seen.conv is not None
     conv = narrowed(seen.layer, seen.conv, narrowings)
@@ -99,7 +108,7 @@ def _table(seen: Seen, statistics: Statistics, narrowings: Sequence[Narrowing]) 
     found, errors = [Candidate("keep", ())], [np.zeros(1)]
     coefficients = [FormCosts("keep", conv, seen.places).at_ranks(none)]
     whole = cost_at(coefficients[0], conv.c_in, conv.c_out)[0]
-    losses = {} if seen.conv.depthwise else _tails(seen, statistics, narrowings)
+    losses = {} if seen.conv.depthwise else _tails(seen, statistics, narrowings, optimism)
     for name, form in FORMS.items():
         if not form.ranks or form.refuse(seen.conv) is not None:
             continue
@@ -122,7 +131,10 @@ def steps(size: int) -> list[int]:
 
 
 def _tails(
-    seen: Seen, statistics: Statistics, narrowings: Sequence[Narrowing]
+    seen: Seen,
+    statistics: Statistics,
+    narrowings: Sequence[Narrowing],
+    optimism: dict[str, NDArray[np.float64]],
 ) -> dict[str, NDArray[np.float64]]:
     """Predicted loss for each rank of the input and of the output side, in nats per image."""
     conv, layer = seen.conv, statistics.layers[seen.layer]
@@ -156,10 +168,61 @@ def _tails(
     samples = {"out": layer.outputs.samples, "in": layer.channels.samples}
     if conv.transposed:  # most of what its patches hold are zeros between and around the pixels
         samples["in"] = min(samples["in"], statistics.images * seen.positions_in)
-    return {
-        side: unseen((tails(torch.stack(groups).sum(0)) / 2).numpy(), samples.get(side))
-        for side, groups in energy.items()
-    }
+    lost: dict[str, NDArray[np.float64]] = {}
+    for side, groups in energy.items():
+        own = (tails(torch.stack(groups).sum(0)) / 2).numpy()
+        lost[side] = (
+            beyond(own, optimism[side]) if side in optimism else unseen(own, samples.get(side))
+        )
+    return lost
+
+
+def _optimism(seen: Seen, statistics: Statistics) -> dict[str, NDArray[np.float64]]:
+    """How many times more one half of the images loses in the other's directions than all in their own.
+
+    At each rank of the output and the input side of a layer at full width; empty where one half did
+    not reach it.
+    """
+    name, conv = seen.layer, seen.conv
+    halves = [h for h in statistics.halves if name in h.layers]
+    if conv is None or conv.depthwise or len(halves) < 2:
+        return {}
+    sides = {"out": [(h.layers[name].gradients, h.layers[name].outputs) for h in halves]}
+    whole = {"out": (statistics.layers[name].gradients, statistics.layers[name].outputs)}
+    if conv.taps > 1 and all(name in h.needs for h in halves):
+        sides["in"] = [(h.needs[name], h.layers[name].channels) for h in halves]
+        whole["in"] = (statistics.needs[name], statistics.layers[name].channels)
+    found: dict[str, NDArray[np.float64]] = {}
+    for side, parts in sides.items():
+        (one, form), (other, other_form) = (
+            (_own(moments.covariance, None), _own(form, None)) for form, moments in parts
+        )
+        groups = list(zip(form, one, other_form, other, strict=True))
+        judged = sum(
+            tails_on_other(f, c, g, d) + tails_on_other(g, d, f, c) for f, c, g, d in groups
+        )
+        own = sum(
+            tails(energies(root.T @ covariance @ root))
+            for root, covariance in zip(
+                map(factor, _own(whole[side][0], None)), _own(whole[side][1].covariance, None),
+                strict=True,
+            )
+        )  # fmt: skip
+        assert isinstance(judged, Tensor)
+        assert isinstance(own, Tensor)
+        ratio = (judged / own.clamp_min(NOTHING * float(own[0]))).clamp_min(1)
+        found[side] = torch.where(own > NOTHING * own[0], ratio, 1.0).numpy()
+    return found
+
+
+def beyond(losses: NDArray[np.float64], optimism: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Losses at ranks 0, 1, … times what `optimism` is at the same part of its own ranks.
+
+    At most all is lost, and at a higher rank never more than at a lower one.
+    """
+    at = np.linspace(0, len(optimism) - 1, len(losses))
+    more = losses * np.interp(at, np.arange(len(optimism)), optimism)
+    return np.maximum.accumulate(np.minimum(more, losses[0])[::-1])[::-1].copy()
 
 
 def unseen(losses: NDArray[np.float64], samples: int | None) -> NDArray[np.float64]:

@@ -71,6 +71,14 @@ class LayerStatistics:
         )
 
 
+@dataclass(frozen=True)
+class Half:
+    """What every other batch of the images gave: sums, and Σ Wᵀ G W as `Statistics.needs`."""
+
+    layers: dict[str, LayerStatistics]
+    needs: dict[str, Tensor]
+
+
 class Recorder:
     """Hooks that sample what passes a layer, in both directions."""
 
@@ -78,9 +86,8 @@ class Recorder:
         self, found: Survey, images: int, generator: torch.Generator, blocks: dict[str, int]
     ) -> None:
         self.found, self.images, self.generator, self.blocks = found, images, generator, blocks
-        self.layers: dict[str, LayerStatistics] = {}
-        self.second = False  # whether the batch that passes is one of every other
-        self.halves: dict[str, Tensor] = {}  # the gradients' moments of those, not in `layers`
+        self.halves: tuple[dict[str, LayerStatistics], ...] = ({}, {})
+        self.half = 0  # which of them the batch that passes belongs to
 
     def attach(self, model: nn.Module) -> list[torch.utils.hooks.RemovableHandle]:
         """Hooks on every layer that can change; the caller takes them off."""
@@ -98,7 +105,8 @@ class Recorder:
         def hook(_: nn.Module, args: tuple[Tensor], y: Tensor) -> Tensor:
             x = args[0].detach()
             block = self.blocks.get(seen.layer, 0)
-            layer = self.layers.setdefault(seen.layer, LayerStatistics.none(conv, block, x.device))
+            layers = self.halves[self.half]
+            layer = layers.setdefault(seen.layer, LayerStatistics.none(conv, block, x.device))
             inside, taps = layer.channels.size, len(layer.taps)
             groups = 1 if conv.depthwise else conv.groups
             width = inside or conv.c_out // groups
@@ -117,19 +125,10 @@ class Recorder:
             chosen = self._choose(seen, y, groups * felt**2, felt)
             values = output_rows(conv, y.detach(), chosen)
             scale = positions_of(conv, y) / chosen.shape[1]
-            into = self._half(seen.layer, layer)
-            y.register_hook(
-                lambda g: _feel(layer, into, values, output_rows(conv, g, chosen), scale)
-            )
+            y.register_hook(lambda g: _feel(layer, values, output_rows(conv, g, chosen), scale))
             return y
 
         return hook
-
-    def _half(self, name: str, layer: LayerStatistics) -> Tensor:
-        """Where the gradients of this batch are added: each other batch has sums of its own."""
-        if not self.second:
-            return layer.gradients
-        return self.halves.setdefault(name, torch.zeros_like(layer.gradients))
 
     def _choose(self, seen: Seen, y: Tensor, macs_per_row: int, width: int) -> Tensor:
         """Positions to sample in each item, so that the sampling stays cheap beside the layer."""
@@ -141,14 +140,12 @@ class Recorder:
         return choose_positions(len(y), positions_of(conv, y), wanted, self.generator)
 
 
-def _feel(
-    layer: LayerStatistics, into: Tensor, values: Tensor, gradients: Tensor, scale: float
-) -> None:
+def _feel(layer: LayerStatistics, values: Tensor, gradients: Tensor, scale: float) -> None:
     """Add Σ g gᵀ, and widen the band of outputs that some gradient reached."""
     felt = gradients != 0
     low = torch.where(felt, values, torch.inf).amin(0)
     high = torch.where(felt, values, -torch.inf).amax(0)
     if layer.outputs.size:
-        add_products(into, gradients, scale)
+        add_products(layer.gradients, gradients, scale)
     torch.minimum(layer.lowest, low, out=layer.lowest)
     torch.maximum(layer.highest, high, out=layer.highest)

@@ -20,7 +20,7 @@ from onebyone.narrowing.finding import find_spaces
 from onebyone.narrowing.ordering import channel_orders
 from onebyone.narrowing.spaces import Space, blocks_read
 from onebyone.plain import plain
-from onebyone.recorder import LayerStatistics, Recorder
+from onebyone.recorder import Half, LayerStatistics, Recorder
 from onebyone.running import call, release_memory, suited
 from onebyone.sensing import send_back, stand_in
 from onebyone.surveying import Survey, survey
@@ -36,7 +36,8 @@ class Statistics:
     `spaces` are the hidden channels between layers, those that cannot be left out with the reason;
     `needs` has Σ Wᵀ G W for the input channels of layers, summed over the images, and `orders` for
     each space that can be cut, by its name, which channels are needed most. `kernels` are the weights
-    (c_out, taps, c_in of a group) of layers whose kernel lies along several axes. `notes` say what of
+    (c_out, taps, c_in of a group) of layers whose kernel lies along several axes. `halves` are the
+    sums of every other batch, for what is found on one to be judged on the other. `notes` say what of
     the images the plan should be read with: that they are few, or unlike those of training.
     """
 
@@ -49,6 +50,7 @@ class Statistics:
     orders: dict[str, Order] = field(default_factory=dict)
     kernels: dict[str, Tensor] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    halves: tuple[Half, ...] = ()
 
 
 def observe(
@@ -86,42 +88,51 @@ def observe(
             for index, part in world.share(inputs.split(batch)):
                 # A batch draws the same whichever process it falls to.
                 generator.manual_seed(hash((seed, index)) % (1 << 62))
-                recorder.second = bool(index % 2)
+                recorder.half = index % 2
                 with hooked(agreement.attach(model) if not index else []):
                     output = call(model, suited(model, part))
                 send_back(output, len(part), generator)
                 if progress is not None:
                     progress(min(1.0, (index + 1) * batch / len(inputs)))
     release_memory()
-    kept = {name: seen.to("cpu") for name, seen in recorder.layers.items()}
-    layers = _summed(kept, found, blocks, world)
-    _settle(layers, recorder.halves, world)
+    first, second = (
+        _summed({name: seen.to("cpu") for name, seen in half.items()}, found, blocks, world)
+        for half in recorder.halves
+    )
+    layers = _settled(first, second)
     notes = (*agreement.notes, *_filled(layers, len(inputs)))
     needs = _needs(model, layers)
-    orders = channel_orders(spaces, layers, needs)
+    halves = tuple(Half(half, _needs(model, half)) for half in (first, second))
+    orders = channel_orders(spaces, layers, needs, halves)
     kernels = _kernels(model, layers)
     return Statistics(
-        _only(found, layers), len(inputs), layers, seed, spaces, needs, orders, kernels, notes
-    )
+        _only(found, layers), len(inputs), layers, seed, spaces, needs, orders, kernels, notes,
+        halves,
+    )  # fmt: skip
 
 
-def _settle(layers: dict[str, LayerStatistics], halves: dict[str, Tensor], world: World) -> None:
-    """Add the gradients' moments of every other batch, shrunk by as much as both halves differ; in place.
+def _settled(
+    first: dict[str, LayerStatistics], second: dict[str, LayerStatistics]
+) -> dict[str, LayerStatistics]:
+    """The sums of both halves, the gradients' moments shrunk by as much as the halves' differ.
 
     Few images span few directions of the gradients, others would span others.
     """
-    for name, seen in layers.items():
-        first, own = seen.gradients, halves.get(name)
-        second = torch.zeros_like(first) if own is None else own.to(first)
-        world.add(second)
-        seen.gradients = first + second
-        if not seen.gradients.any():
+    layers: dict[str, LayerStatistics] = {}
+    for name, seen in {**second, **first}.items():
+        if name not in first or name not in second:
+            layers[name] = replace(seen, gradients=seen.gradients.clone())
             continue
-        groups = [m if m.ndim == 3 else m[None] for m in (seen.gradients, first, second)]
-        seen.gradients = torch.stack([
+        layers[name] = total = first[name] + second[name]
+        if not total.gradients.any():
+            continue
+        parts = (total.gradients, first[name].gradients, second[name].gradients)
+        groups = [m if m.ndim == 3 else m[None] for m in parts]
+        total.gradients = torch.stack([
             shrink(both, shrinkage_of_halves(a, b)) if both.any() else both
             for both, a, b in zip(*groups, strict=True)
-        ]).reshape(first.shape)  # fmt: skip
+        ]).reshape(total.gradients.shape)  # fmt: skip
+    return layers
 
 
 def _filled(layers: dict[str, LayerStatistics], images: int) -> tuple[str, ...]:

@@ -54,7 +54,8 @@ def fit(
     c_out, taps, _ = weight.shape
     if rank_in is None:
         flat = patches.reshape(len(patches), -1)
-        regression = Regression(flat, weight.reshape(c_out, -1), ridge, intercept=bias)
+        judged = targets, metric
+        regression = Regression(flat, weight.reshape(c_out, -1), ridge, bias, judged)
         found = _thin(regression, targets, metric, rank_out)
         for _ in range(rounds if band is not None else 0):
             given = _given(found, flat)
@@ -72,7 +73,7 @@ def fit(
             reduce = improve_basis(reduce, now.core, now.expand, patches, wanted, metric, channels)
         flat = (patches @ reduce.to(patches.dtype).T).reshape(len(patches), -1)
         prior = weight.double() @ (channels @ (reduce @ channels).T)
-        regression = Regression(flat, prior.reshape(c_out, -1), ridge)
+        regression = Regression(flat, prior.reshape(c_out, -1), ridge, judged=(wanted, metric))
         found = _thin(regression, wanted, metric, rank_out)
         if step < rounds:
             given = _given(found, flat)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from onebyone.factorize.factors import Factors
 from onebyone.factorize.fit import Band, fit, relax
+from onebyone.factorize.judging import careful_multiple, lost_from_moments
 
 
 def group_features(
@@ -45,8 +46,15 @@ def fit_groups(
     variance = covariance.diagonal(dim1=1, dim2=2)
     floor = torch.finfo(torch.float32).tiny
     penalty = ridge * (variance + variance.mean(1, keepdim=True)).clamp_min(floor)
-    inverse = torch.linalg.inv(covariance + torch.diag_embed(penalty + floor))
     guess = features @ prior.to(features.dtype).transpose(1, 2)
+    if samples > 1:
+        middle = targets.mean(0) if bias else torch.zeros_like(targets[0])
+        spread = targets.std(0).clamp_min(floor)
+        rest = _split((targets - middle) / spread, groups) - guess / _split(spread[None], groups)
+        penalty = penalty * careful_multiple(
+            lost_from_moments(features, rest, penalty + floor, bias)
+        )
+    inverse = torch.linalg.inv(covariance + torch.diag_embed(penalty + floor))
     wanted, slope, intercept = targets, prior, torch.zeros_like(targets[0]).double()
     for step in range(1 + (rounds if band is not None else 0)):
         middle = wanted.mean(0) if bias else torch.zeros_like(wanted[0])

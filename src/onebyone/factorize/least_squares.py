@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from onebyone.factorize.judging import careful_multiple, lost_from_moments, lost_from_samples
 from onebyone.factorize.metric import factor
 
 
@@ -28,7 +29,9 @@ class Regression:
     The products run in the samples' dtype, the solve in float64; with fewer samples than features
     the dual problem is solved (Saunders, Gammerman & Vovk, "Ridge regression learning algorithm in
     dual variables", 1998). `prior` comes back where the samples say nothing. Without `intercept` b is
-    zero, and the moments are not centered.
+    zero, and the moments are not centered. With `judged`, targets and a factor L of their metric, the
+    ridge is made heavier as long as fits to one half of the samples, the first or the last, get better
+    on the other.
     """
 
     def __init__(
@@ -37,6 +40,8 @@ class Regression:
         prior: Float[Tensor, "targets features"],
         ridge: float,
         intercept: bool = True,
+        judged: tuple[Float[Tensor, "samples targets"], Float[Tensor, "targets targets"]]
+        | None = None,
     ) -> None:
         self.prior = prior
         self.intercept = intercept
@@ -46,6 +51,11 @@ class Regression:
         variance = self.centred.square().mean(0).double()
         floor = torch.finfo(torch.float32).tiny
         self.penalty = ridge * (variance + variance.mean()).clamp_min(floor)
+        if judged is not None and len(features) > 1:
+            targets, metric = judged
+            rest = self._rest(targets)[1] @ metric.to(features.dtype)
+            way = lost_from_moments if len(features) >= features.shape[1] else lost_from_samples
+            self.penalty *= careful_multiple(way(self.centred, rest, self.penalty, intercept))
         self.covariance: Tensor | None = None
         if len(features) >= features.shape[1]:
             self.covariance = (self.centred.T @ self.centred).double() / len(features)
@@ -57,8 +67,7 @@ class Regression:
 
     def fit(self, targets: Float[Tensor, "samples targets"]) -> Fit:
         """The best slope and intercept for these targets."""
-        mean = targets.mean(0) if self.intercept else torch.zeros_like(targets[0])
-        rest = targets - mean - self.guess
+        mean, rest = self._rest(targets)
         if self.covariance is not None:
             cross = (self.centred.T @ rest).double() / len(targets)
             slope = torch.cholesky_solve(cross, self.lower).T.add_(self.prior)
@@ -67,6 +76,11 @@ class Regression:
             slope = (dual.T @ self.scaled).div_(self.penalty.sqrt()).add_(self.prior)
         centre = self.mean.double()
         return Fit(slope, mean.double() - slope @ centre, centre)
+
+    def _rest(self, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """The targets' mean, and what the prior leaves of them."""
+        mean = targets.mean(0) if self.intercept else torch.zeros_like(targets[0])
+        return mean, targets - mean - self.guess
 
     def root(self, slope: Float[Tensor, "targets features"]) -> Float[Tensor, "parts targets"]:
         """R with Rᵀ R the covariance of slope · z, of as few rows as there are samples or features."""

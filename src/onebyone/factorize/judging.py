@@ -1,0 +1,114 @@
+"""What was found on one half of the samples, judged on the other: how heavy a ridge, how low a rank."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from onebyone.factorize.metric import factor, shrink, shrinkage_of_halves, spectrum
+
+HEAVIER = 8  # times the ridge, from one trial to the next
+TRIALS = 5
+
+
+def careful_multiple(lost: Callable[[float], float]) -> float:
+    """The multiple of a ridge to take: one step lighter than the best of 1, 8, 64, …, at least 1.
+
+    Trials go on as long as each loses less than the last. The best is for half of the samples, and for
+    a layer by itself; heavier ridges leave more of the errors of the layers before it.
+    """
+    multiple, least = 1.0, lost(1.0)
+    for _ in range(TRIALS - 1):
+        heavier = lost(HEAVIER * multiple)
+        if not heavier < least:
+            break
+        multiple, least = HEAVIER * multiple, heavier
+    return max(1.0, multiple / HEAVIER)
+
+
+def lost_from_moments(
+    features: Float[Tensor, "*groups samples features"],
+    rest: Float[Tensor, "*groups samples targets"],
+    penalty: Float[Tensor, "*groups features"],
+    intercept: bool = True,
+) -> Callable[[float], float]:
+    """What a ridge regression of `rest` loses on samples that it was not fitted to, up to a constant.
+
+    It is fitted to the first half of the samples and judged on the second, and the other way round, at
+    any multiple of the penalty, all from the halves' second moments. Infinite where rounding leaves
+    no solution.
+    """
+    halves = []
+    for x, y in zip(features.tensor_split(2, -2), rest.tensor_split(2, -2), strict=True):
+        (x, mean), (y, middle) = _centred(x, intercept), _centred(y, intercept)
+        turned, count = x.transpose(-1, -2), x.shape[-2]
+        moments = (turned @ x / count, turned @ y / count, mean, middle)
+        halves.append([m.double() for m in moments])
+
+    def lost(multiple: float) -> float:
+        total = 0.0
+        for (own, cross, mean, middle), (other, wanted, there, level) in (halves, halves[::-1]):
+            lower, info = torch.linalg.cholesky_ex(own + torch.diag_embed(multiple * penalty))
+            if info.any():
+                return torch.inf
+            slope = torch.cholesky_solve(cross, lower)
+            offset = level - middle - (there - mean) @ slope
+            total += float((slope * (other @ slope - 2 * wanted)).sum() + offset.square().sum())
+        return total
+
+    return lost
+
+
+def lost_from_samples(
+    features: Float[Tensor, "samples features"],
+    rest: Float[Tensor, "samples targets"],
+    penalty: Float[Tensor, " features"],
+    intercept: bool = True,
+) -> Callable[[float], float]:
+    """The same where there are fewer samples than features, by the dual problem; no constant is missing."""
+    scaled = features.double() / penalty.sqrt()
+    halves = list(zip(scaled.tensor_split(2), rest.double().tensor_split(2), strict=True))
+
+    def lost(multiple: float) -> float:
+        total = 0.0
+        for (x, y), (other, wanted) in (halves, halves[::-1]):
+            (x, mean), (y, middle) = _centred(x, intercept), _centred(y, intercept)
+            kernel = x @ x.T / len(x)
+            kernel.diagonal().add_(multiple)
+            dual = torch.cholesky_solve(y, torch.linalg.cholesky(kernel)) / len(x)
+            given = (other - mean) @ (x.T @ dual)
+            total += float((wanted - middle - given).square().sum() / len(wanted))
+        return total
+
+    return lost
+
+
+def _centred(rows: Tensor, whether: bool) -> tuple[Tensor, Tensor]:
+    """The rows less their mean, and the mean; zero where they are not to be centred."""
+    mean = rows.mean(-2, keepdim=True) if whether else torch.zeros_like(rows[..., :1, :])
+    return rows - mean, mean
+
+
+def tails_on_other(
+    form: Float[Tensor, "d d"],
+    covariance: Float[Tensor, "d d"],
+    other_form: Float[Tensor, "d d"],
+    other_covariance: Float[Tensor, "d d"],
+) -> Float[Tensor, " d_plus_1"]:
+    """What other samples lose when the r directions are kept that are best for some, for r = 0 … d.
+
+    With G = L Lᵀ (shrunk by as much as both forms differ) and U the eigenvectors of Lᵀ Σ L, the
+    directions that go have the columns of L⁻ᵀ U from r on; the others lose Σ_{i, j ≥ r} X_ij Y_ij,
+    X = (L⁻ᵀ U)ᵀ G' (L⁻ᵀ U) and Y = (L U)ᵀ Σ' (L U).
+    """
+    noise = min(shrinkage_of_halves(form, other_form), 0.99)
+    root = factor(shrink(form.double(), noise))
+    vectors = spectrum(root.T @ covariance @ root)[1]
+    out = torch.linalg.solve_triangular(root.T, vectors, upper=True)
+    read = root @ vectors
+    both = (out.T @ other_form.double() @ out) * (read.T @ other_covariance @ read)
+    lost = both.flip(0, 1).cumsum(0).cumsum(1).diagonal().flip(0).clamp_min(0)
+    return torch.cat([lost, lost.new_zeros(1)])
