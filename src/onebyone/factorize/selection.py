@@ -73,17 +73,17 @@ def needed_order(readings: Sequence[Reading]) -> Order:
 def judged(order: Order, first: Sequence[Reading], second: Sequence[Reading]) -> Order:
     """The same order with the errors that refits to either half of the samples leave on the other.
 
-    Refits have that ridge of `RIDGES` which leaves least over the wider three quarters of all widths.
+    Refits have that ridge of `RIDGES` which, of those to the first half, leaves least over the wider
+    three quarters of all widths.
     """
-    least: Tensor | None = None
-    for ridge in RIDGES:
+    best, least = RIDGES[0], _left(order.channels, first, second, RIDGES[0])
+    for ridge in RIDGES[1:]:
         errors = _left(order.channels, first, second, ridge)
-        errors = errors + _left(order.channels, second, first, ridge)
-        if least is not None and _sum_of_wide(errors) >= _sum_of_wide(least):
+        if _sum_of_wide(errors) >= _sum_of_wide(least):
             break
-        least = errors
-    assert least is not None
-    return Order(order.channels, torch.cummax(least.flip(0), 0).values.flip(0))
+        best, least = ridge, errors
+    both = least + _left(order.channels, second, first, best)
+    return Order(order.channels, torch.cummax(both.flip(0), 0).values.flip(0))
 
 
 def _sum_of_wide(errors: Tensor) -> float:
@@ -105,9 +105,9 @@ def _left(
     for one, judging in zip(fitted, other, strict=True):
         variance = one.covariance.double().diagonal()
         penalty = ridge * (variance + variance.mean()).clamp_min(torch.finfo(torch.float32).tiny)
-        inverse = torch.linalg.inv(one.covariance.double() + torch.diag(penalty))
-        form, covariance = judging.form.double(), judging.covariance.double()
-        made = torch.eye(size, dtype=torch.float64, device=form.device)
+        inverse = torch.linalg.inv(one.covariance.double() + torch.diag(penalty)).float()
+        form, covariance = judging.form.float(), judging.covariance.float()
+        made = torch.eye(size, device=form.device)
         missed = torch.zeros_like(made)
         lost = 0.0
         for place in reversed(range(len(widths) - 1)):
