@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
 
+import onebyone as obo
+from onebyone.candidates import Candidates, beyond
 from onebyone.factorize.judging import (
     careful_multiple,
     lost_from_moments,
@@ -12,6 +16,7 @@ from onebyone.factorize.judging import (
     tails_on_other,
 )
 from onebyone.factorize.metric import energies, factor, tails
+from onebyone.factorize.selection import RIDGES, Order, Reading, judged
 
 
 @pytest.mark.parametrize(("best", "taken"), [(1, 1), (8, 1), (64, 8), (4096, 512)])
@@ -36,3 +41,66 @@ def test_the_same_samples_lose_their_own_tails() -> None:
     root = factor(a)
     own = tails(energies(root.T @ b @ root))
     torch.testing.assert_close(tails_on_other(a, b, a, b), own, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(("channels", "samples"), [(7, 5), (12, 400), (40, 30)])
+def test_errors_of_widths_are_those_of_one_halfs_refits_on_the_other(
+    channels: int, samples: int
+) -> None:
+    """Worked out width by width: what the dropped channels are made of in one half, judged on the other."""
+    torch.manual_seed(channels)
+    mixed = torch.randn(channels, channels).double()
+    halves = [torch.randn(samples, channels).double() @ mixed for _ in range(2)]
+    forms = [m @ m.T for m in torch.randn(2, channels, 3).double()]
+    readings = [
+        Reading(x.T @ x / samples, form, samples) for x, form in zip(halves, forms, strict=True)
+    ]
+    order = Order(torch.randperm(channels), torch.zeros(channels + 1).double())
+
+    def left(fitted: Reading, other: Reading, width: int, ridge: float) -> float:
+        kept, gone = order.channels[:width], order.channels[width:]
+        variance = fitted.covariance.diagonal()
+        whole = fitted.covariance + torch.diag(ridge * (variance + variance.mean()))
+        made = torch.zeros(channels, channels).double()
+        made[kept, kept] = 1
+        made[gone[:, None], kept] = torch.linalg.solve(whole[kept][:, kept], whole[kept][:, gone]).T
+        missed = torch.eye(channels).double() - made
+        return float(torch.trace(other.form @ missed @ other.covariance @ missed.T))
+
+    found = judged(order, readings[:1], readings[1:])
+    one, other = readings
+    curves = [
+        torch.tensor([left(one, other, w, r) + left(other, one, w, r) for w in range(channels + 1)])
+        for r in RIDGES
+    ]
+    monotone = [torch.cummax(c.flip(0), 0).values.flip(0) for c in curves]
+    assert any(torch.allclose(found.errors, c.double(), rtol=1e-3, atol=1e-4) for c in monotone)
+    assert float(found.errors[-1]) == 0
+    assert (found.errors.diff() <= 0).all()
+    assert found.channels is order.channels
+
+
+def test_losses_beyond_those_of_the_images_seen() -> None:
+    own = np.array([10.0, 4.0, 2.0, 1.0, 0.0])
+    assert beyond(own, np.ones(5)) == pytest.approx(own)
+    assert beyond(own, np.array([1.0, 2.0, 3.0])) == pytest.approx([10, 6, 4, 2.5, 0])
+    # More than all is never lost, nor more at a higher rank.
+    assert beyond(own, np.array([1.0, 9.0, 9.0])) == pytest.approx([10, 10, 10, 9, 0])
+
+
+def test_few_images_promise_more_than_they_hold() -> None:
+    """What a layer seems to lose on them is told apart from what others lose, the more so the fewer."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(2, 12, 3), nn.ReLU(), nn.Flatten(), nn.Linear(192, 48), nn.ReLU(), nn.Linear(48, 9)
+    ).eval()
+    images = torch.randn(1024, 2, 6, 6, generator=torch.Generator().manual_seed(1))
+    found = []
+    for number in (64, 1024):
+        statistics = obo.observe(model, images[:number])
+        assert len(statistics.halves) == 2
+        optimism = Candidates(statistics).optimism["3"]["out"]
+        assert (optimism >= 1).all()
+        assert optimism[-1] == 1  # nothing is lost at full rank
+        found.append(float(optimism[24]))
+    assert found[0] > 2 > 1.6 > found[1]

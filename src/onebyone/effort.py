@@ -48,8 +48,10 @@ class Work:
         c_in, c_out = conv.c_in // groups, conv.c_out // groups
         if groups != 1 and not self.decision.ranks:
             own = c_out * (1 + effort.rounds)
-            return groups * (rows * width * (width + 2 * own) + width**3)
-        once = rows * width * min(rows, width) + min(rows, width) ** 3
+            judging = rows * width * (width + 2 * c_out)
+            return groups * (rows * width * (width + 2 * own) + width**3 + judging)
+        # The ridge is judged between halves of the rows, which costs about as much as the solution.
+        once = 2 * (rows * width * min(rows, width) + min(rows, width) ** 3 + rows * width * c_out)
         cut = self.decision.sides.get("out")
         # Cutting the rank of the outputs takes eigenvectors in float64.
         targets = 2 * rows * width * c_out + (20 * min(c_out, width) ** 3 if cut else 0)
