@@ -24,6 +24,7 @@ from onebyone.statistics import Statistics
 from onebyone.surveying import Seen
 
 NOTHING = 1e-6  # of all that a layer can lose: below is rounding
+JUDGED = 1536  # channels at the most: eigenvectors of more take longer than a pass
 
 
 @dataclass(frozen=True)
@@ -180,8 +181,8 @@ def _tails(
 def _optimism(seen: Seen, statistics: Statistics) -> dict[str, NDArray[np.float64]]:
     """How many times more one half of the images loses in the other's directions than all in their own.
 
-    At each rank of the output and the input side of a layer at full width; empty where one half did
-    not reach it.
+    At each rank of the output and the input side of a layer at full width; without a side of more than
+    `JUDGED` channels, and empty where one half did not reach the layer.
     """
     name, conv = seen.layer, seen.conv
     halves = [h for h in statistics.halves if name in h.layers]
@@ -197,6 +198,8 @@ def _optimism(seen: Seen, statistics: Statistics) -> dict[str, NDArray[np.float6
         (one, form), (other, other_form) = (
             (_own(moments.covariance, None), _own(form, None)) for form, moments in parts
         )
+        if len(form[0]) > JUDGED:
+            continue
         groups = list(zip(form, one, other_form, other, strict=True))
         judged = sum(
             tails_on_other(f, c, g, d) + tails_on_other(g, d, f, c) for f, c, g, d in groups

@@ -13,6 +13,7 @@ from onebyone.recorder import Half, LayerStatistics
 # The error of a form is an upper bound, as the solution may move outputs where an activation cuts
 # them off; that of a width is not. Measured on trained networks, this makes the two alike.
 CAUTION = 2.0
+JUDGED = 1536  # channels at the most: more take longer than a pass
 
 
 def channel_orders(
@@ -24,8 +25,8 @@ def channel_orders(
     """The order of the channels of every space that can be cut, by the space's name.
 
     needs: `input_form` of every reader. Errors are half the loss-weighted energy that the readers
-    miss, summed over the images, times `CAUTION`; where both halves of the images reached all readers,
-    those that one half's refits leave on the other.
+    miss, summed over the images, times `CAUTION`; of at most `JUDGED` channels, where both halves of
+    the images reached all readers, those that one half's refits leave on the other.
     """
     found: dict[str, Order] = {}
     for space in spaces:
@@ -39,7 +40,9 @@ def channel_orders(
             if all(n in half.needs for n in readers)
         ]
         order = needed_order(whole)
-        found[space.name] = judged(order, *parts) if len(parts) == 2 else order
+        found[space.name] = (
+            judged(order, *parts) if len(parts) == 2 and space.channels <= JUDGED else order
+        )
     return found
 
 
