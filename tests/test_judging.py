@@ -92,7 +92,12 @@ def test_few_images_promise_more_than_they_hold() -> None:
     """What a layer seems to lose on them is told apart from what others lose, the more so the fewer."""
     torch.manual_seed(0)
     model = nn.Sequential(
-        nn.Conv2d(2, 12, 3), nn.ReLU(), nn.Flatten(), nn.Linear(192, 48), nn.ReLU(), nn.Linear(48, 9)
+        nn.Conv2d(2, 12, 3),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(192, 48),
+        nn.ReLU(),
+        nn.Linear(48, 9),
     ).eval()
     images = torch.randn(1024, 2, 6, 6, generator=torch.Generator().manual_seed(1))
     found = []

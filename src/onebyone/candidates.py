@@ -14,7 +14,7 @@ from torch import Tensor
 
 from onebyone.allocation import Choices
 from onebyone.conv import ConvSpec
-from onebyone.factorize.judging import tails_on_other
+from onebyone.factorize.judging import JUDGED, tails_on_other
 from onebyone.factorize.metric import energies, factor, tails
 from onebyone.factorize.spatial import between_energies
 from onebyone.form_costs import FormCosts, cost_at
@@ -24,7 +24,6 @@ from onebyone.statistics import Statistics
 from onebyone.surveying import Seen
 
 NOTHING = 1e-6  # of all that a layer can lose: below is rounding
-JUDGED = 1536  # channels at the most: eigenvectors of more take longer than a pass
 
 
 @dataclass(frozen=True)

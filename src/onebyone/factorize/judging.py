@@ -10,6 +10,7 @@ from torch import Tensor
 
 from onebyone.factorize.metric import factor, shrink, shrinkage_of_halves, spectrum
 
+JUDGED = 1536  # channels at the most whose directions or widths are: more take longer than a pass
 HEAVIER = 8  # times the ridge, from one trial to the next
 TRIALS = 5
 

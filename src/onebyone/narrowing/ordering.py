@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
+from onebyone.factorize.judging import JUDGED
 from onebyone.factorize.selection import Order, Reading, judged, needed_order
 from onebyone.narrowing.spaces import Space
 from onebyone.recorder import Half, LayerStatistics
@@ -13,7 +14,6 @@ from onebyone.recorder import Half, LayerStatistics
 # The error of a form is an upper bound, as the solution may move outputs where an activation cuts
 # them off; that of a width is not. Measured on trained networks, this makes the two alike.
 CAUTION = 2.0
-JUDGED = 1536  # channels at the most: more take longer than a pass
 
 
 def channel_orders(
