@@ -271,10 +271,12 @@ def _regression(**changes: Callable[[Any], Any]) -> Callable[[Patch], object]:
     """Regressions are set up with other arguments (features, prior, ridge)."""
     right = least_squares.Regression.__init__
 
-    def init(self: Any, features: Tensor, prior: Tensor, ridge: float, **rest: Any) -> None:
+    def init(
+        self: Any, features: Tensor, prior: Tensor, ridge: float, *rest: Any, **more: Any
+    ) -> None:
         given = {"features": features, "prior": prior, "ridge": ridge}
         given |= {k: change(given[k]) for k, change in changes.items()}
-        right(self, given["features"], given["prior"], given["ridge"], **rest)
+        right(self, given["features"], given["prior"], given["ridge"], *rest, **more)
 
     return lambda p: p.setattr(least_squares.Regression, "__init__", init)
 
