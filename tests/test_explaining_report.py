@@ -17,6 +17,7 @@ import torch
 from browsing import Tab, chromium
 from torch import nn
 
+from onebyone.candidates import Candidates, beyond
 from onebyone.data import open_images
 from onebyone.explaining.defaults import slimmed_demo
 from onebyone.explaining.insight import frontier, same_image, spectra
@@ -80,8 +81,9 @@ def test_a_worse_plan_than_others_stays_where_it_was_chosen(
 
 
 def test_spectra_are_those_that_plans_are_made_of(model: nn.Module, statistics: Statistics) -> None:
-    """The energy beyond a rank, halved, is the error that planning predicts for cutting there."""
+    """The energy beyond a rank, halved, is what planning raises to the error on images not seen."""
     found = {s.layer: s for s in spectra(model, statistics)}
+    optimism = Candidates(statistics).optimism
     assert set(found) == {s.layer for s in statistics.survey.layers if s.refusal is None}
     for made in (plan(model, statistics, Budget(macs=m), narrow=False) for m in (0.5, 0.3)):
         told = 0
@@ -98,12 +100,12 @@ def test_spectra_are_those_that_plans_are_made_of(model: nn.Module, statistics: 
             if not values or narrowed or list(ranks) != list(range(1, len(ranks) + 1)):
                 continue
             energy = np.square(values)
-            share = energy[decision.ranks[0] :].sum() / energy.sum()
+            left = np.append(energy[::-1].cumsum()[::-1], 0) / energy.sum()
             whole = _tail(decision.layer, decision.form, model, statistics)
-            layer = statistics.layers[decision.layer]
-            seen = layer.channels if decision.form == "squeeze" else layer.outputs
-            unseen = (1 - decision.ranks[0] / seen.samples) ** -2  # on samples of no plan
-            assert decision.error == pytest.approx(share * whole * unseen, rel=1e-3)
+            side = "in" if decision.form == "squeeze" else "out"
+            wanted = beyond(left * whole, optimism[decision.layer][side])[decision.ranks[0]]
+            assert decision.error == pytest.approx(wanted, rel=1e-3)
+            assert decision.error >= 0.999 * left[decision.ranks[0]] * whole
             told += 1
         assert told
 
