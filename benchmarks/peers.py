@@ -34,6 +34,7 @@ import onebyone as obo
 from onebyone.measurement.counting import count
 from onebyone.measurement.timing import interleave
 from onebyone.pacing.whole import Stopwatch, ratio_of
+from onebyone.recovery.recipe import PRECISIONS
 from onebyone.searching import accuracy
 
 NETWORKS = ("vgg", "resnet")
@@ -242,7 +243,7 @@ def main() -> None:
     parser.add_argument("--levels", type=float, nargs="+", default=list(LEVELS))
     parser.add_argument("--seed", type=int, default=0, help="of the draw of images")
     parser.add_argument("--finetune", type=float, default=0, help="epochs of all training images")
-    parser.add_argument("--precision", default="float32", help="of fine-tuning")
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="of fine-tuning")
     parser.add_argument("--data", type=Path, default=fashion.FOLDER)
     parser.add_argument("--latency", action="store_true")
     parser.add_argument("--threads", type=int, default=1)

@@ -205,9 +205,8 @@ def _allocate(
     for seen in layers:
         if seen.refusal is not None and seen.conv is not None:
             fixed[:2] += (seen.macs, seen.conv.params)
-    every = ("macs", "params", "latency")
-    names = [n for n in every if getattr(budget, n) is not None]
-    columns = [every.index(n) for n in names]
+    names = [n for n in COSTS if getattr(budget, n) is not None]
+    columns = [COSTS.index(n) for n in names]
     limits = [
         getattr(budget, n) * totals[c] - fixed[c] for n, c in zip(names, columns, strict=True)
     ]

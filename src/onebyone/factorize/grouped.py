@@ -9,6 +9,7 @@ from torch import Tensor
 from onebyone.factorize.factors import Factors
 from onebyone.factorize.fit import Band, fit, relax
 from onebyone.factorize.judging import careful_multiple, lost_from_moments
+from onebyone.factorize.metric import ridge_penalty
 
 
 def group_features(
@@ -45,12 +46,12 @@ def fit_groups(
     covariance = (features.transpose(1, 2) @ features).double() / samples
     variance = covariance.diagonal(dim1=1, dim2=2)
     floor = torch.finfo(torch.float32).tiny
-    penalty = ridge * (variance + variance.mean(1, keepdim=True)).clamp_min(floor)
+    penalty = ridge_penalty(variance, ridge)
     guess = features @ prior.to(features.dtype).transpose(1, 2)
     if samples > 1:
         middle = targets.mean(0) if bias else torch.zeros_like(targets[0])
         spread = targets.std(0).clamp_min(floor)
-        rest = _split((targets - middle) / spread, groups) - guess / _split(spread[None], groups)
+        rest = (_split(targets - middle, groups) - guess) / _split(spread[None], groups)
         penalty = penalty * careful_multiple(
             lost_from_moments(features, rest, penalty + floor, bias)
         )

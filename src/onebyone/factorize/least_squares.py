@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from onebyone.factorize.judging import careful_multiple, lost_from_moments, lost_from_samples
-from onebyone.factorize.metric import factor
+from onebyone.factorize.metric import factor, ridge_penalty
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,7 @@ class Regression:
         self.centred = features - self.mean
         self.guess = self.centred @ prior.to(features.dtype).T
         variance = self.centred.square().mean(0).double()
-        floor = torch.finfo(torch.float32).tiny
-        self.penalty = ridge * (variance + variance.mean()).clamp_min(floor)
+        self.penalty = ridge_penalty(variance, ridge)
         if judged is not None and len(features) > 1:
             targets, metric = judged
             rest = self._rest(targets)[1] @ metric.to(features.dtype)

@@ -60,6 +60,13 @@ def factor(matrix: Float[Tensor, "d d"], amount: float = 1e-6) -> Float[Tensor, 
         amount *= 10
 
 
+def ridge_penalty(variance: Float[Tensor, "*groups d"], ridge: float) -> Float[Tensor, "*groups d"]:
+    """What a ridge adds to the diagonal of a covariance: its parts of each variance and of their mean."""
+    return ridge * (variance + variance.mean(-1, keepdim=True)).clamp_min(
+        torch.finfo(torch.float32).tiny
+    )
+
+
 def spectrum(matrix: Float[Tensor, "d d"]) -> tuple[Float[Tensor, " d"], Float[Tensor, "d d"]]:
     """Eigenvalues from large to small, never below zero, with their eigenvectors as columns."""
     values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)

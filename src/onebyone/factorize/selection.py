@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from onebyone.factorize.metric import shrink
+from onebyone.factorize.metric import ridge_penalty, shrink
 
 AT_ONCE = 128  # of so many channels that are left, one goes at a time; of twice as many, two
 LEAST_SHRINKAGE = 1e-4
@@ -103,9 +103,8 @@ def _left(
     widths = sorted({round(size * i / STEPS) for i in range(STEPS + 1)})
     errors = np.zeros(len(widths))
     for one, judging in zip(fitted, other, strict=True):
-        variance = one.covariance.double().diagonal()
-        penalty = ridge * (variance + variance.mean()).clamp_min(torch.finfo(torch.float32).tiny)
-        inverse = torch.linalg.inv(one.covariance.double() + torch.diag(penalty)).float()
+        own = one.covariance.double()
+        inverse = torch.linalg.inv(own + torch.diag(ridge_penalty(own.diagonal(), ridge))).float()
         form, covariance = judging.form.float(), judging.covariance.float()
         made = torch.eye(size, device=form.device)
         missed = torch.zeros_like(made)

@@ -40,9 +40,9 @@ def channel_orders(
             if all(n in half.needs for n in readers)
         ]
         order = needed_order(whole)
-        found[space.name] = (
-            judged(order, *parts) if len(parts) == 2 and space.channels <= JUDGED else order
-        )
+        if len(parts) == 2 and space.channels <= JUDGED:
+            order = judged(order, *parts)
+        found[space.name] = order
     return found
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -29,7 +28,7 @@ from onebyone.pacing.caches import reader_of
 from onebyone.pacing.graphs import EAGER, opened
 from onebyone.pacing.interpolating import STEPS, interpolated, put, step_of
 from onebyone.pacing.sites import Site
-from onebyone.pacing.ways import NARROW, Ranks, Way, grid_of, widths_of
+from onebyone.pacing.ways import NARROW, ROW, Ranks, Way, grid_of, widths_of
 
 SCHEMA = "onebyone.timings/2"
 TOGETHER = 6  # candidates that take turns with the layer itself
@@ -39,7 +38,6 @@ PROBE = Site(
     ConvSpec(64, 64, (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1)), (28, 28), activation="relu"
 )
 PROBED = range(17, 33)
-ROW = re.compile(r"\w+( \d+ to \d+)?")  # as `Way.place` names it
 PLACES = Places(1, 1, 1)  # weights do not depend on them
 
 
@@ -317,7 +315,7 @@ def _times(values: Any) -> Times:
         for form, found in values["ratios"].items()
     }
     every = [keep, *(v for found in ratios.values() for v in found.values())]
-    known = all(ROW.fullmatch(row) and row.partition(" ")[0] in FORMS for row in ratios)
+    known = all((at := ROW.fullmatch(row)) and at[1] in FORMS for row in ratios)
     if not known or not all(isfinite(v) and v > 0 for v in every):
         raise ValueError("a time is no positive number")
     return Times(keep, ratios)

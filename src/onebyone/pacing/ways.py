@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -14,6 +15,7 @@ GRID = (0.125, 0.25, 0.375, 0.5, 0.75)  # of the channels: ranks that are timed
 COARSE = (0.125, 0.25, 0.5, 0.75)  # where two ranks are combined
 WIDTHS = (0.25, 0.5, 0.75, 1.0)  # of the channels on each side that is narrowed
 NARROW = "narrow"  # the row of the layer itself with fewer channels; its ranks are c_out and c_in
+ROW = re.compile(r"(\w+)(?: (\d+) to (\d+))?")  # as `Way.place` names it: form, channels in and out
 
 Ranks = tuple[int, ...]
 

@@ -10,9 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 TURN = 0.1  # of the learning rate: how far a step goes, in parts of the weight's own norm
-LEAST = (
-    0.3  # norm of a row that a weight is taken to have at the least, so that zeros start to move
-)
+LEAST = 0.3  # norm of a weight's rows that is assumed at the least, so that zeros start to move
 QUINTIC = (3.4445, -4.7750, 2.0315)  # Jordan et al.: a, b, c of a s + b s³ + c s⁵
 ITERATIONS = 5
 
@@ -50,17 +48,17 @@ class Muon(torch.optim.Optimizer):
                 if weight.ndim < 2:
                     weight.add_(wanted, alpha=-rate)
                     continue
-                step, length = _turned(weight, wanted, group["matrices"])
+                step = _turned(weight, wanted, group["matrices"])
                 weight.mul_(1 - rate * group["weight_decay"])
-                weight.add_(step, alpha=-rate * TURN * length)
+                weight.add_(step, alpha=-rate * TURN)
 
 
-def _turned(weight: Tensor, wanted: Tensor, matrices: int) -> tuple[Tensor, float]:
-    """The direction of a step, and what makes its norm that of the weight."""
+def _turned(weight: Tensor, wanted: Tensor, matrices: int) -> Tensor:
+    """The direction of a step, as long as the weight is."""
     rows = wanted.reshape(matrices, len(wanted) // matrices, -1).float()
-    norm = max(float(weight.norm()), LEAST * len(weight) ** 0.5)
+    norm = weight.norm().clamp_min(LEAST * len(weight) ** 0.5)  # a tensor: nothing waits for a GPU
     size = (matrices * min(rows.shape[1:])) ** 0.5
-    return orthogonal(rows).reshape(wanted.shape).to(weight.dtype), norm / size
+    return orthogonal(rows).reshape(wanted.shape).to(weight.dtype) * (norm / size)
 
 
 def orthogonal(
