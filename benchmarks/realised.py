@@ -42,7 +42,7 @@ NETWORKS = (
     "torchvision:mobilenet_v2", "efficientnet-lite0",
 )  # fmt: skip
 RUNTIMES = ("onnx", "openvino", "executorch")
-HALVINGS = 10  # of the interval in which the fastest plan is looked for
+HALVINGS = 8  # of the interval in which the fastest plan is looked for
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,6 @@ import torch
 from browsing import Tab, chromium
 from torch import nn
 
-from onebyone.candidates import Candidates, beyond
 from onebyone.data import open_images
 from onebyone.explaining.defaults import slimmed_demo
 from onebyone.explaining.insight import frontier, same_image, spectra
@@ -25,6 +24,7 @@ from onebyone.explaining.layers import pointwise_layers
 from onebyone.explaining.report import report_html, write_report
 from onebyone.explaining.versus import versus_json
 from onebyone.loading import load
+from onebyone.losses import Losses, beyond
 from onebyone.planning import Planner, plan
 from onebyone.plans import Budget, Measured, Plan
 from onebyone.slimming import Slimmed, slim
@@ -83,7 +83,8 @@ def test_a_worse_plan_than_others_stays_where_it_was_chosen(
 def test_spectra_are_those_that_plans_are_made_of(model: nn.Module, statistics: Statistics) -> None:
     """The energy beyond a rank, halved, is what planning raises to the error on images not seen."""
     found = {s.layer: s for s in spectra(model, statistics)}
-    optimism = Candidates(statistics).optimism
+    losses = Losses(statistics)
+    optimism = {s.layer: losses.optimism(s) for s in statistics.survey.layers if not s.refusal}
     assert set(found) == {s.layer for s in statistics.survey.layers if s.refusal is None}
     for made in (plan(model, statistics, Budget(macs=m), narrow=False) for m in (0.5, 0.3)):
         told = 0

@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 import onebyone as obo
-from onebyone.candidates import Candidates, beyond
 from onebyone.factorize.judging import (
     careful_multiple,
     lost_from_moments,
@@ -17,6 +16,7 @@ from onebyone.factorize.judging import (
 )
 from onebyone.factorize.metric import energies, factor, tails
 from onebyone.factorize.selection import RIDGES, Order, Reading, judged
+from onebyone.losses import Losses, beyond
 
 
 @pytest.mark.parametrize(("best", "taken"), [(1, 1), (8, 1), (64, 8), (4096, 512)])
@@ -104,7 +104,8 @@ def test_few_images_promise_more_than_they_hold() -> None:
     for number in (64, 1024):
         statistics = obo.observe(model, images[:number])
         assert len(statistics.halves) == 2
-        optimism = Candidates(statistics).optimism["3"]["out"]
+        (seen,) = (s for s in statistics.survey.layers if s.layer == "3")
+        optimism = Losses(statistics).optimism(seen)["out"]
         assert (optimism >= 1).all()
         assert optimism[-1] == 1  # nothing is lost at full rank
         found.append(float(optimism[24]))

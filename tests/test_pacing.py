@@ -142,7 +142,7 @@ def test_every_runtime_opens_odd_layers(runtime: str, tmp_path: Path) -> None:
     conv = ConvSpec(3, 4, (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), padding_mode="circular")
     site = Site(conv, (6, 6), activation="silu")
     for _ in range(2):
-        assert graphs.opened(runtime, site, [conv], tmp_path, 1)() is not None
+        assert graphs.opened(runtime, site, [conv], tmp_path / runtime, 1)() is not None
 
 
 class TestSteps:

@@ -15,9 +15,9 @@ from test_tree import check_untouched
 from torch import Tensor, nn
 
 import onebyone as obo
-from onebyone.candidates import unseen
 from onebyone.errors import BudgetError, PlanError
 from onebyone.forms import FORMS
+from onebyone.losses import unseen
 from onebyone.plans import Budget, Plan
 
 

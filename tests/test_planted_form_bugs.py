@@ -13,7 +13,7 @@ import torch
 from planting import Bug, Patch, check_caught
 from torch import Tensor, nn
 
-from onebyone import building, candidates, merging, rewriting, surveying
+from onebyone import building, losses, merging, rewriting, surveying
 from onebyone.conv import ConvSpec
 from onebyone.factorize import grouped
 from onebyone.forms import FORMS, Part
@@ -109,7 +109,7 @@ BUGS: dict[str, Bug] = {
     ),
     "what is lost is that of one group alone": Bug(
         lambda patch: patch.setattr(
-            candidates, "tails", lambda v, right=candidates.tails: right(v.flip(0))
+            losses, "tails", lambda v, right=losses.tails: right(v.flip(0))
         ),
         lambda: test_spatial.check_predicted("grouped"),
     ),

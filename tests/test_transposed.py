@@ -265,8 +265,8 @@ def test_a_runtime_runs_its_forms_by_themselves(
     model = network(LAYERS["3×3, stride 2, one more"])
     site = sites_of(model, images(1, 4, 8, 8))["first.2"][0]
     parts = [part.conv for part in FORMS[form].parts(site.conv, ranks)]
-    eager = opened("eager", site, parts, tmp_path, 1)()
-    (other,) = opened("onnx", site, parts, tmp_path, 1)()  # type: ignore[misc]
+    eager = opened("eager", site, parts, tmp_path / "layer", 1)()
+    (other,) = opened("onnx", site, parts, tmp_path / "layer", 1)()  # type: ignore[misc]
     torch.testing.assert_close(torch.as_tensor(other), eager)
 
 

@@ -71,23 +71,23 @@ def _feeding(c_out: int, stride: tuple[int, ...]) -> ConvSpec:
 
 
 def opened(
-    runtime: str, site: Site, parts: Sequence[ConvSpec], folder: Path, threads: int
+    runtime: str, site: Site, parts: Sequence[ConvSpec], path: Path, threads: int
 ) -> Callable[[], object]:
     """A call that runs the layers once in the runtime, on one image.
 
-    `runtime` is "eager" or a name of TARGETS; files go to `folder`. ONNX is written directly, which
-    takes milliseconds; what a runtime does not take raises ModelError.
+    `runtime` is "eager" or a name of TARGETS. The file is written to `path`, with the suffix of its
+    kind, unless it is there. ONNX is written directly, which takes milliseconds; what a runtime does
+    not take raises ModelError.
     """
     module = Surrounded(site, parts).eval()
     x = torch.randn(module.input_shape, generator=torch.Generator().manual_seed(0))
     if runtime == EAGER:
         return _inferring(module, x)
-    number = len(list(folder.iterdir()))
-    if runtime in READ_ONNX and _plain(site, parts):
-        path = folder / f"{number}.onnx"
+    direct = runtime in READ_ONNX and _plain(site, parts)
+    path = path.with_suffix(".onnx" if direct else TARGETS[runtime].suffix)
+    if direct and not path.exists():
         write_onnx(module, parts, x, path)
-    else:
-        path = folder / f"{number}{TARGETS[runtime].suffix}"
+    elif not path.exists():
         TARGETS[runtime].write(network_of(exported(module, (x,)), (x,)), path)
     session = TARGETS[runtime].open(path, threads)
     return lambda: session((x,))

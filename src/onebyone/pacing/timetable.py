@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import tempfile
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -84,6 +86,8 @@ class Timetable:
         self.times: dict[str, Times] = {}
         self.step = 0
         self.measured = 0  # calls of the clock, for those who count
+        self.folder = tempfile.mkdtemp()
+        weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
         self.missed: dict[
             tuple[str, str], tuple[int, float]
         ] = {}  # what `_missed` found, of how many
@@ -153,14 +157,16 @@ class Timetable:
         self._write()
 
     def _clocked(self, site: Site, group: Sequence[Way]) -> tuple[float, dict[Way, float]]:
+        # A layer comes back with every few of its candidates: some runtimes take seconds to write it.
+        whole = Path(self.folder, hashlib.sha256(site.key.encode()).hexdigest())
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             calls: dict[str, Callable[[], object]] = {
-                "keep": opened(self.runtime, site, [site.conv], Path(folder), self.threads)
+                "keep": opened(self.runtime, site, [site.conv], whole, self.threads)
             }
             names = {" ".join(map(str, way.place(site))): way for way in group}
-            for name, way in names.items():
-                there = replace(site, conv=way.conv)
-                calls[name] = opened(self.runtime, there, way.parts(), Path(folder), self.threads)
+            for number, (name, way) in enumerate(names.items()):
+                there, path = replace(site, conv=way.conv), Path(folder, str(number))
+                calls[name] = opened(self.runtime, there, way.parts(), path, self.threads)
             self.measured += len(calls)
             samples = self._quietest(calls)
         return samples.quartiles("keep").median, {
@@ -197,7 +203,8 @@ class Timetable:
             calls: dict[str, Callable[[], object]] = {}
             for rank in PROBED:
                 parts = [replace(PROBE.conv, c_out=rank)]
-                calls[str(rank)] = opened(self.runtime, PROBE, parts, Path(folder), self.threads)
+                path = Path(folder, str(rank))
+                calls[str(rank)] = opened(self.runtime, PROBE, parts, path, self.threads)
             self.measured += len(calls)
             samples = interleave(
                 calls, threads=self.threads, seconds=4 * SECONDS, least=LEAST, most=MOST
