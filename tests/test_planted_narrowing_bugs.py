@@ -38,8 +38,9 @@ def _no_trial(patch: Patch) -> None:
     patch.setattr(finding, "_proven", lambda *a: True)
 
 
-def _sums_allowed(patch: Patch) -> None:
-    patch.setattr(following, "PRODUCTS", {*following.PRODUCTS, "add"})
+def _nothing_joined(patch: Patch) -> None:
+    """Only one of the branches that a sum or a product joins is cut."""
+    patch.setattr(following.Follower, "_join", lambda *a: None)
 
 
 def _first_kept(patch: Patch) -> None:
@@ -133,7 +134,7 @@ def _groups_mixed(patch: Patch) -> None:
 
 
 BUGS = {
-    "sums of branches cut": Bug(_sums_allowed, test_narrowing.check_spaces_of_mobile),
+    "branches not joined": Bug(_nothing_joined, test_narrowing.check_spaces_of_mobile),
     "no trial": Bug(
         _no_trial, lambda: test_narrowing.check_refused("a number of channels in the code")
     ),

@@ -33,7 +33,7 @@ from onebyone.statistics import Statistics, observe
 from onebyone.tree import deep_copy, evaluating, hooked, modules_by_name, replace_modules
 
 CHUNK = 64  # images at once: more would leave the processor's cache
-SOLVING = 1.2  # what the solutions may cost, in passes of the original over the images
+SOLVING = 1.0  # what the solutions may cost, in passes of the original over the images
 METRIC_SHRINKAGE = 1e-3
 RIDGE = 0.02  # times features / rows
 UNCHANGED = 1e-5  # relative residual under which a kept layer keeps its bits

@@ -107,9 +107,10 @@ def tails_on_other(
     """
     noise = min(shrinkage_of_halves(form, other_form), 0.99)
     root = factor(shrink(form.double(), noise))
-    vectors = spectrum(root.T @ covariance @ root)[1]
-    out = torch.linalg.solve_triangular(root.T, vectors, upper=True)
-    read = root @ vectors
-    both = (out.T @ other_form.double() @ out) * (read.T @ other_covariance @ read)
-    lost = both.flip(0, 1).cumsum(0).cumsum(1).diagonal().flip(0).clamp_min(0)
+    # From here on in float32: half the time, and what they are judged by is known to a few digits.
+    vectors = spectrum((root.T @ covariance @ root).float())[1]
+    root = root.float()
+    out, read = torch.linalg.solve_triangular(root.T, vectors, upper=True), root @ vectors
+    both = (out.T @ other_form.float() @ out) * (read.T @ other_covariance.float() @ read)
+    lost = both.double().flip(0, 1).cumsum(0).cumsum(1).diagonal().flip(0).clamp_min(0)
     return torch.cat([lost, lost.new_zeros(1)])

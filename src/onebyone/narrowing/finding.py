@@ -18,6 +18,7 @@ from onebyone.surveying import Survey
 from onebyone.tree import hooked, modules_by_name, random_state, shallow_copy, tensors_in
 
 READ = {"_local_scalar_dense", "is_nonzero", "nonzero", "equal"}  # values that Python sees
+SUMMED = 512  # channels of a sum that are weighed: more, with all that read them, take longer than a pass
 TOLERANCE = 1e-3  # of the largest output; times 64 in half precision
 
 
@@ -65,6 +66,7 @@ def _space(model: nn.Module, survey: Survey, found: Found) -> Space:
     """What was found, with a refusal where a layer runs more than once or a hook looks on."""
     modules = modules_by_name(model)
     calls = {s.layer: s.calls for s in survey.layers}
+    order = {s.layer: index for index, s in enumerate(survey.layers)}
     cuts = tuple(dict.fromkeys(found.cuts))
     refusal = found.refusal
     for layer in (*found.writers, *found.readers, *found.through):
@@ -73,6 +75,8 @@ def _space(model: nn.Module, survey: Survey, found: Found) -> Space:
     for name in {c.module for c in cuts}:
         if modules[name]._forward_hooks:
             refusal = refusal or f"a hook on {name} may look at it"
+    if found.summed and found.channels > SUMMED:
+        refusal = refusal or f"a sum joins more than {SUMMED} channels of several layers"
     known = {s.layer for s in survey.layers}
     each = 0
     for cut in cuts:
@@ -80,7 +84,8 @@ def _space(model: nn.Module, survey: Survey, found: Found) -> Space:
         if isinstance(tensor, nn.Parameter) and cut.module not in known:
             each += tensor.numel() // tensor.shape[cut.axis] * cut.block
     writers, readers, through = (
-        tuple(dict.fromkeys(names)) for names in (found.writers, found.readers, found.through)
+        tuple(sorted(set(names), key=order.__getitem__))
+        for names in (found.writers, found.readers, found.through)
     )
     return Space(found.channels, writers, readers, through, cuts, each, refusal)
 

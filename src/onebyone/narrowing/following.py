@@ -100,6 +100,7 @@ class Follower(TorchDispatchMode):
         into.readers += gone.readers
         into.through += gone.through
         into.cuts += gone.cuts
+        into.summed |= gone.summed
         into.refusal = into.refusal or gone.refusal
 
     def _refuse(self, tensor: Tensor, reason: str) -> None:
@@ -217,9 +218,7 @@ class Follower(TorchDispatchMode):
         for a, b in zip(one, other, strict=True):
             if self._root(a.space) != self._root(b.space):
                 self._join(a, b)
-                if name not in PRODUCTS:
-                    found = self._found(a)
-                    found.refusal = found.refusal or "a sum joins it with other layers' channels"
+                self._found(a).summed |= name not in PRODUCTS
         return True
 
     def _attach(self, segments: tuple[Segment, ...], vector: Vector) -> None:

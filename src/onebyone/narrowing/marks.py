@@ -82,6 +82,7 @@ class Found:
     readers: list[str] = field(default_factory=list)
     through: list[str] = field(default_factory=list)
     cuts: list[Cut] = field(default_factory=list)
+    summed: bool = False  # a sum joins the channels of several layers
     refusal: str | None = None
 
 
