@@ -32,7 +32,7 @@ narrowing narrowing.spaces narrowing.files narrowing.cutting narrowing.marks
 narrowing.following narrowing.finding narrowing.ordering statistics
 deepening deepening.insertions deepening.files deepening.flow deepening.places deepening.candidates
 deepening.filling
-forms form_costs plans plan_files allocation narrowing.widths candidates narrowing.proposing planning
+forms form_costs plans plan_files allocation narrowing.widths losses candidates narrowing.proposing planning
 building lockstep effort rewriting merging
 loading.loaded loading.layers loading.archive loading.programs loading.weights loading.zoo
 loading.factories loading.onnx_graphs loading.slimmed loading.specs loading
