@@ -100,8 +100,9 @@ function draw(index) {
   const path = found.plans.map((plan) => at(plan).map((v) => v.toFixed(1)).join()).join("L");
   const dots = found.plans.map((plan, i) => dot(...at(plan), kindOf(plan, i), i === index));
   const [x, y] = at(found.plans[found.chosen]);
+  const beside = y < 44; // the title is above
   frame(byId("frontier"), [...lines, svg("path", { d: `M${path}`, class: "line" }), ...dots,
-    svg("text", { x, y: y - 14, class: "middle strong" }, "chosen")]);
+    svg("text", beside ? { x: x + 12, y: y + 2, class: "strong" } : { x, y: y - 14, class: "middle strong" }, "chosen")]);
 }
 
 function kindOf(plan, i) {
