@@ -110,6 +110,18 @@ class Twice(nn.Module):
         return self.second(self.second(self.first(x).relu()).relu()).mean((2, 3))
 
 
+class Wide(nn.Module):
+    """A sum joins more channels than are weighed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.beside = nn.Conv2d(4, 520, 1), nn.Conv2d(4, 520, 1)
+        self.second = nn.Conv2d(520, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x).relu() + self.beside(x)).mean((2, 3))
+
+
 class Brightness(nn.Module):
     """What runs depends on the image."""
 
@@ -211,6 +223,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "a layer that runs twice": (Twice, "runs 2 times"),
     "control flow that depends on data": (Brightness, "depends on its data"),
     "an output": (Outside, "gives it out"),
+    "a sum of very many": (Wide, "a sum joins more than 512 channels"),
 }  # fmt: skip
 
 

@@ -21,7 +21,7 @@ from onebyone.form_costs import FormCosts, cost_at
 from onebyone.forms import FORMS
 from onebyone.measurement.timing import Samples
 from onebyone.pacing import graphs, pace, timetable, whole
-from onebyone.pacing.graphs import EAGER, Surrounded, write_onnx
+from onebyone.pacing.graphs import EAGER, Surrounded, input_shape, write_onnx
 from onebyone.pacing.interpolating import interpolated, step_of
 from onebyone.pacing.pace import LayerTimes, paced, runtime_named
 from onebyone.pacing.sites import Site, sites_of
@@ -114,7 +114,7 @@ PARTS["1d"] = (
 def test_the_graph_that_is_timed_computes_what_pytorch_does(name: str, tmp_path: Path) -> None:
     site, parts = PARTS[name]
     module = Surrounded(site, parts).eval()
-    x = torch.randn(module.input_shape, generator=torch.Generator().manual_seed(1))
+    x = torch.randn(input_shape(module.site), generator=torch.Generator().manual_seed(1))
     write_onnx(module, parts, x, tmp_path / "x.onnx")
     (found,) = TARGETS["onnx"].open(tmp_path / "x.onnx", 1)((x,))
     torch.testing.assert_close(found, module(x).detach(), rtol=1e-4, atol=1e-5)
@@ -126,7 +126,7 @@ def test_what_stands_around_a_layer() -> None:
     module = Surrounded(Site(conv, (9, 7), sum=True, activation="relu"), [conv])
     seen: list[torch.Size] = []
     module.layers[0].register_forward_hook(lambda m, args, y: seen.extend((args[0].shape, y.shape)))
-    assert module(torch.ones(module.input_shape)).shape == (1, 12, 1, 1)
+    assert module(torch.ones(input_shape(module.site))).shape == (1, 12, 1, 1)
     assert [tuple(s) for s in seen] == [(1, 8, 9, 7), (1, 12, 5, 7)]
     assert module.beside is not None
     valid = replace(conv, padding=((0, 0), (0, 0)))

@@ -72,7 +72,6 @@ class Candidates:
     """The tables of a network's layers, each made once for each width that is asked for."""
 
     def __init__(self, statistics: Statistics) -> None:
-        self.statistics = statistics
         self.free = [s for s in statistics.survey.layers if s.refusal is None and s.conv]
         self.made: dict[tuple[object, ...], Table] = {}
         self.losses = Losses(statistics)

@@ -45,4 +45,8 @@ def between_energies(
     needs = input_form(along_first(weight, first), other, gradients)
     # Several times as many as channels: in float32 they take half the time.
     white = torch.kron(factor(one / scale), factor(covariance)).float()
-    return energies(white.T @ needs.float() @ white).double()
+    found = energies(white.T @ needs.float() @ white).double()
+    found[len(weight) * rest :] = (
+        0  # a matrix of so many rows has no more: what is there is rounding
+    )
+    return found

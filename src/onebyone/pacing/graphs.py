@@ -46,16 +46,6 @@ class Surrounded(nn.Module):
             if site.summed:
                 self.beside = layer_for(_feeding(conv.c_out, conv.stride))
 
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        """With a batch of 1."""
-        channels = self.site.conv.c_in if self.before is None else FEED
-        return (
-            (1, *self.site.size, channels)
-            if self.before is None
-            else (1, channels, *self.site.size)
-        )
-
     def forward(self, x: Tensor) -> Tensor:
         """The output of the last layer, summed, activated and averaged."""
         y = self.layers(x if self.before is None else self.before(x))
@@ -63,6 +53,13 @@ class Surrounded(nn.Module):
             y = y + self.beside(x)
         y = FUNCTIONS[self.site.activation](y)
         return y if self.before is None else y.mean(tuple(range(2, y.ndim)), keepdim=True)
+
+
+def input_shape(site: Site) -> tuple[int, ...]:
+    """What the surroundings of a layer read, with a batch of 1."""
+    if site.conv.kernel:
+        return (1, FEED, *site.size)
+    return (1, *site.size, site.conv.c_in)
 
 
 def _feeding(c_out: int, stride: tuple[int, ...]) -> ConvSpec:
@@ -79,16 +76,17 @@ def opened(
     kind, unless it is there. ONNX is written directly, which takes milliseconds; what a runtime does
     not take raises ModelError.
     """
-    module = Surrounded(site, parts).eval()
-    x = torch.randn(module.input_shape, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(input_shape(site), generator=torch.Generator().manual_seed(0))
     if runtime == EAGER:
-        return _inferring(module, x)
+        return _inferring(Surrounded(site, parts).eval(), x)
     direct = runtime in READ_ONNX and _plain(site, parts)
     path = path.with_suffix(".onnx" if direct else TARGETS[runtime].suffix)
-    if direct and not path.exists():
-        write_onnx(module, parts, x, path)
-    elif not path.exists():
-        TARGETS[runtime].write(network_of(exported(module, (x,)), (x,)), path)
+    if not path.exists():
+        module = Surrounded(site, parts).eval()
+        if direct:
+            write_onnx(module, parts, x, path)
+        else:
+            TARGETS[runtime].write(network_of(exported(module, (x,)), (x,)), path)
     session = TARGETS[runtime].open(path, threads)
     return lambda: session((x,))
 
