@@ -82,7 +82,7 @@ def test_a_worse_plan_than_others_stays_where_it_was_chosen(
 
 def test_spectra_are_those_that_plans_are_made_of(model: nn.Module, statistics: Statistics) -> None:
     """The energy beyond a rank, halved, is what planning raises to the error on images not seen."""
-    found = {s.layer: s for s in spectra(model, statistics)}
+    found = {s.layer: s for s in spectra(Losses(statistics))}
     losses = Losses(statistics)
     optimism = {s.layer: losses.optimism(s) for s in statistics.survey.layers if not s.refusal}
     assert set(found) == {s.layer for s in statistics.survey.layers if s.refusal is None}

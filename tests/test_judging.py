@@ -10,9 +10,11 @@ from torch import nn
 import onebyone as obo
 from onebyone.factorize.judging import (
     careful_multiple,
+    halves,
     lost_from_moments,
     lost_from_samples,
     tails_on_other,
+    together,
 )
 from onebyone.factorize.metric import energies, factor, tails
 from onebyone.factorize.selection import RIDGES, Order, Reading, judged
@@ -31,8 +33,16 @@ def test_moments_and_samples_agree_up_to_a_constant() -> None:
         torch.randn(20, 3).double(),
         torch.full((6,), 0.1).double(),
     )
-    one, other = lost_from_moments(x, y, penalty), lost_from_samples(x, y, penalty)
+    one, other = lost_from_moments(halves(x, y), penalty), lost_from_samples(x, y, penalty)
     assert one(8.0) - one(1.0) == pytest.approx(other(8.0) - other(1.0))
+
+
+@pytest.mark.parametrize("samples", [20, 21])
+def test_the_moments_of_halves_make_those_of_all(samples: int) -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(samples, 6).double() + 3, torch.randn(samples, 3).double()
+    torch.testing.assert_close(together(halves(x - x.mean(0), y)), torch.cov(x.T, correction=0))
+    torch.testing.assert_close(together(halves(x, y, intercept=False)), x.T @ x / samples)
 
 
 def test_the_same_samples_lose_their_own_tails() -> None:

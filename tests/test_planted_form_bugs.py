@@ -116,8 +116,8 @@ BUGS: dict[str, Bug] = {
     "taps are not weighed": Bug(
         lambda patch: patch.setattr(
             test_spatial, "between_energies",
-            lambda w, c, taps, g, first, right=test_spatial.between_energies:
-                right(w, c, torch.eye(len(taps)).double(), g, first),
+            lambda form, c, taps, out, right=test_spatial.between_energies:
+                right(form, c, torch.eye(len(taps)).double(), out),
         ),
         lambda: test_spatial.check_spectrum(3, 3, 4, 5),
     ),

@@ -16,7 +16,7 @@ import onebyone as obo
 from onebyone.candidates import Candidates
 from onebyone.conv import ConvSpec
 from onebyone.factorize.metric import factor
-from onebyone.factorize.spatial import along_first, between_energies
+from onebyone.factorize.spatial import along_first, between_energies, between_form
 from onebyone.forms import FORMS
 from onebyone.measurement.counting import count
 from onebyone.merging import merged
@@ -46,7 +46,9 @@ def check_spectrum(first: int, rest: int, c_in: int, c_out: int) -> None:
     right = torch.kron(factor(one), factor(covariance))
     rows = weight.reshape(c_out, first, rest, c_in).transpose(1, 2)
     wanted = torch.linalg.svdvals(left.T @ rows.reshape(c_out * rest, -1) @ right).square()
-    found = between_energies(weight, covariance, 7 * torch.kron(one, other), gradients, first)
+    taps = 7 * torch.kron(one, other)
+    form = between_form(weight, taps, gradients, first)
+    found = between_energies(form, covariance, taps, c_out)
     size = min(len(found), len(wanted))
     torch.testing.assert_close(found[:size], wanted[:size], rtol=1e-4, atol=1e-4 * wanted[0].item())
     assert found[size:].sum() <= 1e-9 * found[0]

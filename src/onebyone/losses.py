@@ -10,7 +10,7 @@ from torch import Tensor
 
 from onebyone.factorize.judging import JUDGED, tails_on_other
 from onebyone.factorize.metric import energies, factor, tails
-from onebyone.factorize.spatial import between_energies
+from onebyone.factorize.spatial import between_energies, between_form
 from onebyone.narrowing.spaces import Narrowing, kept_entries
 from onebyone.narrowing.widths import Floats
 from onebyone.statistics import Statistics
@@ -32,6 +32,7 @@ class Losses:
         self.statistics = statistics
         self.spectra: dict[tuple[str, str, Entries], Tensor] = {}
         self.excess: dict[str, dict[str, Floats]] = {}
+        self.forms: dict[str, list[Tensor]] = {}
 
     def at(self, seen: Seen, narrowings: Sequence[Narrowing] = ()) -> dict[str, Floats]:
         """The losses of a layer for ranks 0, 1, … of each side, with some channels left out."""
@@ -54,7 +55,7 @@ class Losses:
             samples["in"] = min(samples["in"], self.statistics.images * seen.positions_in)
         optimism, lost = self.optimism(seen), {}
         for side, entries in sides.items():
-            own = (tails(self._spectrum(seen, side, entries)) / 2).numpy()
+            own = (tails(self.spectrum(seen, side, entries)) / 2).numpy()
             lost[side] = (
                 beyond(own, optimism[side]) if side in optimism else unseen(own, samples.get(side))
             )
@@ -72,7 +73,7 @@ class Losses:
             }
         return self.excess[seen.layer]
 
-    def _spectrum(self, seen: Seen, side: str, entries: Entries) -> Tensor:
+    def spectrum(self, seen: Seen, side: str, entries: Entries = None) -> Tensor:
         """The energies of the directions of a side among these entries, from large to small, in twice
         the nats of an image; those of each group added up."""
         key = (seen.layer, side, entries)
@@ -99,15 +100,29 @@ class Losses:
                     _own(self.statistics.needs[name], entries), map(factor, inside), strict=True
                 )
             ]
+        forms = self._between(seen)
+        if entries is not None:
+            forms = [form[:, entries][:, :, :, entries] for form in forms]
         assert seen.conv is not None
-        kernel, gradients = self.statistics.kernels[name], _own(layer.gradients, None)
-        kernel = kernel if entries is None else kernel[:, :, entries]
+        c_out = seen.conv.c_out // len(forms)
         return [
-            between_energies(w, covariance, layer.taps, metric, seen.conv.first_taps)
-            for w, covariance, metric in zip(
-                kernel.chunk(len(inside)), inside, gradients, strict=True
-            )
+            between_energies(form, covariance, layer.taps, c_out)
+            for form, covariance in zip(forms, inside, strict=True)
         ]
+
+    def _between(self, seen: Seen) -> list[Tensor]:
+        """The forms between the halves of a kernel, one for each group, worked out once."""
+        name, conv = seen.layer, seen.conv
+        if name not in self.forms:
+            assert conv is not None
+            layer = self.statistics.layers[name]
+            gradients = _own(layer.gradients, None)
+            kernels = self.statistics.kernels[name].chunk(len(gradients))
+            self.forms[name] = [
+                between_form(w, layer.taps, metric, conv.first_taps)
+                for w, metric in zip(kernels, gradients, strict=True)
+            ]
+        return self.forms[name]
 
     def _halves(self, seen: Seen) -> dict[str, list[tuple[Tensor, Tensor]]]:
         """The form of the loss and the covariance of each half, of the sides that are judged."""
@@ -131,7 +146,7 @@ class Losses:
         judged = torch.stack(
             [tails_on_other(f, c, g, d) + tails_on_other(g, d, f, c) for f, c, g, d in groups]
         ).sum(0)
-        own = tails(self._spectrum(seen, side, None)) * self.statistics.images
+        own = tails(self.spectrum(seen, side)) * self.statistics.images
         ratio = (judged / own.clamp_min(NOTHING * float(own[0]))).clamp_min(1)
         return torch.where(own > NOTHING * own[0], ratio, 1.0).numpy()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from time import monotonic
 
@@ -10,23 +10,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from onebyone.conv import kernel_of
 from onebyone.errors import BudgetError, ModelError
 from onebyone.explaining.layers import Network, show_layers
 from onebyone.explaining.packing import Levels, in_levels
 from onebyone.explaining.photos import Photo, of_input
-from onebyone.factorize.metric import energies, factor
-from onebyone.factorize.squeeze import input_energy
+from onebyone.losses import Losses
 from onebyone.narrowing.spaces import kept_entries
 from onebyone.planning import Planner
 from onebyone.plans import Budget, Measured, Plan
-from onebyone.recorder import LayerStatistics
 from onebyone.running import call, first_output, suited
-from onebyone.statistics import Statistics
 from onebyone.tree import evaluating, hooked, modules_by_name
 
 # The fractions kept, the most telling first: planning stops when its time is used up.
-FRACTIONS = (0.5, 0.25, 0.75, 0.33, 0.15, 0.9, 0.2, 0.6, 0.1, 0.4, 0.3, 0.8, 0.7, 0.05, 0.45, 0.35)
+FRACTIONS = (0.5, 0.25, 0.75, 0.33, 0.15, 0.9, 0.2, 0.6, 0.1, 0.4, 0.8, 0.05)
 SECONDS = 1.0
 LEAST = 2  # plans beside the chosen one that are made however long one takes
 VALUES = 64  # of a spectrum that are kept
@@ -102,7 +98,7 @@ def look_into(
     plans = frontier(planner, chosen, seconds=seconds, carried_out=tried)
     both = same_image(model, lighter, chosen, image, classes)
     network = None if both is None else _network(lighter, image, both.photo)
-    found = tuple(spectra(model, planner.statistics))
+    found = tuple(spectra(planner.candidates.losses))
     return Insight(plans, found, both, network, measured)
 
 
@@ -118,8 +114,8 @@ def frontier(
 ) -> tuple[Plan, ...]:
     """Plans for many budgets of MACs (of parameters, where the chosen one limits these alone).
 
-    From the cheapest to the dearest; one that costs no less than another with less error is left out,
-    but the chosen one and those that were carried out.
+    The others are made roughly. From the cheapest to the dearest; one that costs no less than another
+    with less error is left out, but the chosen one and those that were carried out.
     """
     by_params = chosen.budget.macs is None
     end = monotonic() + seconds
@@ -130,46 +126,31 @@ def frontier(
             break
         budget = Budget(params=fraction) if by_params else Budget(macs=fraction)
         try:
-            made.append(planner.plan(budget))
+            made.append(planner.plan(budget, roughly=True))
         except BudgetError:
             continue
-    cost: Callable[[Plan], int] = lambda p: p.params_after if by_params else p.macs_after  # noqa: E731
+    costs = [p.params_after if by_params else p.macs_after for p in made]
+    rank = {id(p): i for i, p in enumerate(stays)}
     kept = [
-        p
-        for p in made
-        if any(p is s for s in stays)
-        or not any(cost(q) <= cost(p) and q.error < p.error for q in made)
+        (cost, p)
+        for cost, p in zip(costs, made, strict=True)
+        if id(p) in rank
+        or not any(c <= cost and q.error < p.error for c, q in zip(costs, made, strict=True))
     ]
     # Of plans that cost the same, the chosen one goes before one carried out, that before the others.
-    rank = {id(p): i for i, p in enumerate(stays)}
-    unique = {cost(p): p for p in sorted(kept, key=lambda p: rank.get(id(p), -1))}
+    unique = dict(sorted(kept, key=lambda found: rank.get(id(found[1]), -1)))
     return tuple(unique[c] for c in sorted(unique))
 
 
-def spectra(model: nn.Module, statistics: Statistics) -> Iterable[Spectrum]:
-    """The spectra of all layers that were observed, in the order that data reaches them."""
-    modules = modules_by_name(model)
-    for seen in statistics.survey.layers:
-        moments = statistics.layers.get(seen.layer)
+def spectra(losses: Losses) -> Iterable[Spectrum]:
+    """The spectra of all dense layers that were observed, in the order that data reaches them."""
+    for seen in losses.statistics.survey.layers:
+        moments = losses.statistics.layers.get(seen.layer)
         if seen.conv is None or moments is None or seen.conv.groups != 1:
             continue
-        kernel = kernel_of(modules[seen.layer]).cpu()
-        inside, outside = _singular(kernel, moments, statistics.images)
-        (values_in, ranks_in), (values_out, ranks_out) = _thinned(inside), _thinned(outside)
-        yield Spectrum(seen.layer, values_in, ranks_in, values_out, ranks_out)
-
-
-def _singular(
-    kernel: Float[Tensor, "c_out taps c_in"], seen: LayerStatistics, images: int
-) -> tuple[Tensor, Tensor]:
-    """Singular values of the input and of the output side; none of the input side of one tap."""
-    metric = factor(seen.gradients / images)
-    outside = energies(metric.T @ seen.outputs.covariance @ metric).sqrt()
-    if kernel.shape[1] == 1:
-        return outside[:0], outside
-    taps = seen.taps / seen.taps.diagonal().mean().clamp_min(1e-30)
-    channels = factor(seen.channels.covariance)
-    return energies(input_energy(kernel, channels, taps, metric)).sqrt(), outside
+        sides = ("in", "out") if seen.conv.taps > 1 else ("out",)
+        found = {side: _thinned(losses.spectrum(seen, side).sqrt()) for side in sides}
+        yield Spectrum(seen.layer, *found.get("in", ((), ())), *found["out"])
 
 
 def _thinned(values: Tensor) -> tuple[tuple[float, ...], tuple[int, ...]]:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from onebyone.factorize.factors import Factors
 from onebyone.factorize.fit import Band, fit, relax
-from onebyone.factorize.judging import careful_multiple, lost_from_moments
+from onebyone.factorize.judging import careful_multiple, halves, lost_from_moments
 from onebyone.factorize.metric import ridge_penalty
 
 
@@ -53,7 +53,7 @@ def fit_groups(
         spread = targets.std(0).clamp_min(floor)
         rest = (_split(targets - middle, groups) - guess) / _split(spread[None], groups)
         penalty = penalty * careful_multiple(
-            lost_from_moments(features, rest, penalty + floor, bias)
+            lost_from_moments(halves(features, rest, bias), penalty + floor)
         )
     inverse = torch.linalg.inv(covariance + torch.diag_embed(penalty + floor))
     wanted, slope, intercept = targets, prior, torch.zeros_like(targets[0]).double()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -30,34 +31,66 @@ def careful_multiple(lost: Callable[[float], float]) -> float:
     return max(1.0, multiple / HEAVIER)
 
 
-def lost_from_moments(
+@dataclass(frozen=True)
+class Part:
+    """Second moments of some of the samples: features with themselves and with targets, and the means
+    that both were centred by (zero where they were not)."""
+
+    samples: int
+    own: Float[Tensor, "*groups features features"]
+    cross: Float[Tensor, "*groups features targets"]
+    mean: Float[Tensor, "*groups 1 features"]
+    middle: Float[Tensor, "*groups 1 targets"]
+
+    def in_metric(self, root: Float[Tensor, "targets targets"]) -> Part:
+        """The same of the targets times L."""
+        return replace(self, cross=self.cross @ root, middle=self.middle @ root)
+
+
+def halves(
     features: Float[Tensor, "*groups samples features"],
     rest: Float[Tensor, "*groups samples targets"],
-    penalty: Float[Tensor, "*groups features"],
     intercept: bool = True,
-) -> Callable[[float], float]:
-    """What a ridge regression of `rest` loses on samples that it was not fitted to, up to a constant.
-
-    It is fitted to the first half of the samples and judged on the second, and the other way round, at
-    any multiple of the penalty, all from the halves' second moments. Infinite where rounding leaves
-    no solution.
-    """
-    halves = []
+) -> tuple[Part, Part]:
+    """The moments of the first half of the samples and of the second."""
+    found = []
     for x, y in zip(features.tensor_split(2, -2), rest.tensor_split(2, -2), strict=True):
         (x, mean), (y, middle) = _centred(x, intercept), _centred(y, intercept)
         turned, count = x.transpose(-1, -2), x.shape[-2]
-        moments = (turned @ x / count, turned @ y / count, mean, middle)
-        halves.append([m.double() for m in moments])
+        found.append(Part(count, turned @ x / count, turned @ y / count, mean, middle))
+    return found[0], found[1]
+
+
+def together(parts: Sequence[Part]) -> Float[Tensor, "*groups features features"]:
+    """The covariance of features that were centred by their mean over all parts, in float64."""
+    samples = sum(part.samples for part in parts)
+    return sum(  # type: ignore[return-value]
+        part.samples / samples * (part.own + part.mean.transpose(-1, -2) @ part.mean).double()
+        for part in parts
+    )
+
+
+def lost_from_moments(
+    parts: tuple[Part, Part], penalty: Float[Tensor, "*groups features"]
+) -> Callable[[float], float]:
+    """What a ridge regression loses on samples that it was not fitted to, up to a constant.
+
+    It is fitted to each half of the samples and judged on the other, at any multiple of the penalty.
+    Infinite where rounding leaves no solution. The factors are in float64; what they are applied to
+    stays in the moments' dtype.
+    """
 
     def lost(multiple: float) -> float:
         total = 0.0
-        for (own, cross, mean, middle), (other, wanted, there, level) in (halves, halves[::-1]):
-            lower, info = torch.linalg.cholesky_ex(own + torch.diag_embed(multiple * penalty))
+        for fitted, other in (parts, parts[::-1]):
+            heavier = fitted.own.double() + torch.diag_embed(multiple * penalty)
+            lower, info = torch.linalg.cholesky_ex(heavier)
             if info.any():
                 return torch.inf
-            slope = torch.cholesky_solve(cross, lower)
-            offset = level - middle - (there - mean) @ slope
-            total += float((slope * (other @ slope - 2 * wanted)).sum() + offset.square().sum())
+            slope = torch.cholesky_solve(fitted.cross, lower.to(fitted.cross.dtype))
+            offset = other.middle - fitted.middle - (other.mean - fitted.mean) @ slope
+            missed = slope * (other.own @ slope - 2 * other.cross)
+            total += float(missed.double().sum() + offset.double().square().sum())
         return total
 
     return lost

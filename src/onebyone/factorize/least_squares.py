@@ -9,7 +9,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from onebyone.factorize.judging import careful_multiple, lost_from_moments, lost_from_samples
+from onebyone.factorize.judging import (
+    Part,
+    careful_multiple,
+    halves,
+    lost_from_moments,
+    lost_from_samples,
+    together,
+)
 from onebyone.factorize.metric import factor, ridge_penalty
 
 
@@ -50,14 +57,26 @@ class Regression:
         self.guess = self.centred @ prior.to(features.dtype).T
         variance = self.centred.square().mean(0).double()
         self.penalty = ridge_penalty(variance, ridge)
+        many = len(features) >= features.shape[1]
+        parts: tuple[Part, ...] = ()
         if judged is not None and len(features) > 1:
-            targets, metric = judged
-            rest = self._rest(targets)[1] @ metric.to(features.dtype)
-            way = lost_from_moments if len(features) >= features.shape[1] else lost_from_samples
-            self.penalty *= careful_multiple(way(self.centred, rest, self.penalty, intercept))
+            targets, metric = judged[0], judged[1].to(features.dtype)
+            rest = self._rest(targets)[1]
+            if many:
+                parts = one, other = halves(self.centred, rest, intercept)
+                lost = lost_from_moments(
+                    (one.in_metric(metric), other.in_metric(metric)), self.penalty
+                )
+            else:
+                lost = lost_from_samples(self.centred, rest @ metric, self.penalty, intercept)
+            self.penalty *= careful_multiple(lost)
         self.covariance: Tensor | None = None
-        if len(features) >= features.shape[1]:
-            self.covariance = (self.centred.T @ self.centred).double() / len(features)
+        if many:
+            self.covariance = (
+                together(parts)
+                if parts
+                else (self.centred.T @ self.centred).double() / len(features)
+            )
             self.lower = _cholesky(self.covariance, self.penalty)
         else:
             self.scaled = (self.centred.double()) / self.penalty.sqrt()

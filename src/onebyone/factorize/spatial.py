@@ -23,30 +23,49 @@ def along_first(
     return split.reshape(n, taps // first, first * c_in)
 
 
-def between_energies(
+def between_form(
     weight: Float[Tensor, "c_out taps c_in"],
-    covariance: Float[Tensor, "c_in c_in"],
     taps: Float[Tensor, "taps taps"],
     gradients: Float[Tensor, "c_out c_out"],
     first: int,
+) -> Float[Tensor, "first c_in first c_in"]:
+    """What the loss feels of errors in the channels and first taps: W (G ⊗ T₂) Wᵀ in float32.
+
+    Outputs and the taps of the other axes are the rows of W. The covariance of a patch is taken as a
+    product of that of the channels (Σ) and of the taps along either side (T₁, T₂), as in `input_energy`.
+    """
+    other = torch.einsum("aras->rs", _along_both(taps, first))
+    form = input_form(along_first(weight, first), other, gradients)
+    # Several times as many as channels: in float32 they take half the time.
+    return form.float().reshape(first, weight.shape[2], first, weight.shape[2])
+
+
+def between_energies(
+    form: Float[Tensor, "first c_in first c_in"],
+    covariance: Float[Tensor, "c_in c_in"],
+    taps: Float[Tensor, "taps taps"],
+    c_out: int,
 ) -> Float[Tensor, " found"]:
     """Loss-weighted energy of each direction between the two halves, from large to small.
 
     The squared singular values of (G^½ ⊗ T₂^½) W (T₁^½ ⊗ Σ^½), W with outputs and the taps of the other
     axes as rows, channels and the taps of the first axis as columns: the spatial decomposition of
-    Jaderberg et al. 2014 in the metric of the loss. The covariance of a patch is taken as a product
-    of that of the channels (Σ) and of the taps along either side (T₁, T₂), as in `input_energy`.
+    Jaderberg et al. 2014 in the metric of the loss. `form` is `between_form`, or its part for the
+    channels that stay.
     """
-    rest = len(taps) // first
-    blocks = taps.double().reshape(first, rest, first, rest)
-    one = torch.einsum("arbr->ab", blocks)
-    other = torch.einsum("aras->rs", blocks)
-    scale = one.diagonal().mean().clamp_min(1e-30)
-    needs = input_form(along_first(weight, first), other, gradients)
-    # Several times as many as channels: in float32 they take half the time.
-    white = torch.kron(factor(one / scale), factor(covariance)).float()
-    found = energies(white.T @ needs.float() @ white).double()
-    found[len(weight) * rest :] = (
-        0  # a matrix of so many rows has no more: what is there is rounding
+    first, size = len(form), len(covariance)
+    one = torch.einsum("arbr->ab", _along_both(taps, first))
+    along = factor(one / one.diagonal().mean().clamp_min(1e-30)).float()
+    channels = factor(covariance).float()
+    white = torch.einsum(
+        "abpq,ai,bj->ipjq", channels.T @ form.transpose(1, 2) @ channels, along, along
     )
+    found = energies(white.reshape(first * size, first * size)).double()
+    # A matrix of so many rows has no more: what is there is rounding.
+    found[c_out * len(taps) // first :] = 0
     return found
+
+
+def _along_both(taps: Tensor, first: int) -> Float[Tensor, "first rest first rest"]:
+    rest = len(taps) // first
+    return taps.double().reshape(first, rest, first, rest)

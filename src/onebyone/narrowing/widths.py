@@ -14,7 +14,7 @@ from onebyone.narrowing.spaces import Space, tensor_name
 
 Floats = NDArray[np.float64]
 SWEEPS = 4
-BISECTIONS = 24
+BISECTIONS = 20
 MIXTURES = {1: 1, 2: 4, 3: 2}  # parts that are shared among so many budgets
 
 
@@ -111,6 +111,7 @@ class _Search:
 
     def widths(self, multipliers: Floats) -> list[int]:
         """By turns, from full widths on."""
+        weighted = self._weighted(multipliers)
         widths = [h.widths[-1] for h in self.hidden]
         for _ in range(SWEEPS):
             before = list(widths)
@@ -118,7 +119,7 @@ class _Search:
                 each = np.asarray(one.widths, dtype=np.float64)
                 values = one.errors[list(one.widths)] + each * (one.each @ multipliers)
                 for layer in self.touched[number]:
-                    values += self._values(layer, widths, multipliers, number, each)[0]
+                    values += self._values(layer, widths, weighted, number, each)[0]
                 widths[number] = one.widths[int(values.argmin())]
             if widths == before:
                 break
@@ -126,7 +127,7 @@ class _Search:
 
     def spend(self, widths: list[int], multipliers: Floats, limits: Floats) -> list[int]:
         """Widen what lowers the error most within what the limits leave, one space after another."""
-        widths = list(widths)
+        widths, weighted = list(widths), self._weighted(multipliers)
         for _ in range(4 * len(widths)):
             _, costs = self.total(widths, multipliers)
             best: tuple[float, int, int] | None = None
@@ -136,7 +137,7 @@ class _Search:
                 lost = one.errors[list(one.widths)].copy()
                 used = each[:, None] * one.each
                 for layer in self.touched[number]:
-                    _, error, cost = self._values(layer, widths, multipliers, number, each)
+                    _, error, cost = self._values(layer, widths, weighted, number, each)
                     lost, used = lost + error, used + cost
                 fits = (used - used[now] <= limits - costs).all(1)
                 gain = np.where(fits, lost[now] - lost, 0.0)
@@ -151,31 +152,33 @@ class _Search:
     def total(self, widths: list[int], multipliers: Floats) -> tuple[float, Floats]:
         """The error and the costs at these widths, with the forms that are best for the multipliers."""
         error = sum(float(h.errors[w]) for h, w in zip(self.hidden, widths, strict=True))
-        costs = np.zeros(self.budgets)
+        costs, weighted = np.zeros(self.budgets), self._weighted(multipliers)
         for one, width in zip(self.hidden, widths, strict=True):
             costs += width * one.each
         for layer in range(len(self.options)):
-            _, lost, cost = self._values(layer, widths, multipliers, None, None)
+            _, lost, cost = self._values(layer, widths, weighted, None, None)
             error += float(lost[0])
             costs += cost[0]
         return error, costs
 
+    def _weighted(self, multipliers: Floats) -> list[Floats]:
+        """Multipliers · costs of every candidate of each layer: coefficients (n, 4)."""
+        return [option.costs @ multipliers for option in self.options]
+
     def _values(
-        self, layer: int, widths: list[int], multipliers: Floats, number: int | None,
+        self, layer: int, widths: list[int], weighted: list[Floats], number: int | None,
         each: Floats | None,
     ) -> tuple[Floats, Floats, Floats]:  # fmt: skip
         """The least error + multipliers · costs of a layer, for each width of one space."""
         option = self.options[layer]
-        sides = [np.full(1 if each is None else len(each), float(n))
-                 for n in (option.conv.c_out, option.conv.c_in)]  # fmt: skip
+        sides: list[Floats | float] = [option.conv.c_out, option.conv.c_in]
         for space, axis, entries in self.sides[layer]:
             one = self.hidden[space]
             width = each if space == number and each is not None else widths[space]
             sides[axis] = sides[axis] - (one.space.channels - width) * entries
-        c_out, c_in = sides
-        basis = np.stack([np.ones_like(c_in), c_out, c_in, c_in * c_out])
-        costs = np.einsum("nfb,fw->wnb", option.costs, basis)
-        values = option.errors + costs @ multipliers
+        basis = np.ones((4, 1 if each is None else len(each)))
+        basis[1], basis[2], basis[3] = sides[0], sides[1], sides[0] * sides[1]
+        values = option.errors + basis.T @ weighted[layer].T
         picked = values.argmin(1)
-        rows = np.arange(len(values))
-        return values[rows, picked], option.errors[picked], costs[rows, picked]
+        costs = np.einsum("wfb,fw->wb", option.costs[picked], basis)
+        return values[np.arange(len(values)), picked], option.errors[picked], costs
