@@ -57,7 +57,8 @@ class Moments:
     def covariance(self) -> Float[Tensor, "*groups d d"]:
         """Centred second moments, in float64; of few samples shrunk, so that no direction is free."""
         mean = self.total / self.samples
-        found = self.products.double() / self.samples - mean[..., :, None] * mean[..., None, :]
+        found = self.products.to(torch.float64, copy=True).div_(self.samples)
+        found.sub_(mean[..., :, None] * mean[..., None, :])
         if not self.few:
             return found
         groups = [

@@ -9,26 +9,27 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from onebyone.factorize.metric import factor, shrink, shrinkage_of_halves, spectrum
+from onebyone.factorize.metric import factor, raised, shrink, shrinkage_of_halves, spectrum
 
 JUDGED = 1536  # channels at the most whose directions or widths are: more take longer than a pass
-HEAVIER = 8  # times the ridge, from one trial to the next
-TRIALS = 5
+HEAVIER = 8.0  # times the ridge, from one trial to the next
+TRIALS = 4
 
 
 def careful_multiple(lost: Callable[[float], float]) -> float:
-    """The multiple of a ridge to take: one step lighter than the best of 1, 8, 64, …, at least 1.
+    """The multiple of a ridge to take: one step lighter than the best of 8, 64, 512, ….
 
-    Trials go on as long as each loses less than the last. The best is for half of the samples, and for
-    a layer by itself; heavier ridges leave more of the errors of the layers before it.
+    Trials go on as long as each loses less than the last; whether 1 is better than 8 makes no difference.
+    The best is for half of the samples, and for a layer by itself; heavier ridges leave more of the errors
+    of the layers before it.
     """
-    multiple, least = 1.0, lost(1.0)
+    multiple, least = HEAVIER, lost(HEAVIER)
     for _ in range(TRIALS - 1):
         heavier = lost(HEAVIER * multiple)
         if not heavier < least:
             break
         multiple, least = HEAVIER * multiple, heavier
-    return max(1.0, multiple / HEAVIER)
+    return multiple / HEAVIER
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,8 @@ def lost_from_moments(
     def lost(multiple: float) -> float:
         total = 0.0
         for fitted, other in (parts, parts[::-1]):
-            heavier = fitted.own.double() + torch.diag_embed(multiple * penalty)
-            lower, info = torch.linalg.cholesky_ex(heavier)
+            own = fitted.own.to(torch.float64, copy=True)
+            lower, info = torch.linalg.cholesky_ex(raised(own, multiple * penalty))
             if info.any():
                 return torch.inf
             slope = torch.cholesky_solve(fitted.cross, lower.to(fitted.cross.dtype))

@@ -17,7 +17,7 @@ from onebyone.factorize.judging import (
     lost_from_samples,
     together,
 )
-from onebyone.factorize.metric import factor, ridge_penalty
+from onebyone.factorize.metric import factor, raised, ridge_penalty
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class Regression:
 def _cholesky(matrix: Tensor, diagonal: Tensor) -> Tensor:
     """The factor of matrix + diag; rounding that leaves it indefinite is met by a heavier diagonal."""
     while True:
-        lower, info = torch.linalg.cholesky_ex(matrix + torch.diag(diagonal))
+        lower, info = torch.linalg.cholesky_ex(raised(matrix.clone(), diagonal))
         if info.item() == 0:
             return lower
         diagonal = 10 * diagonal + torch.finfo(torch.float32).eps * matrix.diagonal().mean()

@@ -14,10 +14,15 @@ def shrink(matrix: Float[Tensor, "d d"], amount: float) -> Float[Tensor, "d d"]:
     with a given amount. A zero matrix becomes the identity, so that a metric always exists.
     """
     scale = matrix.diagonal().mean()
-    eye = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
     if not scale > 0:
-        return eye
-    return (1 - amount) * matrix + amount * scale * eye
+        return torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
+    return raised((1 - amount) * matrix, amount * scale)
+
+
+def raised(matrix: Tensor, diagonal: Tensor | float) -> Tensor:
+    """The matrix (or each of several) with so much added to its diagonal, in place."""
+    matrix.diagonal(dim1=-2, dim2=-1).add_(diagonal)
+    return matrix
 
 
 def shrinkage(covariance: Float[Tensor, "d d"], samples: int) -> float:
