@@ -94,15 +94,16 @@ function dot(x, y, kinds, shown) {
 
 function draw(index) {
   const powers = [...Array(high - low + 1).keys()].map((i) => low + i);
-  const label = (power) => (power < -6 ? `1e−${-power}` : (10 ** power).toFixed(Math.max(-power, 0)));
+  const raised = (power) => [...String(-power)].map((digit) => "⁰¹²³⁴⁵⁶⁷⁸⁹"[digit]).join("");
+  const label = (power) => (power < -3 ? `10⁻${raised(power)}` : (10 ** power).toFixed(Math.max(-power, 0)));
   const lines = axes(powers.map((power) => [up(10 ** power), label(power)]), "predicted rise of the loss, nats");
   const at = (plan) => [across(shareOf(plan)), up(plan.error)];
   const path = found.plans.map((plan) => at(plan).map((v) => v.toFixed(1)).join()).join("L");
   const dots = found.plans.map((plan, i) => dot(...at(plan), kindOf(plan, i), i === index));
   const [x, y] = at(found.plans[found.chosen]);
-  const beside = y < 44; // the title is above
-  frame(byId("frontier"), [...lines, svg("path", { d: `M${path}`, class: "line" }), ...dots,
-    svg("text", beside ? { x: x + 12, y: y + 2, class: "strong" } : { x, y: y - 14, class: "middle strong" }, "chosen")]);
+  const free = shareOf(found.plans[found.chosen]) < 0.8; // right of it the curve falls
+  const where = free ? { x: x + 10, y: y < 44 ? y + 2 : y - 8, class: "strong" } : { x, y: y - 14, class: "middle strong" };
+  frame(byId("frontier"), [...lines, svg("path", { d: `M${path}`, class: "line" }), ...dots, svg("text", where, "chosen")]);
 }
 
 function kindOf(plan, i) {
