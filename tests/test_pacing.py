@@ -423,6 +423,32 @@ class TestBudget:
         assert found.plan.budget.latency == wanted
         assert f"latency={wanted}" in found.words("PyTorch", 1)
 
+    def test_layers_that_were_timed_under_another_load(
+        self, made: Made, observed: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The sum of the layers then says that the budget cannot be met; the whole network decides."""
+
+        class Loaded(Watch):
+            def original_ms(self) -> float:
+                return 2.5 * self.before
+
+        monkeypatch.setattr(pace, "Stopwatch", Loaded)
+        model, statistics = observed
+        chosen = planner(model, statistics)
+        failed = []
+
+        def planned(goal: Budget, times: Any) -> Plan:
+            try:
+                return chosen(goal, times)
+            except BudgetError:
+                failed.append(goal.latency)
+                raise
+
+        found = paced(model, X, Budget(latency=0.6), planned, runtime=EAGER)
+        assert failed[0] == 0.6
+        assert found.ratio.median <= 1.01 * 0.6
+        assert found.plan.budget.latency == 0.6
+
     def test_no_layer_becomes_slower(
         self, made: Made, observed: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
