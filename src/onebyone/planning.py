@@ -18,6 +18,7 @@ from onebyone.errors import BudgetError
 from onebyone.narrowing.proposing import (
     AS_TIMES,
     COSTS,
+    LOOSER,
     ROUGHLY,
     narrowed_ways,
     widened,
@@ -95,14 +96,11 @@ class Planner:
         ways: list[tuple[Narrowing, ...]] = [()]
         if narrow:
             fractions = {n: getattr(budget, n) for n in COSTS if getattr(budget, n) is not None}
-            if roughly:
-                ways += narrowed_ways(statistics, whole, fractions, ROUGHLY)
-            elif budget.latency is None or times is None:
-                ways += narrowed_ways(statistics, whole, fractions)
-            else:
-                paces = {t.seen.layer: _column(t, times) for t in whole}
+            looser, paces = ROUGHLY if roughly else LOOSER, None
+            if budget.latency is not None and times is not None:
+                looser, paces = AS_TIMES, {t.seen.layer: _column(t, times) for t in whole}
                 fractions["latency"] = _share_of_layers(statistics.survey, budget.latency, times)
-                ways += narrowed_ways(statistics, whole, fractions, AS_TIMES, paces)
+            ways += narrowed_ways(statistics, whole, fractions, looser, paces)
         found: list[Plan] = []
         failure: BudgetError | None = None
         for narrowings in dict.fromkeys(ways):

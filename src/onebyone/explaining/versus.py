@@ -92,8 +92,8 @@ def frontier_section(plan: Plan, insight: Insight | None) -> Content:
     what = "parameters" if plan.budget.macs is None else "MACs"
     said = (
         f"Each point is a plan: the {what} that it keeps, and how much the loss is predicted to rise. "
-        "Filled points were carried out, hollow ones are predictions alone. Move along them to see what "
-        "would become of each layer."
+        "Filled points were carried out, hollow ones are plans made roughly and predictions alone. "
+        "Move along them to see what would become of each layer."
     )
     accuracies = tag("svg", id="accuracies", role="img", hidden="")
     last = len(insight.plans) - 1

@@ -9,7 +9,7 @@ from torch import Tensor
 from onebyone.factorize.factors import Factors
 from onebyone.factorize.fit import Band, fit, relax
 from onebyone.factorize.judging import careful_multiple, halves, lost_from_moments
-from onebyone.factorize.metric import ridge_penalty
+from onebyone.factorize.metric import raised, ridge_penalty
 
 
 def group_features(
@@ -55,7 +55,7 @@ def fit_groups(
         penalty = penalty * careful_multiple(
             lost_from_moments(halves(features, rest, bias), penalty + floor)
         )
-    inverse = torch.linalg.inv(covariance + torch.diag_embed(penalty + floor))
+    inverse = torch.linalg.inv(raised(covariance, penalty + floor))
     wanted, slope, intercept = targets, prior, torch.zeros_like(targets[0]).double()
     for step in range(1 + (rounds if band is not None else 0)):
         middle = wanted.mean(0) if bias else torch.zeros_like(wanted[0])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -62,13 +62,13 @@ def halves(
     return found[0], found[1]
 
 
-def together(parts: Sequence[Part]) -> Float[Tensor, "*groups features features"]:
-    """The covariance of features that were centred by their mean over all parts, in float64."""
-    samples = sum(part.samples for part in parts)
-    return sum(  # type: ignore[return-value]
-        part.samples / samples * (part.own + part.mean.transpose(-1, -2) @ part.mean).double()
+def together(parts: tuple[Part, Part]) -> Float[Tensor, "*groups features features"]:
+    """The covariance of features that were centred by their mean over both parts, in float64."""
+    one, other = (
+        part.samples * (part.own + part.mean.transpose(-1, -2) @ part.mean).double()
         for part in parts
     )
+    return (one + other) / (parts[0].samples + parts[1].samples)
 
 
 def lost_from_moments(
@@ -111,8 +111,7 @@ def lost_from_samples(
         total = 0.0
         for (x, y), (other, wanted) in (halves, halves[::-1]):
             (x, mean), (y, middle) = _centred(x, intercept), _centred(y, intercept)
-            kernel = x @ x.T / len(x)
-            kernel.diagonal().add_(multiple)
+            kernel = raised(x @ x.T / len(x), multiple)
             dual = torch.cholesky_solve(y, torch.linalg.cholesky(kernel)) / len(x)
             given = (other - mean) @ (x.T @ dual)
             total += float((wanted - middle - given).square().sum() / len(wanted))

@@ -10,7 +10,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from onebyone.factorize.judging import (
-    Part,
     careful_multiple,
     halves,
     lost_from_moments,
@@ -58,25 +57,22 @@ class Regression:
         variance = self.centred.square().mean(0).double()
         self.penalty = ridge_penalty(variance, ridge)
         many = len(features) >= features.shape[1]
-        parts: tuple[Part, ...] = ()
+        self.covariance: Tensor | None = None
         if judged is not None and len(features) > 1:
             targets, metric = judged[0], judged[1].to(features.dtype)
             rest = self._rest(targets)[1]
             if many:
-                parts = one, other = halves(self.centred, rest, intercept)
+                one, other = halves(self.centred, rest, intercept)
+                self.covariance = together((one, other))
                 lost = lost_from_moments(
                     (one.in_metric(metric), other.in_metric(metric)), self.penalty
                 )
             else:
                 lost = lost_from_samples(self.centred, rest @ metric, self.penalty, intercept)
             self.penalty *= careful_multiple(lost)
-        self.covariance: Tensor | None = None
         if many:
-            self.covariance = (
-                together(parts)
-                if parts
-                else (self.centred.T @ self.centred).double() / len(features)
-            )
+            if self.covariance is None:
+                self.covariance = (self.centred.T @ self.centred).double() / len(features)
             self.lower = _cholesky(self.covariance, self.penalty)
         else:
             self.scaled = (self.centred.double()) / self.penalty.sqrt()

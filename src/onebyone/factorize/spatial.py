@@ -29,14 +29,14 @@ def between_form(
     gradients: Float[Tensor, "c_out c_out"],
     first: int,
 ) -> Float[Tensor, "first c_in first c_in"]:
-    """What the loss feels of errors in the channels and first taps: W (G ⊗ T₂) Wᵀ in float32.
+    """What the loss feels of errors in the channels and first taps: Wᵀ (G ⊗ T₂) W in float32.
 
     Outputs and the taps of the other axes are the rows of W. The covariance of a patch is taken as a
     product of that of the channels (Σ) and of the taps along either side (T₁, T₂), as in `input_energy`.
     """
     other = torch.einsum("aras->rs", _along_both(taps, first))
     form = input_form(along_first(weight, first), other, gradients)
-    # Several times as many as channels: in float32 they take half the time.
+    # Several times as many as channels: float32 halves their products and what is kept of them.
     return form.float().reshape(first, weight.shape[2], first, weight.shape[2])
 
 

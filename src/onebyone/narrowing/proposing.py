@@ -23,7 +23,7 @@ def narrowed_ways(
     statistics: Statistics,
     tables: Sequence[Table],
     budget: Mapping[str, float],
-    looser: Sequence[float] = LOOSER,
+    looser: Sequence[float],
     paces: Mapping[str, Floats] | None = None,
 ) -> Iterator[tuple[Narrowing, ...]]:
     """Widths for the fractions of a budget and for looser ones, the tightest last.

@@ -76,8 +76,9 @@ def _bisect(
     for step in range(BISECTIONS):
         middle = high if step == 0 else (low + high) / 2
         multipliers = 10**middle * mixture
-        widths = search.widths(multipliers)
-        error, costs = search.total(widths, multipliers)
+        weighted = search.weighted(multipliers)
+        widths = search.widths(multipliers, weighted)
+        error, costs = search.total(widths, weighted)
         if (costs <= limits).all():
             high = middle
             if best is None or error < best[0]:
@@ -109,9 +110,12 @@ class _Search:
                 self.sides[layer] = list(dict.fromkeys(self.sides[layer]))
             self.touched.append(sorted(touched))
 
-    def widths(self, multipliers: Floats) -> list[int]:
-        """By turns, from full widths on."""
-        weighted = self._weighted(multipliers)
+    def weighted(self, multipliers: Floats) -> list[Floats]:
+        """Multipliers · costs of every candidate of each layer: coefficients (n, 4)."""
+        return [option.costs @ multipliers for option in self.options]
+
+    def widths(self, multipliers: Floats, weighted: list[Floats]) -> list[int]:
+        """By turns, from full widths on; `weighted` is what the multipliers give."""
         widths = [h.widths[-1] for h in self.hidden]
         for _ in range(SWEEPS):
             before = list(widths)
@@ -127,9 +131,9 @@ class _Search:
 
     def spend(self, widths: list[int], multipliers: Floats, limits: Floats) -> list[int]:
         """Widen what lowers the error most within what the limits leave, one space after another."""
-        widths, weighted = list(widths), self._weighted(multipliers)
+        widths, weighted = list(widths), self.weighted(multipliers)
         for _ in range(4 * len(widths)):
-            _, costs = self.total(widths, multipliers)
+            _, costs = self.total(widths, weighted)
             best: tuple[float, int, int] | None = None
             for number, one in enumerate(self.hidden):
                 each = np.asarray(one.widths, dtype=np.float64)
@@ -149,10 +153,10 @@ class _Search:
             widths[best[1]] = best[2]
         return widths
 
-    def total(self, widths: list[int], multipliers: Floats) -> tuple[float, Floats]:
+    def total(self, widths: list[int], weighted: list[Floats]) -> tuple[float, Floats]:
         """The error and the costs at these widths, with the forms that are best for the multipliers."""
         error = sum(float(h.errors[w]) for h, w in zip(self.hidden, widths, strict=True))
-        costs, weighted = np.zeros(self.budgets), self._weighted(multipliers)
+        costs = np.zeros(self.budgets)
         for one, width in zip(self.hidden, widths, strict=True):
             costs += width * one.each
         for layer in range(len(self.options)):
@@ -160,10 +164,6 @@ class _Search:
             error += float(lost[0])
             costs += cost[0]
         return error, costs
-
-    def _weighted(self, multipliers: Floats) -> list[Floats]:
-        """Multipliers · costs of every candidate of each layer: coefficients (n, 4)."""
-        return [option.costs @ multipliers for option in self.options]
 
     def _values(
         self, layer: int, widths: list[int], weighted: list[Floats], number: int | None,

@@ -148,7 +148,7 @@ def _search(
         except BudgetError as error:
             if (
                 not tried
-            ):  # by the sum of the layers; on a machine under another load it may be wrong
+            ):  # the sum of the layers, which another load may have made wrong, rules it out
                 _check_gain(times, watch.runtime)
                 failure, goal = failure or error, goal * FURTHER
                 if goal >= min(1.0, OFF * wanted):
