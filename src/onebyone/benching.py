@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from onebyone.errors import ModelError, OneByOneError
 from onebyone.exporting.checking import Check
 from onebyone.exporting.clocking import latency_in
-from onebyone.exporting.export import ready_inputs, size_of
+from onebyone.exporting.export import size_of
 from onebyone.exporting.network import FLOAT32, exported, network_of, on_cpu_in_float32
-from onebyone.exporting.rechecking import compared, drawn_images
+from onebyone.exporting.rechecking import compared, drawn_images, ready_inputs
 from onebyone.exporting.targets import TARGETS, Session, Target
 from onebyone.measurement.latency import COMPILED, EAGER, Latency
 from onebyone.measurement.preparing import Setting, prepared

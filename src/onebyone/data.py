@@ -15,6 +15,7 @@ from torch import Tensor
 from onebyone.errors import DataError
 from onebyone.folders import read_folder
 from onebyone.preprocessing import Preprocess
+from onebyone.several import Packing, pack
 
 DEMO = Path(__file__).parent / "demo"
 DEMO_PREPROCESS = Preprocess((1, 28, 28), (0.2860,), (0.3530,))
@@ -26,13 +27,15 @@ class Images:
     """Images in memory, ready for the network, with labels where they are known.
 
     `inputs` is float32 (N, C, H, W), or (N, C, L) or (N, C, D, H, W); `labels` is int64 (N,) or
-    None; `skipped` says which files could not be read and why; `notes` are for people.
+    None; `skipped` says which files could not be read and why; `notes` are for people. `packing` says
+    how several inputs lie in `inputs`, None where an image is all that the network takes.
     """
 
     inputs: Tensor
     labels: Tensor | None = None
     skipped: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    packing: Packing | None = None
 
     def __post_init__(self) -> None:
         _check_inputs(self.inputs)
@@ -89,9 +92,11 @@ def open_images(
     `data` is one of
       - a float tensor or array (N, C, H, W), taken as it is; uint8 is divided by 255 and normalized
         by `preprocess`, and uint8 arrays may be (N, H, W, C) or, for one channel, (N, H, W);
+      - a dict of several inputs, by their names in the network's forward: tensors or arrays with
+        the images as their first axis, taken as they are (`slim` and its steps take it);
       - a tuple (images, labels) of those;
       - a `.npy` file, or a `.npz` file with `images` (or `x`, `arr_0`) and, where there are labels,
-        `labels` (or `y`);
+        `labels` (or `y`), or else with several inputs by their names;
       - a folder of image files; the folders in it, sorted by name, give the labels, or the names in
         `classes` where all of them are found there;
       - a DataLoader or any iterable of batches: a batch is a tensor, or a tuple, list or dict whose
@@ -113,16 +118,30 @@ def open_images(
         return _from_path(Path(data), preprocess, limit, seed, classes)
     elif isinstance(data, Tensor | np.ndarray):
         images = Images(_inputs(data, preprocess))
+    elif isinstance(data, Mapping):
+        images = _several(data)
+    elif isinstance(data, tuple) and len(data) == 2 and isinstance(data[0], Mapping):
+        images = _several(data[0])
+        images = replace(images, labels=_classes(data[1], len(images)))
     elif isinstance(data, tuple) and len(data) == 2 and _is_pair(*data):
         images = _labeled(_inputs(data[0], preprocess), data[1])
-    elif isinstance(data, Iterable) and not isinstance(data, Mapping):
+    elif isinstance(data, Iterable):
         images = _from_batches(data, preprocess, limit)
     else:
         raise DataError(
-            f"{type(data).__name__} is no data: a tensor, array, (images, labels) pair, folder, "
-            ".npy or .npz file, DataLoader or iterable of batches is expected"
+            f"{type(data).__name__} is no data: a tensor, array, dict of inputs, (images, labels) "
+            "pair, folder, .npy or .npz file, DataLoader or iterable of batches is expected"
         )
     return images if limit is None else images.take(limit, seed)
+
+
+def of_one_input(images: Images, what: str) -> Images:
+    """The images; DataError where they are several inputs, of which `what` can make nothing yet."""
+    if images.packing is not None:
+        raise DataError(
+            f"{what} takes networks of one input, and several are given: {images.packing.text}"
+        )
+    return images
 
 
 def check_images(images: Images | Tensor, example: Tensor) -> None:
@@ -185,6 +204,13 @@ def _from_file(path: Path, preprocess: Preprocess | None, limit: int | None, see
     except Exception as error:
         raise DataError(f"{path} cannot be read as an array of numbers: {error}") from error
     inputs = next((arrays[k] for k in ("images", "x", "arr_0") if k in arrays), None)
+    several = {k: v for k, v in arrays.items() if k not in ("labels", "y")}
+    if inputs is None and len(several) > 1:
+        images = _several(several)
+        labels = next((arrays[k] for k in ("labels", "y") if k in arrays), None)
+        if labels is not None:
+            images = replace(images, labels=_classes(labels, len(images)))
+        return images if limit is None else images.take(limit, seed)
     if inputs is None:
         raise DataError(
             f"{path} has the arrays {', '.join(arrays) or 'none'}: `images` (or `x`, `arr_0`) is "
@@ -199,6 +225,11 @@ def _from_file(path: Path, preprocess: Preprocess | None, limit: int | None, see
         inputs = inputs[index.numpy()]
         labels = None if labels is None else labels[index]
     return Images(_inputs(inputs, preprocess), labels)
+
+
+def _several(given: Mapping[str, Tensor | np.ndarray]) -> Images:
+    inputs, packing = pack(given)
+    return Images(inputs, packing=packing)
 
 
 def _labeled(inputs: Tensor, labels: Any) -> Images:
@@ -327,8 +358,8 @@ def _parts(batch: Any) -> tuple[Tensor | np.ndarray, Tensor | None]:
     if not items or not isinstance(items[0], Tensor | np.ndarray):
         kind = type(items[0]).__name__ if items else "nothing"
         raise DataError(
-            f"a batch's first item is {kind}: a tensor (N, C, H, W) is expected; networks of "
-            "several inputs are not taken yet"
+            f"a batch's first item is {kind}: a tensor (N, C, H, W) is expected; several inputs "
+            "are given as one dict of tensors, not in batches"
         )
     x = items[0]
     if len(items) < 2 or not isinstance(items[1], Tensor | np.ndarray):

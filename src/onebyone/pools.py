@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from onebyone.data import DEMO_FILES, Images, open_images
+from onebyone.data import DEMO_FILES, Images, of_one_input, open_images
 from onebyone.errors import DataError
 from onebyone.folders import Listing, list_folder
 from onebyone.preprocessing import Preprocess
@@ -80,7 +80,7 @@ def open_pool(
         source = list_folder(Path(data), preprocess, classes)
         count = len(source.files)
     else:
-        source = open_images(data, preprocess, classes=classes)
+        source = of_one_input(open_images(data, preprocess, classes=classes), "fine-tuning")
         count = len(source)
     return Pool(source, torch.arange(count))
 

@@ -29,6 +29,7 @@ from onebyone.plans import Decision, Plan
 from onebyone.recorder import LayerStatistics
 from onebyone.running import release_memory, suited
 from onebyone.sampling import choose_positions, output_rows, patch_rows, positions_of
+from onebyone.several import packed, takes_packed, unpacked
 from onebyone.statistics import Statistics, observe
 from onebyone.tree import deep_copy, evaluating, hooked, modules_by_name, replace_modules
 
@@ -79,9 +80,10 @@ def rewrite(
     to the kept layers). The result has plain PyTorch layers only.
     Raises PlanError for a plan of another network.
     """
-    inputs = open_images(images).inputs
-    model = plain(model, inputs[:1]).model
-    statistics = statistics or observe(model, inputs, seed=plan.seed, memory=memory)
+    every, given = open_images(images), model
+    inputs = every.inputs
+    model = plain(packed(model, every.packing), inputs[:1]).model
+    statistics = statistics or observe(model, every, seed=plan.seed, memory=memory)
     jobs = _jobs(model, plan, statistics)
     size = max(1, min(CHUNK, memory // max(40 * statistics.survey.live_bytes, 1)))
     chunks = [suited(model, part) for part in inputs.split(size)]
@@ -90,7 +92,8 @@ def rewrite(
     lighter = cut_model(deep_copy(model), plan.narrowings)
     with evaluating(lighter):
         solvers = _pass_through(lighter, jobs, chunks, progress or (lambda done: None))
-    return replace_modules(lighter, solvers)
+    lighter = replace_modules(lighter, solvers)
+    return lighter if takes_packed(given) else unpacked(lighter)
 
 
 def _jobs(model: nn.Module, plan: Plan, statistics: Statistics) -> list[_Job]:

@@ -39,6 +39,7 @@ from onebyone.files import (
 )  # fmt: skip
 from onebyone.loading.slimmed import FORMATS, is_slimmed
 from onebyone.plan_files import plan_to_json
+from onebyone.several import packing_of
 from onebyone.tree import deep_copy
 
 if TYPE_CHECKING:
@@ -177,7 +178,8 @@ def _write_programs(
     slimmed: Slimmed | Deepened, model: nn.Module, plan: Plan, folder: Path
 ) -> list[str]:
     """The network for use without onebyone, as far as it can be exported; notes on what cannot."""
-    program = export_program(model, slimmed.example)
+    inputs = slimmed.example if isinstance(slimmed.example, tuple) else (slimmed.example,)
+    program = export_program(model, inputs)
     if isinstance(program, str):
         return [f"no {PROGRAM} and no {ONNX}: {program}"]
     buffer = BytesIO()  # torch's own writer tells of a full disk in many words, or not at all
@@ -185,24 +187,30 @@ def _write_programs(
         torch.export.save(program, buffer)
     (folder / PROGRAM).write_bytes(buffer.getbuffer())
     about = about_network(
-        (slimmed.example,), any_batch=takes_any_batch(program), dtype=dtype_of(slimmed.example),
+        inputs, any_batch=takes_any_batch(program), dtype=_dtype_of(inputs),
         preprocess=slimmed.preprocess, classes=slimmed.classes, slimmed=slimmed_facts(plan),
     )  # fmt: skip
     try:
-        export_onnx(network_of(program, (slimmed.example,), about=about), folder / ONNX)
-        _check_onnx(model, slimmed.example, folder / ONNX, takes_any_batch(program))
+        export_onnx(network_of(program, inputs, about=about), folder / ONNX)
+        _check_onnx(model, inputs, folder / ONNX, takes_any_batch(program))
     except (MissingExtraError, ModelError) as error:
         (folder / ONNX).unlink(missing_ok=True)
         return [f"no {ONNX}: {error}"]
     return []
 
 
-def _check_onnx(model: nn.Module, example: Tensor, path: Path, any_batch: bool) -> None:
+def _check_onnx(model: nn.Module, inputs: tuple[Tensor, ...], path: Path, any_batch: bool) -> None:
     """Raise ModelError where onnxruntime computes something else; nothing where it is missing."""
     target = TARGETS["onnx"]
-    if target.missing is None and path.is_file() and dtype_of(example) in LIMITS:
-        drawn = drawn_images(example, fixed=not any_batch)
-        checked(target, path, model, (drawn,), dtype_of(example), any_batch, drawn=True)
+    dtype = _dtype_of(inputs)
+    if target.missing is None and path.is_file() and dtype in LIMITS:
+        drawn = tuple(drawn_images(x, fixed=not any_batch) for x in inputs)
+        checked(target, path, model, drawn, dtype, any_batch, drawn=True)
+
+
+def _dtype_of(inputs: tuple[Tensor, ...]) -> str:
+    """The type that the network computes in: that of its first floating input."""
+    return next((dtype_of(x) for x in inputs if x.is_floating_point()), dtype_of(inputs[0]))
 
 
 def _about(slimmed: Slimmed | Deepened, model: nn.Module) -> dict[str, Any]:
@@ -217,7 +225,9 @@ def _about(slimmed: Slimmed | Deepened, model: nn.Module) -> dict[str, Any]:
         "channels_last": [name for name, tensor in tensors.items() if _channels_last(tensor)],
         "preprocess": slimmed.preprocess.to_json() if slimmed.preprocess else None,
         "classes": list(slimmed.classes) if slimmed.classes else None,
-    }
+        **({"inputs": packing_of(model, slimmed.example).to_json()}
+           if isinstance(slimmed.example, tuple) else {}),
+    }  # fmt: skip
 
 
 def _channels_last(tensor: Tensor) -> bool:

@@ -25,6 +25,7 @@ from onebyone.recovering import HELD_OUT_SHARE, Recovering
 from onebyone.recovery.recipe import Recipe
 from onebyone.running import suited
 from onebyone.searching import Found, Trial, smallest
+from onebyone.several import as_called, packed, unpacked
 from onebyone.statistics import observe
 from onebyone.verification import Verification, verify
 
@@ -37,13 +38,14 @@ LEAST = 64  # images that are read whatever the memory
 class Slimmed(Displayed):
     """A lighter network of plain PyTorch layers, the plan it came from, and how it compares.
 
-    `insight` is what the report shows besides; `seconds` splits the wall time by step.
+    `example` is one image (1, C, H, W), or the tuple of a network's several inputs. `insight` is what the
+    report shows besides; `seconds` splits the wall time by step.
     """
 
     model: nn.Module
     plan: Plan
     verification: Verification
-    example: Tensor
+    example: Tensor | tuple[Tensor, ...]
     preprocess: Preprocess | None = None
     classes: tuple[str, ...] | None = None
     seconds: dict[str, float] = field(default_factory=dict)
@@ -86,7 +88,8 @@ def slim(
     """Make a trained network lighter with 1×1 convolutions; the model itself is not touched.
 
     images: a tensor (N, C, H, W), a folder, an array file, a DataLoader or any iterable of batches,
-    normalised as the network takes them; no labels are needed. macs, params: the fraction to keep;
+    normalised as the network takes them; for a network of several inputs a dict of tensors, by the
+    names of its forward's first parameters; no labels are needed. macs, params: the fraction to keep;
     all that are given hold. latency: a fraction (0.5) is a budget of time in `runtime` ("eager",
     "onnxruntime", "openvino", …) on so many `threads`, measured layer by layer and on the whole
     network; True and False say whether both networks are timed in PyTorch at the end. max_drop: find
@@ -130,7 +133,7 @@ def slim(
             every, held_out, calibration=calibration, labels=max_drop is not None, seed=seed
         )
     with clock.step("observe"):
-        padded = plain(model, used.inputs[:1])
+        padded = plain(packed(model, every.packing), used.inputs[:1])
         model = padded.model
         statistics = observe(model, used, seed=seed, memory=memory, progress=clock.tell)
     trial = Trial(model, used, statistics, memory, clock)
@@ -178,10 +181,10 @@ def _verified(
                 measured=found.measured,
             )  # fmt: skip
     plan = replace(found.plan, source=source, notes=(*found.plan.notes, *notes))
+    example = as_called(model, suited(model, used.inputs[:1]).clone())
     return Slimmed(
-        found.model, plan, result, suited(model, used.inputs[:1]).clone(), preprocess, classes,
-        clock.seconds, insight,
-    )  # fmt: skip
+        unpacked(found.model), plan, result, example, preprocess, classes, clock.seconds, insight
+    )
 
 
 def _found(
@@ -284,6 +287,12 @@ def _parted(
 ) -> tuple[Images, Images | None]:
     if isinstance(held_out, Images):
         check_images(held_out, images.inputs[:1])
+        if held_out.packing != images.packing:
+            raise DataError(
+                f"the inputs are {images.packing.text if images.packing else 'one image'}, those "
+                f"held out {held_out.packing.text if held_out.packing else 'one image'}: give both "
+                "with the same names, in the same order"
+            )
         return images.take(min(calibration, len(images)), seed), held_out
     if held_out == 0:
         return images.take(min(calibration, len(images)), seed), None
@@ -301,9 +310,12 @@ def _most(preprocess: Preprocess | None, memory: int) -> int | None:
 
 def told(images: Images) -> tuple[str, ...]:
     """What there is to say about the images: files that could not be read, labels that are none."""
-    count = len(images.skipped)
+    count, notes = len(images.skipped), images.notes
+    if images.packing is not None:
+        row = f"the network takes {images.packing.text}; as the input of this plan they are one row"
+        notes = (*notes, f"{row} of {images.inputs.shape[-1]:,} values")
     if not count:
-        return images.notes
+        return notes
     named = "; ".join(images.skipped[:3]) + (f"; and {count - 3:,} more" if count > 3 else "")
     what = "1 image file" if count == 1 else f"{count:,} image files"
-    return (*images.notes, f"{what} could not be read: {named}")
+    return (*notes, f"{what} could not be read: {named}")

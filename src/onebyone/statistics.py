@@ -23,6 +23,7 @@ from onebyone.plain import plain
 from onebyone.recorder import Half, LayerStatistics, Recorder
 from onebyone.running import call, release_memory, suited
 from onebyone.sensing import send_back, stand_in
+from onebyone.several import packed
 from onebyone.surveying import Survey, survey
 from onebyone.tree import evaluating, frozen, hooked, modules_by_name, random_state
 
@@ -74,8 +75,9 @@ def observe(
     Layers of classes of their own that compute what a plain one does are seen as such (`onebyone.plain`).
     Raises ModelError for a model that fails on the images, returns NaN or has nothing to change.
     """
-    inputs, world = open_images(images).inputs, World.current()
-    model = plain(model, inputs[:1]).model
+    every, world = open_images(images), World.current()
+    inputs = every.inputs
+    model = plain(packed(model, every.packing), inputs[:1]).model
     with evaluating(model), frozen(model), random_state(seed) as generator:
         found = survey(model, inputs[:1])
         spaces = find_spaces(model, inputs, found)

@@ -18,6 +18,7 @@ from onebyone.measurement.counting import count
 from onebyone.measurement.latency import Latency, time_models
 from onebyone.running import as_logits, output_of, suited
 from onebyone.sampling import choose_positions, output_rows, positions_of
+from onebyone.several import packed
 from onebyone.surveying import PLAIN
 from onebyone.tree import evaluating, hooked, modules_by_name
 
@@ -92,6 +93,8 @@ def verify(
     if images is None and example is None:
         raise DataError("there is nothing to verify on: give images, or an example input")
     one = images.inputs[:1] if images is not None else example[:1]  # type: ignore[index]
+    if images is not None:
+        model, lighter = packed(model, images.packing), packed(lighter, images.packing)
     tell = progress or (lambda done: None)
     with evaluating(model), evaluating(lighter), torch.inference_mode():
         found = _Comparison(model, lighter)

@@ -219,13 +219,14 @@ def _read(
         plan = read_plan(Path(spec) / PLAN)
         try:
             _, name, own = original_of(Path(spec), original, None, trust)
-            before = load(name, weights=own, input_size=tuple(plan.input_shape), trust=trust).model
+            shape = tuple(plan.input_shape) if len(loaded.inputs) == 1 else None
+            before = load(name, weights=own, input_size=shape, trust=trust).model
         except OneByOneError as error:
             if original is not None:
                 raise
             note(f"not timed beside the original: {error}")
     elif original is not None:
-        shape = tuple(loaded.example.shape[1:])
+        shape = tuple(loaded.example.shape[1:]) if len(loaded.inputs) == 1 else None
         before = load(original, input_size=shape, trust=trust).model
     return _Source(loaded, preprocess, images, before, plan)
 

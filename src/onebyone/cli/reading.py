@@ -112,9 +112,9 @@ class Source:
         """What must not be overwritten, where these are files or folders."""
         return self.model, self.weights, self.data, self.held_out
 
-    def _load(self, tell: Progress) -> tuple[Loaded, Preprocess | None]:
+    def _load(self, tell: Progress, *, several: bool = False) -> tuple[Loaded, Preprocess | None]:
         tell("load", 0)
-        loaded = read_model(self.model, self.weights, self.input_size, self.trust)
+        loaded = read_model(self.model, self.weights, self.input_size, self.trust, several=several)
         preprocess = self.pictures.preprocess(loaded)
         tell("load", 1)
         return loaded, preprocess
@@ -137,7 +137,7 @@ class Source:
         """Load the network and the images, and check that they suit one another."""
         from onebyone.slimming import set_apart
 
-        loaded, preprocess = self._load(tell)
+        loaded, preprocess = self._load(tell, several=True)
         tell("read", 0)
         fit = room(self.memory, loaded, preprocess)
         if self.images > fit:
@@ -179,20 +179,25 @@ def place(device: str) -> torch.device:
         raise ModelError(f"the device {device!r} cannot be used here: {said}") from None
 
 
-def read_model(spec: str, weights: str | None, size: tuple[int, ...] | None, trust: bool) -> Loaded:
-    """The network, checked to take batches of any size."""
+def read_model(
+    spec: str, weights: str | None, size: tuple[int, ...] | None, trust: bool, *,
+    several: bool = False,
+) -> Loaded:  # fmt: skip
+    """The network, checked to take batches of any size, and one tensor of them unless `several` may be."""
     from onebyone.errors import ModelError
     from onebyone.loading import load
 
     loaded = load(spec, weights=weights, input_size=size, trust=trust)
     if loaded.fixed_batch is not None:
         raise ModelError("; ".join(loaded.notes))
-    if loaded.inputs[0] is not loaded.example or len(loaded.inputs) > 1:
+    flat = all(hasattr(x, "ndim") and x.ndim for x in loaded.inputs)
+    if not flat or (len(loaded.inputs) > 1 and not several):
         number, kind = len(loaded.inputs), type(loaded.inputs[0]).__name__
         takes = f"{number} inputs" if number > 1 else f"a {kind}"
         raise ModelError(
-            f"{spec} takes {takes}: a batch of images is one tensor, so it can be measured and not "
-            "slimmed"
+            f"{spec} takes {takes}: this command works on networks of one tensor of images"
+            if flat
+            else f"{spec} takes {takes}: a batch is a tensor, or several, so it can be measured alone"
         )
     note(*loaded.notes)
     return loaded
@@ -214,7 +219,8 @@ def with_inputs(loaded: Loaded, sizes: Sequence[tuple[int, ...]]) -> Loaded:
 def room(memory: int, loaded: Loaded, preprocess: Preprocess | None) -> int:
     """How many images fit in a quarter of the memory, as float32; there are two sets of them."""
     shape: Any = preprocess.size if preprocess else loaded.example.shape[1:]
-    return max(LEAST, memory // 4 // (4 * prod(shape)))
+    values = prod(shape) + sum(prod(x.shape[1:]) for x in loaded.inputs[1:])
+    return max(LEAST, memory // 4 // (4 * values))
 
 
 def read_held_out(
@@ -235,6 +241,9 @@ def read_images(
     from onebyone.errors import DataError
 
     images = open_images(data, preprocess, limit=limit, seed=seed, classes=loaded.classes)
+    if len(loaded.inputs) > 1 or images.packing is not None:
+        _check_several(images, loaded, data)
+        return images
     check_images(images, loaded.example)
     shape = tuple(images.inputs.shape[1:])
     if preprocess is not None and shape != preprocess.size:
@@ -244,3 +253,17 @@ def read_images(
             "they are, so give arrays of that size, or --size for theirs"
         )
     return images
+
+
+def _check_several(images: Images, loaded: Loaded, data: str) -> None:
+    """Raise DataError where the inputs are not those that the network takes, by name and shape."""
+    from onebyone.errors import DataError
+    from onebyone.several import packing_of
+
+    taken, given = packing_of(loaded.model, loaded.inputs), images.packing
+    pairs = [dict(zip(p.names, p.shapes, strict=True)) for p in (taken, given) if p is not None]
+    if len(pairs) < 2 or pairs[0] != pairs[1]:
+        raise DataError(
+            f"{data} has {given.text if given else 'one input'}; the network takes {taken.text}: give "
+            "a .npz file with an array for each, by these names, with the images as its first axis"
+        )

@@ -67,8 +67,9 @@ def verify(
 
             use_threads(threads)
             plan, spec, weights = original_of(folder, original, weights, trust)
-            slimmed = read_model(str(folder), None, None, trust)
-            before = read_model(spec, weights, tuple(plan.input_shape), trust)
+            slimmed = read_model(str(folder), None, None, trust, several=True)
+            size = tuple(plan.input_shape) if len(slimmed.inputs) == 1 else None
+            before = read_model(spec, weights, size, trust, several=True)
             tell("load", 1)
             tell("read", 0)
             fit = room(2 * bytes_, slimmed, slimmed.preprocess)
@@ -106,7 +107,7 @@ def _exports(
     for index, path in enumerate(paths):
         tell("export", index / len(paths))
         try:
-            export = examine(slimmed.model, slimmed.example, path, images=images, latency=latency)
+            export = examine(slimmed.model, slimmed.inputs, path, images=images, latency=latency)
         except MissingExtraError as error:
             note(f"{path.name} was not checked: {error}")
             continue

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from onebyone.clock import Clock, Progress
-from onebyone.data import Images, check_images, open_images
+from onebyone.data import Images, check_images, of_one_input, open_images
 from onebyone.deepening.candidates import KINDS, WIDTH, candidates, inserted, same
 from onebyone.deepening.filling import Room, by_gain, by_rule
 from onebyone.deepening.insertions import INSERTIONS, Insertion
@@ -107,6 +107,8 @@ def deepen(
     image = _image(example)
     with clock.step("read"):
         images = None if data is None else open_images(data, preprocess, classes=classes)
+        if images is not None:
+            of_one_input(images, "deepen")
         images, others = _parted(images, held_out, preprocess, classes, seed)
     with ExitStack() as borrowed:
         for network in (model, reference):

@@ -27,7 +27,7 @@ from onebyone.exporting.network import (
     slimmed_facts,
 )
 from onebyone.exporting.program import takes_any_batch
-from onebyone.exporting.rechecking import checked, images_for, recheck
+from onebyone.exporting.rechecking import as_taken, checked, images_for, ready_inputs, recheck
 from onebyone.exporting.targets import Target, target_of
 from onebyone.files import check_writable, share
 from onebyone.plans import Plan
@@ -122,8 +122,8 @@ def export(
 
 
 def examine(
-    model: nn.Module, example: Tensor, path: str | Path, *, images: object = None,
-    latency: bool = True,
+    model: nn.Module, example: Tensor | tuple[Tensor, ...], path: str | Path, *,
+    images: object = None, latency: bool = True,
 ) -> Export:  # fmt: skip
     """A file that onebyone wrote, checked against the network in its runtime again, and timed.
 
@@ -136,7 +136,8 @@ def examine(
     timings: tuple[Timing, ...] = ()
     if latency:
         timed = time_exports(
-            {"after": partial(target.open, path)}, (example[:1].cpu().to(facts.input_dtype),),
+            {"after": partial(target.open, path)},
+            tuple(as_taken(x, facts.input_dtype) for x in ready_inputs(example)),
             runtime=target.version, dtype=facts.dtype, any_batch=facts.any_batch,
         )  # fmt: skip
         timings = tuple(Timing(t["after"], None) for t in timed)
@@ -144,13 +145,6 @@ def examine(
         path, target.name, facts.dtype, target.version, facts.any_batch, size_of(target, path), None,
         found, timings,
     )  # fmt: skip
-
-
-def ready_inputs(example: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """The inputs of one call with a batch of 1, on the processor, floating ones in float32."""
-    given = example if isinstance(example, tuple) else (example,)
-    inputs = tuple(x[:1].detach().cpu() if x.ndim else x.detach().cpu() for x in given)
-    return tuple(x.float() if x.is_floating_point() else x for x in inputs)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ DRAWN = 16  # images that are drawn where none are given
 
 
 def recheck(
-    model: nn.Module, example: Tensor, path: Path, *, images: object = None
+    model: nn.Module, example: Tensor | tuple[Tensor, ...], path: Path, *, images: object = None
 ) -> tuple[Check, Facts]:
     """Run a file that onebyone wrote in its runtime and compare it with the network once more.
 
@@ -35,7 +35,7 @@ def recheck(
     target = target_of(path)
     target.require()
     facts = Facts.of(read_about(path), path)
-    taken, _, drawn = images_for(images, (example[:1].float().cpu(),), FLOAT32)
+    taken, _, drawn = images_for(images, ready_inputs(example), FLOAT32)
     found = compared(
         target, path, on_cpu_in_float32(model), taken, facts.dtype, facts.any_batch, drawn,
         taken=facts.input_dtype,
@@ -100,7 +100,7 @@ def compared(
         session = target.open(path, 1)
 
         def run(given: Sequence[Tensor]) -> list[Tensor]:
-            return session([x if taken is None else x.to(taken) for x in given])
+            return session([as_taken(x, taken) for x in given])
 
         return check(model, run, inputs, limit=LIMITS[dtype], any_batch=any_batch, drawn=drawn)
     except OneByOneError as error:
@@ -110,6 +110,19 @@ def compared(
             f"{path.name} cannot be run by {target.version} ({type(error).__name__}: "
             f"{first_line(error)})"
         ) from error
+
+
+def ready_inputs(example: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The inputs of one call with a batch of 1, on the processor, floating ones in float32."""
+    given = example if isinstance(example, tuple) else (example,)
+    inputs = tuple(x[:1].detach().cpu() if x.ndim else x.detach().cpu() for x in given)
+    return tuple(x.float() if x.is_floating_point() else x for x in inputs)
+
+
+def as_taken(x: Tensor, taken: torch.dtype | None) -> Tensor:
+    """The tensor in the floating type that a file takes; whole numbers stay what they are."""
+    floating = taken is not None and taken.is_floating_point and x.is_floating_point()
+    return x.to(taken) if floating else x
 
 
 def images_for(

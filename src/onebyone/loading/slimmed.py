@@ -25,10 +25,11 @@ from onebyone.plain import plain
 from onebyone.plan_files import SCHEMA, plan_from_json, plan_to_json
 from onebyone.plans import Plan
 from onebyone.preprocessing import Preprocess
+from onebyone.several import Packing, packed, unpacked
 from onebyone.tree import deep_copy, modules_by_name, replace_modules
 
 FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
-Build = Callable[[Mapping[str, Any], tuple[int, ...]], nn.Module]
+Build = Callable[[Mapping[str, Any], tuple[int, ...] | None], nn.Module]
 
 
 def is_slimmed(folder: Path) -> bool:
@@ -60,12 +61,18 @@ def load_folder(
     about = values.get("model")
     if not isinstance(about, dict):
         raise PlanError(f"{folder / PLAN} does not describe a saved network: it has no `model`")
+    packing = _packing(about, folder)
     try:
-        base = _architecture(plan, architecture, build)
-        model = _applied(base, plan)
+        base = _architecture(plan, architecture, build, packing)
+        model = _applied(base, plan, packing)
     except OneByOneError as error:
         if architecture is not None:
             raise
+        if packing is not None:
+            raise ModelError(
+                f"{folder} cannot be loaded: {error}. Give the original network: "
+                "obo.load(folder, architecture=…)"
+            ) from error
         model, fixed = _program(folder, trust, error)
         notes = (f"loaded from {PROGRAM}: {error}",) if plan.source else ()
         if weights is not None:
@@ -74,12 +81,22 @@ def load_folder(
         fixed, notes = None, ()
         _fill(model, Path(weights) if weights else folder / WEIGHTS, about, trust)
     return Loaded(
-        model.eval(), (_example(plan, about),),
+        model.eval(), _examples(plan, about, packing),
         Preprocess.from_json(about["preprocess"]) if about.get("preprocess") else None,
         tuple(about["classes"]) if about.get("classes") else None,
         {"spec": str(folder.absolute()), "weights": weights, "plan": _changes(values)},
         fixed, notes,
     )  # fmt: skip
+
+
+def _packing(about: dict[str, Any], folder: Path) -> Packing | None:
+    """How several inputs are packed; None for a network of one."""
+    if about.get("inputs") is None:
+        return None
+    try:
+        return Packing.from_json(about["inputs"])
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise PlanError(f"{folder / PLAN} has damaged `inputs` of its `model`: {error}") from error
 
 
 def _read_plan(folder: Path) -> dict[str, Any]:
@@ -119,23 +136,28 @@ def _changes(values: dict[str, Any]) -> dict[str, Any]:
     return changed
 
 
-def _architecture(plan: Plan, architecture: nn.Module | None, build: Build) -> nn.Module:
+def _architecture(
+    plan: Plan, architecture: nn.Module | None, build: Build, packing: Packing | None
+) -> nn.Module:
     """What the plan was made for; itself a slimmed network where its source has a plan."""
     source = plan.source or {}
     if source.get("plan") is not None:
         earlier = plan_from_json(source["plan"], "the plan of the network before")
-        base = _architecture(earlier, architecture, build)
-        return _applied(base, earlier)
+        base = _architecture(earlier, architecture, build, packing)
+        return _applied(base, earlier, packing)
     if architecture is not None:
         return deep_copy(architecture)
     if not source:
         raise ModelError("its plan does not say which network it was made from")
-    return build(source, plan.input_shape)
+    return build(source, plan.input_shape if packing is None else None)
 
 
-def _applied(base: nn.Module, plan: Plan) -> nn.Module:
+def _applied(base: nn.Module, plan: Plan, packing: Packing | None = None) -> nn.Module:
     """The network cut, its layers replaced, the insertions in it: in place, weights not filled in."""
-    base = plain(base, example_of(plan.input_shape)).model
+    example = example_of(plan.input_shape) if packing is None else packing.drawn()
+    base = plain(packed(base, packing), example).model
+    if packing is not None:
+        unpacked(base)
     cut_model(base, plan.narrowings)
     model = replace_modules(base, _skeletons(base, plan))
     modules = modules_by_name(model)
@@ -197,10 +219,14 @@ def _conform(tensor: Tensor, dtype: torch.dtype, channels_last: bool) -> None:
         tensor.data = torch.empty_like(tensor.data, memory_format=FORMATS[tensor.ndim])
 
 
-def _example(plan: Plan, about: dict[str, Any]) -> Tensor:
-    example = example_of(plan.input_shape)
+def _examples(plan: Plan, about: dict[str, Any], packing: Packing | None) -> tuple[Tensor, ...]:
+    """What one call takes, drawn at random."""
+    example = example_of(plan.input_shape) if packing is None else packing.drawn()
     dtype = getattr(torch, str(about.get("dtype")), None)
-    return example.to(dtype) if isinstance(dtype, torch.dtype) else example
+    example = example.to(dtype) if isinstance(dtype, torch.dtype) else example
+    if packing is None:
+        return (example,)
+    return tuple(part.clone() for part in packing.apart(example))
 
 
 def replanned(model: nn.Module, plan: Plan) -> nn.Module:

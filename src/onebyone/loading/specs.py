@@ -94,13 +94,13 @@ def _load_folder(
     if weights == RANDOM:
         raise ModelError(f"random weights are for torchvision: and timm: models, not for {path}")
 
-    def build(source: Mapping[str, Any], shape: tuple[int, ...]) -> nn.Module:
+    def build(source: Mapping[str, Any], shape: tuple[int, ...] | None) -> nn.Module:
         return _rebuilt(source, shape, trust)
 
     return load_folder(path, build, weights=weights, trust=trust, architecture=architecture)
 
 
-def _rebuilt(source: Mapping[str, Any], shape: tuple[int, ...], trust: bool) -> nn.Module:
+def _rebuilt(source: Mapping[str, Any], shape: tuple[int, ...] | None, trust: bool) -> nn.Module:
     """The architecture that a slimmed folder's plan names; its weights will be replaced."""
     spec = str(source.get("spec"))
     kind, _, name = spec.partition(":")

@@ -1,0 +1,191 @@
+"""Networks of several inputs: their tensors side by side in one, and a network that takes them apart."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from onebyone.errors import DataError, ModelError
+from onebyone.tree import shallow_copy
+
+WHOLE = 1 << 24  # up to here float32 has every whole number
+PACKED = "onebyone_packed"  # in the class of a network that takes its inputs packed
+POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How the inputs of a network lie in one tensor (N, 1, values), one behind the other.
+
+    For each input its name in the network's `forward`, its shape without the batch (none of its axes
+    for one number an image), and its dtype: floating ones follow the network's, others hold whole
+    numbers.
+    """
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    dtypes: tuple[torch.dtype, ...]
+
+    @property
+    def text(self) -> str:
+        """For people: image 3×32×32, step (one number)."""
+        sizes = ("×".join(map(str, s)) or "(one number)" for s in self.shapes)
+        return ", ".join(f"{name} {size}" for name, size in zip(self.names, sizes, strict=True))
+
+    def apart(self, packed: Float[Tensor, "n 1 values"]) -> tuple[Tensor, ...]:
+        """The inputs, in the order of their names, with a batch as their first axis."""
+        found, start = [], 0
+        for shape, dtype in zip(self.shapes, self.dtypes, strict=True):
+            part = packed[:, 0, start : start + prod(shape)].reshape(-1, *shape)
+            start += prod(shape)
+            found.append(part if dtype.is_floating_point else part.round().to(dtype))
+        return tuple(found)
+
+    def drawn(self) -> Float[Tensor, "1 1 values"]:
+        """One image at random, the same one every time; whole numbers are 0, which any index can be."""
+        generator = torch.Generator().manual_seed(0)
+        parts = [
+            torch.randn(prod(s), generator=generator) * d.is_floating_point
+            for s, d in zip(self.shapes, self.dtypes, strict=True)
+        ]
+        return torch.cat(parts)[None, None]
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """Name, shape and dtype of each."""
+        each = zip(self.names, self.shapes, self.dtypes, strict=True)
+        return [
+            {"name": n, "shape": list(s), "dtype": str(d).removeprefix("torch.")}
+            for n, s, d in each
+        ]
+
+    @classmethod
+    def from_json(cls, values: list[dict[str, Any]]) -> Packing:
+        """What `to_json` gave."""
+        return cls(
+            tuple(str(v["name"]) for v in values),
+            tuple(tuple(map(int, v["shape"])) for v in values),
+            tuple(getattr(torch, v["dtype"]) for v in values),
+        )
+
+
+def pack(
+    given: Mapping[str, Tensor | np.ndarray],
+) -> tuple[Float[Tensor, "n 1 values"], Packing]:
+    """Inputs by their names in `forward`, each with the images as its first axis, in one tensor.
+
+    Raises DataError for what are no numbers, for whole ones too large for float32, for different
+    numbers of images.
+    """
+    if len(given) < 1:
+        raise DataError("the dict of inputs is empty: give a tensor for each input of the network")
+    tensors = {name: _tensor(name, values) for name, values in given.items()}
+    counts = {name: len(t) for name, t in tensors.items()}
+    if len(set(counts.values())) > 1:
+        said = ", ".join(f"{n} of {name}" for name, n in counts.items())
+        raise DataError(f"the inputs differ in how many there are: {said}; give as many of each")
+    packing = Packing(
+        tuple(tensors), tuple(tuple(t.shape[1:]) for t in tensors.values()),
+        tuple(t.dtype for t in tensors.values()),
+    )  # fmt: skip
+    rows = [t.flatten(1) if t.ndim > 1 else t[:, None] for t in tensors.values()]
+    return torch.cat([row.float() for row in rows], 1)[:, None], packing
+
+
+def _tensor(name: str, values: Any) -> Tensor:
+    if not isinstance(name, str) or not isinstance(values, Tensor | np.ndarray):
+        raise DataError(
+            f"this dict is no data: its {name!r} is {type(values).__name__}, and a tensor with the images "
+            "as its first axis is expected for each input, by its name in the network's forward"
+        )
+    try:
+        tensor = torch.as_tensor(values).detach().cpu()
+    except TypeError as error:
+        raise DataError(f"the input {name!r} is no array of numbers: {error}") from None
+    if not tensor.ndim or not tensor.numel() or tensor.is_complex():
+        raise DataError(
+            f"the input {name!r} has shape {tuple(tensor.shape)} and type {tensor.dtype}: real "
+            "numbers with at least one image as the first axis are expected"
+        )
+    if not tensor.is_floating_point() and tensor.to(torch.int64).abs().max() >= WHOLE:
+        raise DataError(f"the input {name!r} has whole numbers of {WHOLE:,} and more")
+    return tensor
+
+
+def packed(model: nn.Module, packing: Packing | None) -> nn.Module:
+    """A copy that shares all weights and takes the packed tensor; the model itself without packing.
+
+    Its modules have the names that they had. Raises ModelError where the inputs are not the first
+    parameters of the network's forward, or the network's own forward cannot be wrapped.
+    """
+    if packing is None or takes_packed(model):
+        return model
+    order = _order(model, packing.names)
+    if isinstance(model, torch.fx.GraphModule | torch.jit.ScriptModule) or "forward" in vars(model):
+        raise ModelError(
+            f"{type(model).__name__} is traced or has a forward of its own instance: of such, networks "
+            "of one input alone are slimmed; give the module that it was made from"
+        )
+    kind = type(model)
+
+    def forward(self: nn.Module, values: Tensor) -> Any:
+        parts = packing.apart(values)
+        return kind.forward(self, *(parts[i] for i in order))
+
+    copied = shallow_copy(model)
+    own = {"forward": forward, "__module__": kind.__module__, PACKED: (packing, order)}
+    copied.__class__ = type(kind.__name__, (kind,), own)
+    return copied
+
+
+def unpacked(model: nn.Module) -> nn.Module:
+    """The same network taking its inputs as it did, changed in place."""
+    if takes_packed(model):
+        model.__class__ = type(model).__mro__[1]
+    return model
+
+
+def takes_packed(model: nn.Module) -> bool:
+    """Whether `packed` made it."""
+    return PACKED in vars(type(model))
+
+
+def as_called(model: nn.Module, values: Tensor) -> Tensor | tuple[Tensor, ...]:
+    """What the network itself is called with: the inputs in the order of its forward."""
+    if not takes_packed(model):
+        return values
+    packing, order = vars(type(model))[PACKED]
+    parts = packing.apart(values)
+    return tuple(parts[i].clone() for i in order)
+
+
+def packing_of(model: nn.Module, inputs: tuple[Tensor, ...]) -> Packing:
+    """How these inputs, as the network is called with them, are packed."""
+    kinds = list(inspect.signature(model.forward).parameters.values())
+    names = [p.name for p in kinds if p.kind in POSITIONAL][: len(inputs)]
+    names += [f"input_{i}" for i in range(len(names), len(inputs))]  # what *args take has no names
+    shapes = tuple(tuple(x.shape[1:]) for x in inputs)
+    return Packing(tuple(names), shapes, tuple(x.dtype for x in inputs))
+
+
+def _order(model: nn.Module, names: tuple[str, ...]) -> list[int]:
+    """The places of the inputs among the names, in the order of the forward's parameters."""
+    kinds = inspect.signature(model.forward).parameters.values()
+    taken = [p.name for p in kinds if p.kind in POSITIONAL]
+    needed = [p.name for p in kinds if p.kind in POSITIONAL and p.default is p.empty]
+    if any(p.kind is p.VAR_POSITIONAL for p in kinds) and not taken:
+        return list(range(len(names)))
+    if set(taken[: len(names)]) != set(names) or not set(needed) <= set(names):
+        raise ModelError(
+            f"the inputs are {', '.join(names)}, and the network's forward takes "
+            f"{', '.join(taken) or 'none'}: give each that it needs, from the first on, by its "
+            "name"
+        )
+    return [names.index(name) for name in taken[: len(names)]]

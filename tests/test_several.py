@@ -1,0 +1,312 @@
+"""Networks of several inputs: slimmed, saved and loaded, and called as they were."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from typer.testing import CliRunner
+
+import onebyone as obo
+from onebyone.cli.app import app
+from onebyone.data import open_images
+from onebyone.errors import DataError, ModelError, PlanError
+from onebyone.exporting.export import examine
+from onebyone.several import Packing, as_called, pack, packed, unpacked
+
+
+def block(c_in: int, c_out: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(c_in, c_out, 3, padding=1), nn.BatchNorm2d(c_out), nn.ReLU())
+
+
+class Fused(nn.Module):
+    """A picture and its depth, a time step that is looked up, and conditions that scale channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rgb = nn.Sequential(block(3, 16), block(16, 24))
+        self.depth = nn.Sequential(block(1, 16), block(16, 24))
+        self.steps, self.film = nn.Embedding(6, 24), nn.Linear(5, 24)
+        self.both = nn.Sequential(block(48, 32), block(32, 32), nn.AdaptiveAvgPool2d(1))
+        self.head = nn.Linear(32, 7)
+
+    def forward(
+        self, image: Tensor, depth: Tensor, step: Tensor, conditions: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        found = self.rgb(image)
+        if conditions is not None:
+            found = found * self.film(conditions)[:, :, None, None]
+        other = self.depth(depth) + self.steps(step)[:, :, None, None]
+        return {"logits": self.head(self.both(torch.cat([found, other], 1)).flatten(1))}
+
+
+class Difference(nn.Module):
+    """Two pictures of one shape: which is which matters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = block(3, 16), block(3, 16)
+        self.last = nn.Conv2d(16, 4, 3, padding=1)
+
+    def forward(self, before: Tensor, after: Tensor) -> Tensor:
+        return self.last(self.one(before) - 0.3 * self.other(after))
+
+
+def fused() -> tuple[Fused, tuple[Tensor, ...]]:
+    torch.manual_seed(0)
+    model = Fused().eval()
+    return model, (torch.zeros(1, 3, 12, 12), torch.zeros(1, 1, 12, 12), torch.zeros(1).long())
+
+
+def inputs(n: int = 48) -> dict[str, Tensor]:
+    g = torch.Generator().manual_seed(1)
+    return {
+        "depth": torch.randn(n, 1, 12, 12, generator=g),
+        "image": torch.randn(n, 3, 12, 12, generator=g),
+        "step": torch.randint(0, 6, (n,), generator=g),
+        "conditions": torch.randn(n, 5, generator=g),
+    }
+
+
+def call(model: nn.Module, given: dict[str, Tensor]) -> Tensor:
+    with torch.no_grad():
+        return model(**given)["logits"]
+
+
+class TestPacking:
+    def test_takes_apart_what_it_packed(self) -> None:
+        given: dict[str, Any] = {
+            "a": torch.randn(4, 2, 3), "b": torch.tensor([3, -7, (1 << 24) - 1, 0]),
+            "c": torch.tensor([[True], [False], [True], [True]]), "d": np.ones((4, 1, 2, 2)),
+        }  # fmt: skip
+        values, packing = pack(given)
+        assert values.shape == (4, 1, 6 + 1 + 1 + 4)
+        for name, part in zip(packing.names, packing.apart(values), strict=True):
+            expected = torch.as_tensor(given[name])
+            assert part.shape == expected.shape
+            torch.testing.assert_close(part.double(), expected.double())
+            if not expected.is_floating_point():
+                assert part.dtype == expected.dtype
+
+    def test_survives_json(self) -> None:
+        packing = pack(inputs())[1]
+        assert Packing.from_json(packing.to_json()) == packing
+
+    def test_the_packed_network_computes_the_same_and_shares_its_weights(self) -> None:
+        model, _ = fused()
+        given = inputs()
+        values, packing = pack(given)
+        made = packed(model, packing)
+        assert torch.equal(made(values)["logits"], call(model, given))
+        assert made.get_parameter("head.weight") is model.head.weight
+        assert type(model) is Fused
+        assert [n for n, _ in made.named_modules()] == [n for n, _ in model.named_modules()]
+        again = copy.deepcopy(made)
+        assert torch.equal(again(values)["logits"], call(model, given))
+        assert type(unpacked(again)) is Fused
+        assert torch.equal(call(again, given), call(model, given))
+
+    def test_what_the_network_is_called_with_has_its_order(self) -> None:
+        model, _ = fused()
+        values, packing = pack(inputs())
+        parts = as_called(packed(model, packing), values)
+        assert isinstance(parts, tuple)
+        assert [tuple(p.shape[1:]) for p in parts] == [(3, 12, 12), (1, 12, 12), (), (5,)]
+        assert torch.equal(model(*parts)["logits"], call(model, inputs()))
+
+    @pytest.mark.parametrize(
+        ("given", "message"),
+        [
+            ({}, "empty"),
+            ({"a": torch.zeros(3, 1), "b": torch.zeros(4, 1)}, "3 of a, 4 of b"),
+            ({"a": "text"}, "its 'a' is str"),
+            ({"a": np.array(["x", "y"])}, "'a' is no array of numbers"),
+            ({"a": torch.zeros(2, 2, dtype=torch.complex64)}, "complex64"),
+            ({"a": torch.tensor(1.0)}, "at least one image"),
+            ({"a": torch.tensor([1 << 24])}, "16,777,216 and more"),
+            ({"a": torch.tensor([[1.0], [torch.nan]])}, "NaN"),
+        ],
+    )
+    def test_refusals(self, given: dict[str, Any], message: str) -> None:
+        with pytest.raises(DataError, match=message):
+            open_images(given)
+
+
+class TestSlim:
+    def test_meets_its_budget_and_stays_near(self, tmp_path: Path) -> None:
+        model, _ = fused()
+        given, before = inputs(), copy.deepcopy(model.state_dict())
+        slimmed = obo.slim(model, given, macs=0.5, latency=False)
+        assert slimmed.plan.macs_after <= 0.5 * slimmed.plan.macs_before
+        assert type(slimmed.model) is Fused
+        assert slimmed.verification.output_error is not None
+        assert slimmed.verification.output_error < 0.05
+        assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+        assert not torch.equal(call(slimmed.model, given), call(model, given))
+        assert any("depth 1×12×12" in note for note in slimmed.plan.notes)
+
+        folder = slimmed.save(tmp_path / "out")
+        loaded = obo.load(folder, architecture=Fused())
+        assert torch.equal(call(loaded.model, given), call(slimmed.model, given))
+        assert [x.shape[1:] for x in loaded.inputs] == [x.shape[1:] for x in slimmed.example]
+        loaded.model(*loaded.inputs)
+        assert (folder / "model.pt2").is_file()
+        with pytest.raises(ModelError, match="architecture="):
+            obo.load(folder)
+
+    @pytest.mark.parametrize("damaged", ["text", [{"name": "image"}], [{"name": 1, "shape": 2}]])
+    def test_damaged_inputs_of_a_folder_are_told(self, damaged: object, tmp_path: Path) -> None:
+        model, _ = fused()
+        folder = obo.slim(model, inputs(16), macs=0.8, latency=False).save(tmp_path / "out")
+        values = json.loads((folder / "plan.json").read_text())
+        values["model"]["inputs"] = damaged
+        (folder / "plan.json").write_text(json.dumps(values))
+        with pytest.raises(PlanError, match="damaged `inputs`"):
+            obo.load(folder, architecture=Fused())
+
+    def test_a_whole_number_may_come_first(self, tmp_path: Path) -> None:
+        pytest.importorskip("onnxruntime")
+        pytest.importorskip("onnxscript")
+
+        class First(Fused):
+            def forward(self, step: Tensor, image: Tensor, depth: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
+                return super().forward(image, depth, step)
+
+        torch.manual_seed(0)
+        given = {k: v for k, v in inputs(16).items() if k != "conditions"}
+        slimmed = obo.slim(First().eval(), given, macs=0.8, latency=False)
+        folder = slimmed.save(tmp_path / "out")
+        found = examine(slimmed.model, slimmed.example, folder / "model.onnx", latency=True)
+        assert found.check.failure is None
+        assert found.timings
+
+    def test_the_onnx_file_takes_them_all(self, tmp_path: Path) -> None:
+        onnxruntime = pytest.importorskip("onnxruntime")
+        pytest.importorskip("onnxscript")
+        model, _ = fused()
+        given = inputs()
+        slimmed = obo.slim(model, given, macs=0.6, latency=False)
+        folder = slimmed.save(tmp_path / "out")
+        session = onnxruntime.InferenceSession(str(folder / "model.onnx"))
+        order = ("image", "depth", "step", "conditions")
+        feed = {i.name: given[n].numpy() for i, n in zip(session.get_inputs(), order, strict=True)}
+        found = torch.as_tensor(session.run(None, feed)[0])
+        torch.testing.assert_close(found, call(slimmed.model, given), atol=1e-4, rtol=1e-4)
+
+    def test_the_order_of_the_dict_changes_nothing(self) -> None:
+        torch.manual_seed(0)
+        model = Difference().eval()
+        one, other = torch.randn(32, 3, 10, 10), 2 * torch.randn(32, 3, 10, 10)
+        made = [
+            obo.slim(model, given, macs=0.95, held_out=0, latency=False).model
+            for given in ({"before": one, "after": other}, {"after": other, "before": one})
+        ]
+        with torch.no_grad():
+            outputs = [m(one, other) for m in made]
+            exact, swapped = model(one, other), made[0](other, one)
+        torch.testing.assert_close(outputs[0], outputs[1], atol=1e-3, rtol=1e-3)
+        assert (outputs[0] - exact).square().mean() < 0.1 * exact.var()
+        assert (swapped - exact).square().mean() > 0.5 * exact.var()
+
+    def test_step_by_step(self) -> None:
+        model, _ = fused()
+        given = inputs()
+        seen = obo.observe(model, given)
+        plan = obo.plan(model, seen, obo.Budget(macs=0.5))
+        lighter = obo.rewrite(model, plan, given, statistics=seen)
+        assert type(lighter) is Fused
+        assert obo.verify(model, lighter, given, latency=False).output_error == pytest.approx(
+            float((call(lighter, given) - call(model, given)).square().sum(1).mean()
+                  / call(model, given).var(0, correction=0).sum()), rel=1e-3,
+        )  # fmt: skip
+
+    def test_labels_go_with_them(self) -> None:
+        model, _ = fused()
+        given = inputs()
+        labels = call(model, given).argmax(1)
+        slimmed = obo.slim(model, (given, labels), macs=0.6, latency=False)
+        assert slimmed.verification.before.accuracy == 1.0
+
+    @pytest.mark.parametrize(
+        ("left_out", "message"),
+        [
+            (("depth",), "forward takes image, depth, step, conditions"),
+            (("image", "depth", "step"), "give each that it needs"),
+        ],
+    )
+    def test_missing_inputs_are_named(self, left_out: tuple[str, ...], message: str) -> None:
+        model, _ = fused()
+        given = {k: v for k, v in inputs().items() if k not in left_out}
+        with pytest.raises(ModelError, match=message):
+            obo.slim(model, given, macs=0.5)
+
+    def test_an_optional_input_may_be_left_out(self) -> None:
+        model, _ = fused()
+        given = {k: v for k, v in inputs().items() if k != "conditions"}
+        slimmed = obo.slim(model, given, macs=0.6, latency=False)
+        assert call(slimmed.model, given).isfinite().all()
+
+    def test_what_is_held_out_must_be_alike(self) -> None:
+        model, _ = fused()
+        given = inputs()
+        turned = dict(reversed(given.items()))
+        with pytest.raises(DataError, match="same names, in the same order"):
+            obo.slim(model, given, macs=0.5, held_out=turned)
+
+    def test_traced_networks_are_refused(self) -> None:
+        torch.manual_seed(0)
+        traced = torch.fx.symbolic_trace(Difference().eval())
+        given = {"before": torch.randn(8, 3, 10, 10), "after": torch.randn(8, 3, 10, 10)}
+        with pytest.raises(ModelError, match="traced"):
+            obo.slim(traced, given, macs=0.5)
+
+    def test_training_takes_one_input(self) -> None:
+        model, _ = fused()
+        given = inputs()
+        with pytest.raises(DataError, match="several are given"):
+            obo.fine_tune(model, given, teacher=model)
+        with pytest.raises(DataError, match="several are given"):
+            obo.slim(model, given, macs=0.5, steps=2, finetune_epochs=1)
+
+
+class TestCommands:
+    @pytest.fixture
+    def here(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.syspath_prepend(Path(__file__).parent)
+        given = {k: v.numpy() for k, v in inputs(96).items() if k != "conditions"}
+        np.savez(tmp_path / "data.npz", **given, labels=np.arange(96) % 7)
+        return tmp_path
+
+    def test_slim_and_verify(self, here: Path) -> None:
+        line = "slim test_several:fused --data data.npz --macs 0.5 --no-latency -o out"
+        result = CliRunner().invoke(app, line.split())
+        assert result.exit_code == 0, result.output
+        assert (here / "out" / "report.html").is_file()
+        line = "verify out --data data.npz --trust --no-latency"
+        result = CliRunner().invoke(app, line.split())
+        assert result.exit_code == 0, result.output
+        assert "96 held-out images" in " ".join(result.output.split())
+
+    @pytest.mark.parametrize(
+        ("line", "message"),
+        [
+            ("slim test_several:fused --data demo --macs 0.5 -o out", "demo has one input"),
+            ("slim demo --data data.npz --macs 0.5 -o out", "the network takes"),
+            ("slim test_several:fused --data other.npz --macs 0.5 -o out", "other.npz has image"),
+            ("slim test_several:fused --data data.npz --macs 0.5 --steps 2 --finetune-epochs 1 "
+             "-o out", "takes 3 inputs"),
+        ],
+    )  # fmt: skip
+    def test_refusals(self, here: Path, line: str, message: str) -> None:
+        np.savez(here / "other.npz", image=np.zeros((4, 3, 12, 12)), deep=np.zeros((4, 1)))
+        result = CliRunner().invoke(app, line.split())
+        assert result.exit_code == 2
+        assert message in " ".join(result.output.split())
+        assert not (here / "out").exists()
