@@ -230,7 +230,7 @@ def plot(rows: dict[str, Any], given: argparse.Namespace) -> None:
                  yticks=(0, 1, 10, 100), yticklabels=(0, 1, 10, 100))  # fmt: skip
         axis.grid(alpha=0.3)
     after = f" after {given.finetune:g} epochs of fine-tuning" if given.finetune else ""
-    axes[0][0].set_ylabel(f"points of top-1 accuracy lost{after}")
+    axes[0][0].set_ylabel(f"points lost{after}")
     axes[0][-1].legend(fontsize=8)
     figure.savefig(given.plot, dpi=120)
 

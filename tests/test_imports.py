@@ -17,8 +17,8 @@ ROOT = Path(onebyone.__file__).parent
 
 # Each module may import only those above it, also inside functions.
 LAYOUT = """
-errors files displaying clock conv preprocessing folders data pools demo.networks
-closures tree running sampling sensing agreement distributed
+errors files displaying clock conv preprocessing folders closures tree several data pools demo.networks
+running sampling sensing agreement distributed
 measurement measurement.owning measurement.formulas measurement.modes measurement.rehearsing
 measurement.shapes measurement.recalling measurement.recording measurement.counting measurement.timing
 measurement.preparing measurement.memory measurement.latency measurement.spans measurement.layers_alone

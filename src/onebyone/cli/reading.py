@@ -195,9 +195,8 @@ def read_model(
         number, kind = len(loaded.inputs), type(loaded.inputs[0]).__name__
         takes = f"{number} inputs" if number > 1 else f"a {kind}"
         raise ModelError(
-            f"{spec} takes {takes}: this command works on networks of one tensor of images"
-            if flat
-            else f"{spec} takes {takes}: a batch is a tensor, or several, so it can be measured alone"
+            f"{spec} takes {takes}: a batch of images is one tensor"
+            + (" for this command" if flat else ", so it can be measured and not slimmed")
         )
     note(*loaded.notes)
     return loaded
