@@ -121,8 +121,7 @@ def open_images(
     elif isinstance(data, Mapping):
         images = _several(data)
     elif isinstance(data, tuple) and len(data) == 2 and isinstance(data[0], Mapping):
-        images = _several(data[0])
-        images = replace(images, labels=_classes(data[1], len(images)))
+        images = _several(data[0], data[1])
     elif isinstance(data, tuple) and len(data) == 2 and _is_pair(*data):
         images = _labeled(_inputs(data[0], preprocess), data[1])
     elif isinstance(data, Iterable):
@@ -204,19 +203,16 @@ def _from_file(path: Path, preprocess: Preprocess | None, limit: int | None, see
     except Exception as error:
         raise DataError(f"{path} cannot be read as an array of numbers: {error}") from error
     inputs = next((arrays[k] for k in ("images", "x", "arr_0") if k in arrays), None)
+    labels = next((arrays[k] for k in ("labels", "y") if k in arrays), None)
     several = {k: v for k, v in arrays.items() if k not in ("labels", "y")}
     if inputs is None and len(several) > 1:
-        images = _several(several)
-        labels = next((arrays[k] for k in ("labels", "y") if k in arrays), None)
-        if labels is not None:
-            images = replace(images, labels=_classes(labels, len(images)))
+        images = _several(several, labels)
         return images if limit is None else images.take(limit, seed)
     if inputs is None:
         raise DataError(
             f"{path} has the arrays {', '.join(arrays) or 'none'}: `images` (or `x`, `arr_0`) is "
             "expected, and `labels` (or `y`) where there are labels"
         )
-    labels = next((arrays[k] for k in ("labels", "y") if k in arrays), None)
     count = len(inputs) if inputs.ndim else 0
     if labels is not None:
         labels = _classes(labels, count)
@@ -227,9 +223,10 @@ def _from_file(path: Path, preprocess: Preprocess | None, limit: int | None, see
     return Images(_inputs(inputs, preprocess), labels)
 
 
-def _several(given: Mapping[str, Tensor | np.ndarray]) -> Images:
+def _several(given: Mapping[str, Tensor | np.ndarray], labels: Any = None) -> Images:
     inputs, packing = pack(given)
-    return Images(inputs, packing=packing)
+    known = None if labels is None else _classes(labels, len(inputs))
+    return Images(inputs, known, packing=packing)
 
 
 def _labeled(inputs: Tensor, labels: Any) -> Images:
