@@ -259,6 +259,20 @@ class TestSlim:
         with pytest.raises(DataError, match="same names, in the same order"):
             obo.slim(model, given, macs=0.5, held_out=turned)
 
+    def test_whole_numbers_need_a_type_that_has_them(self) -> None:
+        model, _ = fused()
+        with pytest.raises(ModelError, match="which has not every whole number of step"):
+            obo.slim(model.bfloat16(), inputs(16), macs=0.5)
+
+    def test_double_precision_given_and_computed(self) -> None:
+        model, _ = fused()
+        given = inputs()
+        double = {k: v.double() if v.is_floating_point() else v for k, v in given.items()}
+        slimmed = obo.slim(model.double(), double, macs=0.6, held_out=given, latency=False)
+        assert slimmed.verification.output_error is not None
+        assert slimmed.verification.output_error < 0.05
+        assert call(slimmed.model, double).dtype == torch.float64
+
     def test_traced_networks_are_refused(self) -> None:
         torch.manual_seed(0)
         traced = torch.fx.symbolic_trace(Difference().eval())

@@ -93,7 +93,7 @@ def pack(
         raise DataError(f"the inputs differ in how many there are: {said}; give as many of each")
     packing = Packing(
         tuple(tensors), tuple(tuple(t.shape[1:]) for t in tensors.values()),
-        tuple(t.dtype for t in tensors.values()),
+        tuple(torch.float32 if t.is_floating_point() else t.dtype for t in tensors.values()),
     )  # fmt: skip
     rows = [t.flatten(1) if t.ndim > 1 else t[:, None] for t in tensors.values()]
     return torch.cat([row.float() for row in rows], 1)[:, None], packing
@@ -132,6 +132,15 @@ def packed(model: nn.Module, packing: Packing | None) -> nn.Module:
         raise ModelError(
             f"{type(model).__name__} is traced or has a forward of its own instance: of such, networks "
             "of one input alone are slimmed; give the module that it was made from"
+        )
+    first = next((p for p in model.parameters() if p.is_floating_point()), None)
+    whole = [
+        n for n, d in zip(packing.names, packing.dtypes, strict=True) if not d.is_floating_point
+    ]
+    if whole and first is not None and first.dtype in (torch.float16, torch.bfloat16):
+        raise ModelError(
+            f"the network computes in {first.dtype}, which has not every whole number of "
+            f"{', '.join(whole)}: slim it in float32 and convert the result"
         )
     kind = type(model)
 
