@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 import onebyone as obo
 from onebyone.cli.app import app
 from onebyone.data import open_images
-from onebyone.errors import DataError, ModelError, PlanError
+from onebyone.errors import DataError, ModelError, PlanError, TrainingError
 from onebyone.exporting.export import examine
 from onebyone.several import Packing, as_called, pack, packed, unpacked
 
@@ -77,6 +77,13 @@ def inputs(n: int = 48) -> dict[str, Tensor]:
 def call(model: nn.Module, given: dict[str, Tensor]) -> Tensor:
     with torch.no_grad():
         return model(**given)["logits"]
+
+
+TRAINING = obo.Recipe(batch_size=16, precision="float32")
+
+
+def model_macs(model: nn.Module) -> int:
+    return obo.measure(model, fused()[1], latency=False).macs
 
 
 class TestPacking:
@@ -280,13 +287,137 @@ class TestSlim:
         with pytest.raises(ModelError, match="traced"):
             obo.slim(traced, given, macs=0.5)
 
-    def test_training_takes_one_input(self) -> None:
+
+class TestTraining:
+    def test_a_disturbed_network_comes_back(self) -> None:
+        model, _ = fused()
+        given, other = inputs(256), copy.deepcopy(model)
+        with torch.no_grad():
+            for parameter in other.parameters():
+                parameter.add_(parameter.std() * torch.randn_like(parameter))
+        tuned = obo.fine_tune(other, given, teacher=model, epochs=8, recipe=TRAINING)
+        assert type(tuned.model) is Fused
+        assert tuned.before is not None
+        assert tuned.after is not None
+        assert tuned.after.loss < 0.5 * tuned.before.loss
+        wanted, far, near = (call(m, given).softmax(1) for m in (model, other, tuned.model))
+        assert (near - wanted).square().sum() < 0.5 * (far - wanted).square().sum()
+
+    def test_the_teacher_may_take_them_in_another_order(self) -> None:
+        model, _ = fused()
+
+        class Turned(Fused):
+            def forward(
+                self, step: Tensor, conditions: Tensor, image: Tensor, depth: Tensor
+            ) -> Any:  # type: ignore[override]
+                return super().forward(image, depth, step, conditions)
+
+        teacher = Turned().eval()
+        teacher.load_state_dict(model.state_dict())
+        tuned = obo.fine_tune(model, inputs(64), teacher=teacher, epochs=1, recipe=TRAINING)
+        assert tuned.before is not None
+        assert tuned.before.agreement == 1.0
+
+    def test_labels_count(self) -> None:
+        model, _ = fused()
+        given = inputs(128)
+        labels = (given["step"] % 7).long()
+        recipe = obo.Recipe(epochs=12, batch_size=16, precision="float32")
+        tuned = obo.fine_tune(model, (given, labels), recipe=recipe, held_out=(given, labels))
+        assert tuned.before is not None
+        assert tuned.after is not None
+        assert tuned.before.accuracy is not None
+        assert tuned.after.accuracy is not None
+        assert tuned.after.accuracy > tuned.before.accuracy + 0.2
+
+    def test_resumes_to_the_same_bits(self, tmp_path: Path) -> None:
+        model, _ = fused()
+        given, file = inputs(64), tmp_path / "c.safetensors"
+        whole = obo.fine_tune(model, given, teacher=model, epochs=2, recipe=TRAINING)
+
+        def stop(status: Any) -> None:
+            if status.epoch >= 1.5:
+                raise KeyboardInterrupt
+
+        settings: dict[str, Any] = {"teacher": model, "epochs": 2, "recipe": TRAINING}
+        first = obo.fine_tune(model, given, checkpoint=file, progress=stop, **settings)
+        assert first.ended == "interrupted"
+        again = obo.fine_tune(model, given, checkpoint=file, resume=True, **settings)
+        for name, tensor in whole.model.state_dict().items():
+            assert torch.equal(tensor, again.model.state_dict()[name]), name
+
+    def test_in_steps(self, tmp_path: Path) -> None:
+        model, _ = fused()
+        given = inputs(160)
+        slimmed = obo.slim(
+            model, given, macs=0.4, steps=2, finetune_epochs=1, recipe=TRAINING, latency=False
+        )
+        assert type(slimmed.model) is Fused
+        assert slimmed.plan.macs_after <= 0.4 * slimmed.plan.macs_before
+        assert len(slimmed.plan.schedule) == 2
+        assert isinstance(slimmed.example, tuple)
+        assert "takes depth 1×12×12, image 3×12×12" in " ".join(slimmed.plan.notes)
+        slimmed.save(tmp_path / "out")
+        loaded = obo.load(tmp_path / "out", architecture=Fused()).model
+        assert torch.equal(call(loaded, given), call(slimmed.model, given))
+
+    @pytest.mark.parametrize("trained", [False, True])
+    def test_deepen(self, trained: bool, tmp_path: Path) -> None:
+        model, _ = fused()
+        given = inputs(160)
+        lighter = obo.slim(model, given, macs=0.4, latency=False)
+        deeper = obo.deepen(
+            lighter.model, lighter.example, obo.Budget(macs=0.8), reference=model, data=given,
+            epochs=float(trained), recipe=TRAINING,
+        )  # fmt: skip
+        assert type(deeper.model) is Fused
+        assert any(not i.refused for i in deeper.plan.insertions)
+        assert 0.4 < deeper.plan.macs_after / model_macs(model) <= 0.8
+        if not trained:
+            torch.testing.assert_close(
+                call(deeper.model, given), call(lighter.model, given), rtol=1e-4, atol=1e-5
+            )
+        deeper.save(tmp_path / "out")
+        loaded = obo.load(tmp_path / "out", architecture=lighter.model).model
+        assert torch.equal(call(loaded, given), call(deeper.model, given))
+        page = (tmp_path / "out" / "report.html").read_text()
+        assert "depth 1×12×12, image 3×12×12, step (one number), conditions 5" in page
+
+    def test_deepen_by_rule(self) -> None:
+        model, _ = fused()
+        lighter = obo.slim(model, inputs(), macs=0.4, latency=False)
+        deeper = obo.deepen(lighter.model, lighter.example, obo.Budget(macs=0.8), reference=model)
+        torch.testing.assert_close(
+            call(deeper.model, inputs()), call(lighter.model, inputs()), rtol=1e-4, atol=1e-5
+        )
+
+    def test_deepen_refuses_what_is_unlike(self) -> None:
+        model, example = fused()
+        with pytest.raises(DataError, match="give a tuple of them as the example"):
+            obo.deepen(model, example[0], obo.Budget(macs=1.0), reference=model, data=inputs())
+        with pytest.raises(DataError, match="and the example is image"):
+            obo.deepen(model, example, obo.Budget(macs=1.0), reference=model, data=inputs())
+        given = {k: v for k, v in inputs().items() if k != "conditions"}
+        turned = dict(reversed(given.items()))
+        with pytest.raises(DataError, match="in the same order"):
+            obo.deepen(
+                model, example, obo.Budget(macs=1.0), reference=model, data=given, held_out=turned
+            )
+
+    def test_refusals(self) -> None:
         model, _ = fused()
         given = inputs()
-        with pytest.raises(DataError, match="several are given"):
-            obo.fine_tune(model, given, teacher=model)
-        with pytest.raises(DataError, match="several are given"):
-            obo.slim(model, given, macs=0.5, steps=2, finetune_epochs=1)
+        with pytest.raises(TrainingError, match="augment shift changes one image alone"):
+            obo.fine_tune(
+                model, given, teacher=model, recipe=obo.Recipe(augment=("shift",), batch_size=16)
+            )
+        other = {k: v for k, v in given.items() if k != "conditions"}
+        with pytest.raises(DataError, match="in the same order"):
+            obo.fine_tune(model, given, teacher=model, held_out=other, recipe=TRAINING)
+        with pytest.raises(DataError, match="in the same order"):
+            obo.slim(
+                model, given, macs=0.5, held_out=other, steps=2, finetune_epochs=1, recipe=TRAINING
+            )
 
 
 class TestCommands:
@@ -296,6 +427,8 @@ class TestCommands:
         monkeypatch.syspath_prepend(Path(__file__).parent)
         given = {k: v.numpy() for k, v in inputs(96).items() if k != "conditions"}
         np.savez(tmp_path / "data.npz", **given, labels=np.arange(96) % 7)
+        more = {k: v.numpy() for k, v in inputs(200).items() if k != "conditions"}
+        np.savez(tmp_path / "more.npz", **more)
         return tmp_path
 
     def test_slim_and_verify(self, here: Path) -> None:
@@ -308,14 +441,32 @@ class TestCommands:
         assert result.exit_code == 0, result.output
         assert "96 held-out images" in " ".join(result.output.split())
 
+    def test_finetune_and_deepen(self, here: Path) -> None:
+        slim = "slim test_several:fused --data data.npz --macs 0.4 --no-latency -o out"
+        tune = "finetune out --trust --data more.npz --epochs 1 --batch 16 --no-latency -o tuned"
+        deeper = "deepen tuned --trust --data more.npz --macs 0.8 --epochs 0.5 -o deeper"
+        for line in (slim, tune, deeper):
+            result = CliRunner().invoke(app, line.split())
+            assert result.exit_code == 0, result.output
+        loaded = obo.load(here / "deeper", trust=True)
+        given = {k: v for k, v in inputs().items() if k != "conditions"}
+        assert type(loaded.model) is Fused
+        assert bool(call(loaded.model, given).isfinite().all())
+
+    def test_in_steps(self, here: Path) -> None:
+        line = "slim test_several:fused --data more.npz --macs 0.5 --steps 2 --finetune-epochs 0.5 -o out"
+        result = CliRunner().invoke(app, [*line.split(), "--no-latency"])
+        assert result.exit_code == 0, result.output
+        assert len(json.loads((here / "out" / "plan.json").read_text())["schedule"]) == 2
+
     @pytest.mark.parametrize(
         ("line", "message"),
         [
             ("slim test_several:fused --data demo --macs 0.5 -o out", "demo has one input"),
             ("slim demo --data data.npz --macs 0.5 -o out", "the network takes"),
             ("slim test_several:fused --data other.npz --macs 0.5 -o out", "other.npz has image"),
-            ("slim test_several:fused --data data.npz --macs 0.5 --steps 2 --finetune-epochs 1 "
-             "-o out", "takes 3 inputs"),
+            ("slim test_several:fused --data other.npz --macs 0.5 --steps 2 --finetune-epochs 1 "
+             "-o out", "other.npz has image"),
         ],
     )  # fmt: skip
     def test_refusals(self, here: Path, line: str, message: str) -> None:

@@ -134,13 +134,15 @@ def open_images(
     return images if limit is None else images.take(limit, seed)
 
 
-def of_one_input(images: Images, what: str) -> Images:
-    """The images; DataError where they are several inputs, of which `what` can make nothing yet."""
-    if images.packing is not None:
+def check_held_out(held_out: Images, example: Tensor, packing: Packing | None) -> None:
+    """Raise `DataError` where the held-out images are not like those worked with."""
+    if held_out.packing != packing:
+        given, own = (p.text if p else "one image" for p in (held_out.packing, packing))
         raise DataError(
-            f"{what} takes networks of one input, and several are given: {images.packing.text}"
+            f"the inputs are {own}, those held out {given}: give both "
+            "with the same names, in the same order"
         )
-    return images
+    check_images(held_out, example)
 
 
 def check_images(images: Images | Tensor, example: Tensor) -> None:
@@ -226,7 +228,11 @@ def _from_file(path: Path, preprocess: Preprocess | None, limit: int | None, see
 def _several(given: Mapping[str, Tensor | np.ndarray], labels: Any = None) -> Images:
     inputs, packing = pack(given)
     known = None if labels is None else _classes(labels, len(inputs))
-    return Images(inputs, known, packing=packing)
+    note = (
+        f"the network takes {packing.text}; as the input of a plan they are one row of "
+        f"{inputs.shape[-1]:,} values"
+    )
+    return Images(inputs, known, notes=(note,), packing=packing)
 
 
 def _labeled(inputs: Tensor, labels: Any) -> Images:

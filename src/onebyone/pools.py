@@ -10,10 +10,11 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from onebyone.data import DEMO_FILES, Images, of_one_input, open_images
+from onebyone.data import DEMO_FILES, Images, open_images
 from onebyone.errors import DataError
 from onebyone.folders import Listing, list_folder
 from onebyone.preprocessing import Preprocess
+from onebyone.several import Packing
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,11 @@ class Pool:
         return None if known is None else known[self.places]
 
     @property
+    def packing(self) -> Packing | None:
+        """How several inputs lie in one tensor; None where an image is all."""
+        return None if isinstance(self.source, Listing) else self.source.packing
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What there is to say about the source."""
         return self.source.notes
@@ -48,7 +54,7 @@ class Pool:
     def take(self, count: int, seed: int = 0) -> Images:
         """At most so many of the images, in memory, drawn at random by `seed`."""
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
-        return Images(*self.read(order[:count]))
+        return Images(*self.read(order[:count]), packing=self.packing)
 
     def split(self, apart: int, seed: int = 0) -> tuple[Pool, Pool]:
         """(the rest, `apart` images drawn at random); DataError where nothing would be left."""
@@ -80,7 +86,7 @@ def open_pool(
         source = list_folder(Path(data), preprocess, classes)
         count = len(source.files)
     else:
-        source = of_one_input(open_images(data, preprocess, classes=classes), "fine-tuning")
+        source = open_images(data, preprocess, classes=classes)
         count = len(source)
     return Pool(source, torch.arange(count))
 

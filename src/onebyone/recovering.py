@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from onebyone.clock import Clock
-from onebyone.data import Images, open_images
+from onebyone.data import Images, check_held_out, open_images
 from onebyone.errors import DataError
 from onebyone.plain import plain
 from onebyone.plans import Step
@@ -17,6 +17,7 @@ from onebyone.progressive import slim_in_steps
 from onebyone.recovery.fine_tuning import FineTuned, fine_tune
 from onebyone.recovery.recipe import Recipe
 from onebyone.searching import Found
+from onebyone.several import packed
 
 HELD_OUT_SHARE, MOST_HELD_OUT = 8, 2000
 
@@ -55,7 +56,7 @@ class Recovering:
             told.append(tuned.words)
             return tuned
 
-        made = plain(self.model, used.inputs[:1])
+        made = plain(packed(self.model, used.packing), used.inputs[:1])
         found = slim_in_steps(
             made.model, used, steps, recover, memory=self.memory, seed=self.seed, clock=self.clock
         )
@@ -85,6 +86,9 @@ class Recovering:
             elif isinstance(self.held_out, int):
                 apart = self.held_out
         rest, kept_back = pool.split(apart, self.seed)
-        if given is None and apart:
+        used = rest.take(self.calibration, self.seed)
+        if given is not None:
+            check_held_out(given, used.inputs[:1], pool.packing)
+        elif apart:
             given = kept_back.take(apart)
-        return rest, rest.take(self.calibration, self.seed), given, pool.notes
+        return rest, used, given, pool.notes

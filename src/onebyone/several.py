@@ -166,6 +166,11 @@ def takes_packed(model: nn.Module) -> bool:
     return PACKED in vars(type(model))
 
 
+def taken_by(model: nn.Module) -> str:
+    """What a network of several inputs takes, for people; "" for others."""
+    return vars(type(model))[PACKED][0].text if takes_packed(model) else ""
+
+
 def as_called(model: nn.Module, values: Tensor) -> Tensor | tuple[Tensor, ...]:
     """What the network itself is called with: the inputs in the order of its forward."""
     if not takes_packed(model):
@@ -173,6 +178,26 @@ def as_called(model: nn.Module, values: Tensor) -> Tensor | tuple[Tensor, ...]:
     packing, order = vars(type(model))[PACKED]
     parts = packing.apart(values)
     return tuple(parts[i].clone() for i in order)
+
+
+def pack_example(
+    model: nn.Module, inputs: tuple[Tensor, ...], packing: Packing | None = None
+) -> tuple[Float[Tensor, "n 1 values"], Packing]:
+    """The inputs that the network is called with, packed; in the order of `packing` where it is given.
+
+    Raises DataError where that is of other inputs.
+    """
+    own = packing_of(model, inputs)
+    named = dict(zip(own.names, inputs, strict=True))
+    if packing is None:
+        return pack(named)
+    if dict(zip(packing.names, packing.shapes, strict=True)) != dict(
+        zip(own.names, own.shapes, strict=True)
+    ):
+        raise DataError(
+            f"the inputs are {packing.text}, and the example is {own.text}: give both alike"
+        )
+    return pack({name: named[name] for name in packing.names})[0], packing
 
 
 def packing_of(model: nn.Module, inputs: tuple[Tensor, ...]) -> Packing:

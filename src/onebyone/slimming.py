@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from onebyone.clock import Clock, Progress
-from onebyone.data import Images, check_images, open_images
+from onebyone.data import Images, check_held_out, open_images
 from onebyone.displaying import Displayed
 from onebyone.distributed import World
 from onebyone.errors import BudgetError, DataError
@@ -121,6 +121,7 @@ def slim(
             seed, clock,
         )  # fmt: skip
         found, kept_back, used, notes = training.slim(schedule(budget, steps, finetune_epochs))
+        model = packed(model, used.packing)
         return _verified(
             model, found, notes, kept_back, used, timed, preprocess, classes, source, clock
         )
@@ -286,13 +287,7 @@ def _parted(
     images: Images, held_out: object, calibration: int, labels: bool, seed: int
 ) -> tuple[Images, Images | None]:
     if isinstance(held_out, Images):
-        check_images(held_out, images.inputs[:1])
-        if held_out.packing != images.packing:
-            raise DataError(
-                f"the inputs are {images.packing.text if images.packing else 'one image'}, those "
-                f"held out {held_out.packing.text if held_out.packing else 'one image'}: give both "
-                "with the same names, in the same order"
-            )
+        check_held_out(held_out, images.inputs[:1], images.packing)
         return images.take(min(calibration, len(images)), seed), held_out
     if held_out == 0:
         return images.take(min(calibration, len(images)), seed), None
@@ -311,9 +306,6 @@ def _most(preprocess: Preprocess | None, memory: int) -> int | None:
 def told(images: Images) -> tuple[str, ...]:
     """What there is to say about the images: files that could not be read, labels that are none."""
     count, notes = len(images.skipped), images.notes
-    if images.packing is not None:
-        row = f"the network takes {images.packing.text}; as the input of this plan they are one row"
-        notes = (*notes, f"{row} of {images.inputs.shape[-1]:,} values")
     if not count:
         return notes
     named = "; ".join(images.skipped[:3]) + (f"; and {count - 3:,} more" if count > 3 else "")

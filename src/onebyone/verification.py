@@ -18,7 +18,7 @@ from onebyone.measurement.counting import count
 from onebyone.measurement.latency import Latency, time_models
 from onebyone.running import as_logits, output_of, suited
 from onebyone.sampling import choose_positions, output_rows, positions_of
-from onebyone.several import packed
+from onebyone.several import packed, taken_by
 from onebyone.surveying import PLAIN
 from onebyone.tree import evaluating, hooked, modules_by_name
 
@@ -59,7 +59,8 @@ class Verification(Displayed):
     `images` is how many held-out images there were (0: none). `agreement` is the fraction whose top-1
     class is the same, `kl` the mean Kullback–Leibler divergence of the lighter network's class
     probabilities from the original's in nats; both are None for outputs that are not class logits
-    (N, classes). `output_error` is E‖f − f̂‖² / E‖f − E f‖², None without images.
+    (N, classes). `output_error` is E‖f − f̂‖² / E‖f − E f‖², None without images. `inputs` says what
+    a network of several inputs takes.
     """
 
     before: Side
@@ -70,6 +71,7 @@ class Verification(Displayed):
     output_error: float | None
     layers: tuple[LayerError, ...]
     notes: tuple[str, ...] = ()
+    inputs: str = ""
 
 
 def verify(
@@ -120,7 +122,7 @@ def verify(
     tell(1.0)
     return Verification(
         sides[0], sides[1], found.images, found.agreement(), found.divergence(),
-        found.output_error(), layers, found.notes,
+        found.output_error(), layers, found.notes, taken_by(model),
     )  # fmt: skip
 
 

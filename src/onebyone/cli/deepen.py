@@ -163,7 +163,7 @@ def deepen(
                 others = read_held_out(held_out, lighter, preprocess, fit, seed)
             tell("read", 1)
             deepened = deepen_network(
-                lighter.model, lighter.example, budget, reference=before.model, data=images,
+                lighter.model, lighter.sample, budget, reference=before.model, data=images,
                 held_out=others, epochs=epochs, preprocess=preprocess, classes=lighter.classes,
                 source=lighter.source, latency=latency, seed=seed, progress=tell,
                 status=lambda status: tell("finetune", status.done, status.words),
@@ -183,10 +183,8 @@ def _networks(
     from onebyone.loading.slimmed import is_slimmed
 
     folder = Path(model)
-    shape = None
     if is_slimmed(folder):
-        plan, spec, weights = original_of(folder, reference, weights, trust, first=True)
-        shape = tuple(plan.input_shape)
+        _, spec, weights = original_of(folder, reference, weights, trust, first=True)
     elif reference is None:
         raise ModelError(
             f"{model} is no folder that onebyone wrote, so its original is not known: give "
@@ -194,5 +192,6 @@ def _networks(
         )
     else:
         spec = reference
-    lighter = read_model(model, None, shape, trust)
-    return lighter, read_model(spec, weights, tuple(lighter.example.shape[1:]), trust)
+    lighter = read_model(model, None, None, trust, several=True)
+    size = tuple(lighter.example.shape[1:]) if len(lighter.inputs) == 1 else None
+    return lighter, read_model(spec, weights, size, trust, several=True)

@@ -10,8 +10,16 @@ import typer
 
 from onebyone.cli import values
 from onebyone.cli.failures import INTERRUPTED, failures, stop
-from onebyone.cli.originals import original_of
-from onebyone.cli.reading import Pictures, place, read_held_out, read_model, room, use_threads
+from onebyone.cli.originals import original_of, size_of
+from onebyone.cli.reading import (
+    Pictures,
+    place,
+    read_held_out,
+    read_model,
+    read_pool,
+    room,
+    use_threads,
+)
 from onebyone.cli.showing import Progress, leads, progress, show_slimmed
 from onebyone.recovery.recipe import Recipe
 
@@ -21,6 +29,7 @@ if TYPE_CHECKING:
     from onebyone.data import Images
     from onebyone.loading import Loaded
     from onebyone.plans import Plan
+    from onebyone.pools import Pool
     from onebyone.preprocessing import Preprocess
     from onebyone.recovery.fine_tuning import FineTuned
     from onebyone.slimming import Slimmed
@@ -189,9 +198,10 @@ def finetune(
         check_folder(goal, force=force, inputs=reads)
         plan, spec, weights = original_of(folder, original, weights, trust)
         with together():
-            lighter = read_model(str(folder), None, None, trust)
-            before = read_model(spec, weights, tuple(plan.input_shape), trust)
+            lighter = read_model(str(folder), None, None, trust, several=True)
+            before = read_model(spec, weights, size_of(plan, lighter), trust, several=True)
             preprocess = pictures.preprocess(lighter)
+            pool = read_pool(data, lighter, preprocess)
             tell("load", 1)
             run = _Run(plan, lighter, before.model, recipe, preprocess, device, tell)
             apart = None
@@ -199,7 +209,7 @@ def finetune(
                 apart = read_held_out(
                     held_out, lighter, preprocess, room(2 * bytes_, lighter, preprocess), seed
                 )
-            tuned = run.tuned(data, checkpoint, resume)
+            tuned = run.tuned(pool, checkpoint, resume)
             if not leads():
                 return
             slimmed = run.compared(tuned, apart, latency)
@@ -227,7 +237,7 @@ class _Run:
     device: str
     tell: Progress
 
-    def tuned(self, data: str, checkpoint: Path, resume: bool) -> FineTuned:
+    def tuned(self, data: Pool, checkpoint: Path, resume: bool) -> FineTuned:
         """The fine-tuned network, back on the CPU; where training diverged, the best before that."""
         from onebyone.errors import TrainingError
         from onebyone.recovery.fine_tuning import fine_tune
@@ -251,7 +261,6 @@ class _Run:
 
     def compared(self, tuned: FineTuned, held_out: Images | None, latency: bool) -> Slimmed:
         """Beside the original, on the held-out images or on those that chose the weights."""
-        from onebyone.running import suited
         from onebyone.slimming import Slimmed
         from onebyone.verification import verify
 
@@ -262,13 +271,12 @@ class _Run:
             self.original, tuned.model, images, example=example, latency=latency,
             progress=lambda done: self.tell("verify", done),
         )  # fmt: skip
-        told = (*tuned.notes, tuned.words)
+        told = (*(n for n in tuned.notes if n not in self.plan.notes), tuned.words)
         if held_out is None and images is not None:
             told = (*told, "the same held-out images chose the weights")
         plan = replace(self.plan, notes=(*self.plan.notes, *told))
         return Slimmed(
-            tuned.model, plan, result, suited(tuned.model, self.lighter.example).clone(),
-            self.preprocess, self.lighter.classes,
+            tuned.model, plan, result, self.lighter.sample, self.preprocess, self.lighter.classes,
         )  # fmt: skip
 
 

@@ -112,21 +112,17 @@ class Source:
         """What must not be overwritten, where these are files or folders."""
         return self.model, self.weights, self.data, self.held_out
 
-    def _load(self, tell: Progress, *, several: bool = False) -> tuple[Loaded, Preprocess | None]:
+    def _load(self, tell: Progress) -> tuple[Loaded, Preprocess | None]:
         tell("load", 0)
-        loaded = read_model(self.model, self.weights, self.input_size, self.trust, several=several)
+        loaded = read_model(self.model, self.weights, self.input_size, self.trust, several=True)
         preprocess = self.pictures.preprocess(loaded)
         tell("load", 1)
         return loaded, preprocess
 
     def open(self, tell: Progress) -> Opened:
         """Load the network, and all images to train on, which are read as they are needed."""
-        from onebyone.data import check_images
-        from onebyone.pools import open_pool
-
         loaded, preprocess = self._load(tell)
-        pool = open_pool(self.data, preprocess, loaded.classes)
-        check_images(pool.take(1), loaded.example)
+        pool = read_pool(self.data, loaded, preprocess)
         held_out = None
         if self.held_out is not None:
             fit = room(self.memory, loaded, preprocess)
@@ -137,7 +133,7 @@ class Source:
         """Load the network and the images, and check that they suit one another."""
         from onebyone.slimming import set_apart
 
-        loaded, preprocess = self._load(tell, several=True)
+        loaded, preprocess = self._load(tell)
         tell("read", 0)
         fit = room(self.memory, loaded, preprocess)
         if self.images > fit:
@@ -232,20 +228,26 @@ def read_held_out(
     return images
 
 
+def read_pool(data: str, loaded: Loaded, preprocess: Preprocess | None) -> Pool:
+    """All images to train on, checked to suit the network; files are read when they are needed."""
+    from onebyone.pools import open_pool
+
+    pool = open_pool(data, preprocess, loaded.classes)
+    _check_suits(pool.take(1), loaded, data)
+    return pool
+
+
 def read_images(
     data: str, loaded: Loaded, preprocess: Preprocess | None, limit: int, seed: int
 ) -> Images:
     """The images, checked to suit the network and the size that was asked for."""
-    from onebyone.data import check_images, open_images
+    from onebyone.data import open_images
     from onebyone.errors import DataError
 
     images = open_images(data, preprocess, limit=limit, seed=seed, classes=loaded.classes)
-    if len(loaded.inputs) > 1 or images.packing is not None:
-        _check_several(images, loaded, data)
-        return images
-    check_images(images, loaded.example)
+    _check_suits(images, loaded, data)
     shape = tuple(images.inputs.shape[1:])
-    if preprocess is not None and shape != preprocess.size:
+    if preprocess is not None and images.packing is None and shape != preprocess.size:
         given, wanted = ("×".join(map(str, n)) for n in (shape, preprocess.size))
         raise DataError(
             f"the images in {data} are {given} each and the size is {wanted}: arrays are taken as "
@@ -254,11 +256,15 @@ def read_images(
     return images
 
 
-def _check_several(images: Images, loaded: Loaded, data: str) -> None:
-    """Raise DataError where the inputs are not those that the network takes, by name and shape."""
+def _check_suits(images: Images, loaded: Loaded, data: str) -> None:
+    """Raise DataError where the inputs are not those that the network takes, several by their names."""
+    from onebyone.data import check_images
     from onebyone.errors import DataError
     from onebyone.several import packing_of
 
+    if len(loaded.inputs) == 1 and images.packing is None:
+        check_images(images, loaded.example)
+        return
     taken, given = packing_of(loaded.model, loaded.inputs), images.packing
     pairs = [dict(zip(p.names, p.shapes, strict=True)) for p in (taken, given) if p is not None]
     if len(pairs) < 2 or pairs[0] != pairs[1]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from onebyone.clock import Clock, Progress
-from onebyone.data import Images, check_images, of_one_input, open_images
+from onebyone.data import Images, check_held_out, check_images, open_images
 from onebyone.deepening.candidates import KINDS, WIDTH, candidates, inserted, same
 from onebyone.deepening.filling import Room, by_gain, by_rule
 from onebyone.deepening.insertions import INSERTIONS, Insertion
@@ -27,6 +27,7 @@ from onebyone.recovery.objective import check_labels
 from onebyone.recovery.recipe import Recipe
 from onebyone.recovery.status import Status
 from onebyone.running import call, first_output, suited
+from onebyone.several import Packing, as_called, pack_example, packed, unpacked
 from onebyone.tree import evaluating, guarded, tensors_in
 from onebyone.verification import Verification, verify
 
@@ -46,13 +47,14 @@ NOTHING_GAINED = (
 class Deepened:
     """A deeper network of plain PyTorch layers, and the plan of what was inserted, where and why.
 
-    `verification` compares it with the reference; `tuned` is the fine-tuning, None where there was none.
+    `verification` compares it with the reference; `tuned` is the fine-tuning, None where there was none;
+    `example` is one image (1, C, H, W), or the tuple of a network's several inputs.
     """
 
     model: nn.Module
     plan: Plan
     verification: Verification
-    example: Tensor
+    example: Tensor | tuple[Tensor, ...]
     preprocess: Preprocess | None = None
     classes: tuple[str, ...] | None = None
     tuned: FineTuned | None = None
@@ -67,7 +69,7 @@ class Deepened:
 
 def deepen(
     model: nn.Module,
-    example: Tensor,
+    example: Tensor | tuple[Tensor, ...],
     budget: Budget,
     *,
     reference: nn.Module,
@@ -88,11 +90,11 @@ def deepen(
 ) -> Deepened:
     """Insert blocks that change no output into a copy of the network, until the budget is used up.
 
-    model: the lighter network; example: an input (1, C, …) of its; budget: fractions of the MACs and
-    parameters of `reference`, the original network. data: images, with labels or without, anything that
-    `open_images` takes: a probe on some tens of batches decides where depth is worth most for its MACs;
-    without data a rule that the plan states. kinds: which insertions may be used;
-    width: hidden channels of a bottleneck, as a part of the channels that it reads.
+    model: the lighter network; example: an input (1, C, …) of its, or a tuple of several; budget:
+    fractions of the MACs and parameters of `reference`, the original network. data: images, with labels
+    or without, anything that `open_images` takes: a probe on some tens of batches decides where depth is
+    worth most for its MACs; without data a rule that the plan states. kinds: which insertions may
+    be used; width: hidden channels of a bottleneck, as a part of the channels that it reads.
     epochs: fine-tune afterwards on `data`, with the reference as the teacher and by `recipe`.
     held_out: other images to compare on and to choose the best weights by; by default a twentieth of the
     data is set apart, 0 for none. source: what `load` said of the network (`Loaded.source`), or the plan
@@ -104,12 +106,13 @@ def deepen(
     kinds = _known(kinds, width)
     if epochs and data is None:
         raise DataError("there are no images to fine-tune on: give data=, or epochs=0")
-    image = _image(example)
     with clock.step("read"):
         images = None if data is None else open_images(data, preprocess, classes=classes)
-        if images is not None:
-            of_one_input(images, "deepen")
+        image, packing = _image(model, example, images)
         images, others = _parted(images, held_out, preprocess, classes, seed)
+        if others is not None:
+            check_held_out(others, image, packing)
+    model, reference = packed(model, packing), packed(reference, packing)
     with ExitStack() as borrowed:
         for network in (model, reference):
             borrowed.enter_context(guarded(network))
@@ -143,8 +146,8 @@ def deepen(
         result = verify(
             reference, deeper, others, example=image, latency=latency, progress=clock.tell
         )
-    own = suited(model, image).clone()
-    return Deepened(deeper, plan, result, own, preprocess, classes, tuned, clock.seconds)
+    own = as_called(model, suited(model, image).clone())
+    return Deepened(unpacked(deeper), plan, result, own, preprocess, classes, tuned, clock.seconds)
 
 
 def _known(kinds: tuple[str, ...], width: float) -> tuple[str, ...]:
@@ -158,11 +161,19 @@ def _known(kinds: tuple[str, ...], width: float) -> tuple[str, ...]:
     return tuple(kinds)
 
 
-def _image(example: object) -> Tensor:
+def _image(
+    model: nn.Module, example: object, images: Images | None
+) -> tuple[Tensor, Packing | None]:
+    """One image, or several inputs side by side as the images have them."""
+    packing = None if images is None else images.packing
+    if isinstance(example, tuple) and all(isinstance(x, Tensor) and x.ndim for x in example):
+        return pack_example(model, tuple(x[:1] for x in example), packing)
+    if packing is not None:
+        raise DataError(f"the inputs are {packing.text}: give a tuple of them as the example, too")
     if not isinstance(example, Tensor) or not 3 <= example.ndim <= 5:
         said = tuple(example.shape) if isinstance(example, Tensor) else type(example).__name__
         raise DataError(f"the example is {said}: one image (1, C, H, W) is expected")
-    return example[:1]
+    return example[:1], None
 
 
 def _parted(

@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_iter
 
 from onebyone.errors import ModelError
 from onebyone.preprocessing import Preprocess
+from onebyone.running import suited
 
 KINDS = (
     "torchvision:NAME, timm:NAME, package.module:factory, FILE.pt2, FILE.onnx, a folder that "
@@ -41,6 +42,15 @@ class Loaded:
     def example(self) -> Tensor:
         """The first tensor in the inputs."""
         return next(leaf for leaf in tree_iter(self.inputs) if isinstance(leaf, Tensor))
+
+    @property
+    def sample(self) -> Tensor | tuple[Tensor, ...]:
+        """A copy of the one input, or of the tuple of several, in the network's floating dtype."""
+        made = tuple(
+            suited(self.model, x).clone() if x.is_floating_point() else x.clone()
+            for x in self.inputs
+        )
+        return made if len(made) != 1 else made[0]
 
     def __iter__(self) -> Iterator[Any]:
         yield self.model

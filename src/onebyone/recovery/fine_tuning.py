@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from onebyone.data import Images, check_images, open_images
+from onebyone.data import Images, check_held_out, open_images
 from onebyone.distributed import World, together
 from onebyone.errors import TrainingError
 from onebyone.measurement.preparing import backward, total
@@ -24,6 +24,7 @@ from onebyone.recovery.status import Status
 from onebyone.recovery.supply import Supply, open_supply
 from onebyone.recovery.training import Measured, Training, share
 from onebyone.running import call, suited
+from onebyone.several import Packing, packed
 from onebyone.tree import deep_copy, random_numbers_kept
 
 Ended = Literal["done", "early", "interrupted", "diverged"]
@@ -101,8 +102,9 @@ def fine_tune(
     """Train a copy of the network for a few epochs, towards its teacher and towards labels.
 
     data: anything that `open_images` takes; labels are used where there are any. A folder's files
-    are read as they are needed, a DataLoader is run through once an epoch. teacher: the original
-    network; its outputs and the features at its block ends are what the copy is drawn to.
+    are read as they are needed, a DataLoader is run through once an epoch; a dict is of several inputs.
+    teacher: the original network; its outputs and the features at its block ends are what the copy is
+    drawn to.
     held_out: other images to choose the best weights on, 0 for none; by default a twentieth of the
     data is set apart, if it is not a loader. epochs overrides that of the recipe.
     checkpoint: a file to write the state to after each measurement and every five minutes; resume:
@@ -119,9 +121,12 @@ def fine_tune(
         calm = _calm(supply, world)
         example = calm[0][:1]
         if kept_back is not None:
-            check_images(kept_back, example)
-        student = _student(model, recipe, example)
-        objective = Objective(student, _teacher(teacher, recipe, example), recipe, example)
+            check_held_out(kept_back, example, supply.packing)
+        _check_augment(recipe, supply.packing)
+        student = _student(packed(model, supply.packing), recipe, example)
+        if teacher is not None:
+            teacher = _teacher(packed(teacher, supply.packing), recipe, example)
+        objective = Objective(student, teacher, recipe, example)
         training = _training(student, objective, recipe, supply, kept_back, calm, world)
         path = None if checkpoint is None else Path(checkpoint)
         if resume and path is not None:
@@ -169,6 +174,14 @@ def _opened(
     return supply, kept_back, notes
 
 
+def _check_augment(recipe: Recipe, packing: Packing | None) -> None:
+    if recipe.augment and packing is not None:
+        raise TrainingError(
+            f"augment {', '.join(recipe.augment)} changes one image alone, and the network takes "
+            f"{packing.text}: leave it out, and give images that are changed already"
+        )
+
+
 def _calm(supply: Supply, world: World) -> list[Tensor]:
     """Some of the batches to train on, as they are: enough for BatchNorm's statistics."""
     found: list[Tensor] = []
@@ -210,11 +223,9 @@ def _trainable(model: nn.Module, recipe: Recipe, example: Tensor) -> nn.Module:
     return copy
 
 
-def _teacher(model: nn.Module | None, recipe: Recipe, example: Tensor) -> nn.Module | None:
+def _teacher(model: nn.Module, recipe: Recipe, example: Tensor) -> nn.Module:
     """A copy in eval mode and without gradients."""
-    return (
-        None if model is None else _trainable(model, recipe, example).eval().requires_grad_(False)
-    )
+    return _trainable(model, recipe, example).eval().requires_grad_(False)
 
 
 def _training(

@@ -16,6 +16,7 @@ from onebyone.errors import TrainingError
 from onebyone.folders import Listing
 from onebyone.pools import Pool, is_batches, open_pool
 from onebyone.preprocessing import Preprocess
+from onebyone.several import Packing
 
 HELD_OUT_SHARE, MOST_HELD_OUT = 20, 2000
 Batch = tuple[Tensor, Tensor | None]
@@ -34,6 +35,11 @@ class Supply(Protocol):
         """Images set apart, None where there are none."""
         ...
 
+    @property
+    def packing(self) -> Packing | None:
+        """How several inputs lie in one tensor; None where an image is all."""
+        ...
+
     def epoch(self, number: int, first: int, world: World) -> Iterator[Batch]:
         """This process's part of the batches of an epoch, from the `first` one on."""
         ...
@@ -48,7 +54,7 @@ class Shuffled:
 
     def __init__(self, pool: Pool, batch: int, held_out: int, seed: int) -> None:
         self.pool, apart = pool.split(held_out, seed)
-        self.batch, self.seed = batch, seed
+        self.batch, self.seed, self.packing = batch, seed, pool.packing
         self.held_out = apart.take(held_out) if held_out else None
         self.steps = len(self.pool) // batch
         if not self.steps:
@@ -90,7 +96,7 @@ class Given:
                 "learning rate's course needs: give a DataLoader of a dataset with a length"
             ) from None
         self.batches, self.preprocess = batches, preprocess
-        self.steps, self.held_out = count // world.size, None
+        self.steps, self.held_out, self.packing = count // world.size, None, None
         if not self.steps:
             raise TrainingError(f"{count} batches are not enough for {world.size} processes")
 

@@ -178,7 +178,8 @@ def method(verification: Verification, plan: Plan) -> Markup:
     spec = str(plan.source["spec"]) if plan.source and plan.source.get("spec") else None
     entries: list[tuple[str, Content]] = [
         ("Network", tag("code", spec) if spec else None),
-        ("Input", "×".join(map(str, plan.input_shape)) + ", one image (channels first)"),
+        ("Input", verification.inputs or
+            "×".join(map(str, plan.input_shape)) + ", one image (channels first)"),
         ("Budget", ("Use " if plan.insertions else "Keep ") + " and ".join(budget)),
         ("Seed", str(plan.seed)),
         ("Held-out images", _held_out(verification)),
