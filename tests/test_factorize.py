@@ -393,6 +393,21 @@ def test_metrics(seed: int, size: int, rank: int) -> None:
     assert tails[-1] == 0
 
 
+def test_what_is_below_all_normal_numbers_has_no_spectrum() -> None:
+    """Where a signal has died away, sums of products are such, and LAPACK may not converge on them."""
+    pairs = [
+        (5, 7), (7, -22), (7, 38), (7, 66), (18, 74), (22, -41), (29, -47), (38, 7), (40, 66), (47, 66),
+        (65, 65),
+    ]  # fmt: skip
+    matrix = torch.zeros(80, 80)
+    for row, column in pairs:
+        matrix[row, abs(column)] = matrix[abs(column), row] = -1.4e-45 if column > 0 else 1.4e-45
+    values, vectors = metric.spectrum(matrix)
+    assert not values.any()
+    torch.testing.assert_close(vectors.T @ vectors, torch.eye(80))
+    assert not metric.energies(matrix).any()
+
+
 def test_a_zero_metric_becomes_the_identity() -> None:
     eye = torch.eye(3, dtype=torch.float64)
     torch.testing.assert_close(metric.factor(torch.zeros(3, 3)), eye)

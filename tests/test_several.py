@@ -361,6 +361,50 @@ class TestTraining:
         loaded = obo.load(tmp_path / "out", architecture=Fused()).model
         assert torch.equal(call(loaded, given), call(slimmed.model, given))
 
+    def test_batches_of_a_loader(self) -> None:
+        model, _ = fused()
+        given = inputs(96)
+        labels = given["step"] % 7
+
+        class Rows(torch.utils.data.Dataset):
+            def __len__(self) -> int:
+                return 96
+
+            def __getitem__(self, i: int) -> tuple[dict[str, Tensor], int]:
+                return {k: v[i] for k, v in given.items()}, int(labels[i])
+
+        loader = torch.utils.data.DataLoader(Rows(), batch_size=24)
+        images = open_images(loader)
+        assert torch.equal(images.inputs, open_images(given).inputs)
+        assert images.labels is not None
+        assert torch.equal(images.labels, labels)
+        lighter = obo.slim(model, loader, macs=0.5, held_out=0, latency=False).model
+        tuned = obo.fine_tune(
+            lighter, loader, teacher=model, epochs=2, held_out=(given, labels), recipe=TRAINING
+        )
+        assert tuned.images == 192
+        assert type(tuned.model) is Fused
+        assert tuned.before is not None
+        assert tuned.after is not None
+        assert tuned.before.accuracy is not None
+        assert tuned.after.accuracy is not None
+        assert tuned.after.accuracy >= tuned.before.accuracy
+        steps = obo.slim(
+            model, loader, macs=0.4, steps=2, finetune_epochs=1, held_out=0, recipe=TRAINING,
+            latency=False,
+        )  # fmt: skip
+        assert type(steps.model) is Fused
+
+    def test_batches_that_differ(self) -> None:
+        given = inputs(8)
+        turned = dict(reversed(given.items()))
+        with pytest.raises(DataError, match="the batches differ: inputs of depth"):
+            open_images([(given,), (turned,)])
+        with pytest.raises(DataError, match="inputs of one image and of depth"):
+            open_images([(torch.zeros(8, 1, 577),), (given,)])
+        with pytest.raises(DataError, match="first item is str"):
+            open_images([("a", 1)])
+
     @pytest.mark.parametrize("trained", [False, True])
     def test_deepen(self, trained: bool, tmp_path: Path) -> None:
         model, _ = fused()

@@ -100,7 +100,8 @@ def open_images(
       - a folder of image files; the folders in it, sorted by name, give the labels, or the names in
         `classes` where all of them are found there;
       - a DataLoader or any iterable of batches: a batch is a tensor, or a tuple, list or dict whose
-        first item is one; a second item of N integers is taken as labels;
+        first item is one, or a tuple or list whose first item is a dict of several inputs; a second
+        item of N integers is taken as labels;
       - "demo" (1,024 training images) or "demo:test" (5,000 labeled test images), built in.
 
     From tensors, arrays and folders a random subset is taken, the same one for the same `seed`;
@@ -328,45 +329,54 @@ def _from_batches(
     batches: Iterable[Any], preprocess: Preprocess | None, limit: int | None
 ) -> Images:
     """The images of all batches, or of the first ones up to `limit`."""
-    inputs: list[Tensor] = []
-    labels: list[Tensor | None] = []
+    parts: list[Images] = []
     seen = 0
     for batch in batches:
-        x, y = _parts(batch)
-        x = _inputs(x, preprocess)
-        if inputs and x.shape[1:] != inputs[0].shape[1:]:
-            raise DataError(
-                f"the batches differ: images of {_shape(inputs[0])} and of {_shape(x)}; bring all "
-                "to one size"
-            )
-        inputs.append(x)
-        labels.append(y)
-        seen += len(x)
+        parts.append(_batch(batch, preprocess))
+        _check_same(parts[0], parts[-1])
+        seen += len(parts[-1])
         if limit is not None and seen >= limit:
             break
-    if not inputs:
+    if not parts:
         raise DataError("the data gave no batch: at least one image is needed")
-    known = [y for y in labels if y is not None]
-    joined = torch.cat(known)[:limit] if len(known) == len(labels) else None
-    return Images(torch.cat(inputs)[:limit], joined)
+    known = [part.labels for part in parts if part.labels is not None]
+    labels = torch.cat(known)[:limit] if len(known) == len(parts) else None
+    return replace(parts[0], inputs=torch.cat([p.inputs for p in parts])[:limit], labels=labels)
 
 
-def _parts(batch: Any) -> tuple[Tensor | np.ndarray, Tensor | None]:
+def _batch(batch: Any, preprocess: Preprocess | None) -> Images:
     """A batch's inputs, and its labels if its second item is N whole numbers."""
     items: list[Any] = [batch]
     if isinstance(batch, Mapping):
         items = list(batch.values())
     elif isinstance(batch, tuple | list):
         items = list(batch)
-    if not items or not isinstance(items[0], Tensor | np.ndarray):
+    if not items or not isinstance(items[0], Tensor | np.ndarray | Mapping):
         kind = type(items[0]).__name__ if items else "nothing"
         raise DataError(
-            f"a batch's first item is {kind}: a tensor (N, C, H, W) is expected; several inputs "
-            "are given as one dict of tensors, not in batches"
+            f"a batch's first item is {kind}: a tensor (N, C, H, W) is expected, or a dict of several "
+            "inputs"
         )
-    x = items[0]
+    first = items[0]
+    images = _several(first) if isinstance(first, Mapping) else Images(_inputs(first, preprocess))
     if len(items) < 2 or not isinstance(items[1], Tensor | np.ndarray):
-        return x, None
+        return images
     y = torch.as_tensor(items[1])
     whole = not (y.is_floating_point() or y.is_complex() or y.dtype == torch.bool)
-    return x, y.long().cpu() if whole and y.ndim == 1 and len(y) == len(x) else None
+    if not (whole and y.ndim == 1 and len(y) == len(images)):
+        return images
+    return replace(images, labels=y.long().cpu())
+
+
+def _check_same(first: Images, other: Images) -> None:
+    """Raise DataError where two batches cannot be put together."""
+    if first.packing != other.packing:
+        one, two = (p.packing.text if p.packing else "one image" for p in (first, other))
+        raise DataError(
+            f"the batches differ: inputs of {one} and of {two}; give the same, in the same order"
+        )
+    if first.inputs.shape[1:] != other.inputs.shape[1:]:
+        raise DataError(
+            f"the batches differ: images of {_shape(first.inputs)} and of {_shape(other.inputs)}; "
+            "bring all to one size"
+        )

@@ -76,6 +76,8 @@ class Recovering:
                     "held_out= images of their own, or 0 for none"
                 )
             used = open_images(self.images, self.preprocess, limit=self.calibration)
+            if given is not None:
+                check_held_out(given, used.inputs[:1], used.packing)
             return self.images, used, given, ()
         pool = open_pool(self.images, self.preprocess, self.classes)
         apart = 0

@@ -102,8 +102,8 @@ def pack(
 def _tensor(name: str, values: Any) -> Tensor:
     if not isinstance(name, str) or not isinstance(values, Tensor | np.ndarray):
         raise DataError(
-            f"this dict is no data: its {name!r} is {type(values).__name__}, and a tensor with the images "
-            "as its first axis is expected for each input, by its name in the network's forward"
+            f"this dict is no data: its {name!r} is {type(values).__name__}; of several inputs a tensor "
+            "with the images as its first axis is expected for each, by its name in the network's forward"
         )
     try:
         tensor = torch.as_tensor(values).detach().cpu()

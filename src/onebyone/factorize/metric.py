@@ -74,13 +74,20 @@ def ridge_penalty(variance: Float[Tensor, "*groups d"], ridge: float) -> Float[T
 
 def spectrum(matrix: Float[Tensor, "d d"]) -> tuple[Float[Tensor, " d"], Float[Tensor, "d d"]]:
     """Eigenvalues from large to small, never below zero, with their eigenvectors as columns."""
-    values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
+    values, vectors = torch.linalg.eigh(_symmetric(matrix))
     return values.flip(0).clamp_min(0), vectors.flip(1)
 
 
 def energies(matrix: Float[Tensor, "d d"]) -> Float[Tensor, " d"]:
     """The eigenvalues of `spectrum` alone, several times cheaper."""
-    return torch.linalg.eigvalsh((matrix + matrix.T) / 2).flip(0).clamp_min(0)
+    return torch.linalg.eigvalsh(_symmetric(matrix)).flip(0).clamp_min(0)
+
+
+def _symmetric(matrix: Float[Tensor, "d d"]) -> Float[Tensor, "d d"]:
+    """(M + Mᵀ) / 2; zero where nothing in it is a normal number, on which LAPACK may not converge."""
+    made = (matrix + matrix.T) / 2
+    least = torch.finfo(made.dtype).tiny
+    return made if bool((made.abs() >= least).any()) else torch.zeros_like(made)
 
 
 def tails(values: Float[Tensor, " d"]) -> Float[Tensor, " d_plus_1"]:

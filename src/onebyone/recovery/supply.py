@@ -96,7 +96,8 @@ class Given:
                 "learning rate's course needs: give a DataLoader of a dataset with a length"
             ) from None
         self.batches, self.preprocess = batches, preprocess
-        self.steps, self.held_out, self.packing = count // world.size, None, None
+        self.steps, self.held_out = count // world.size, None
+        self.packing: Packing | None = None  # known when a batch was read
         if not self.steps:
             raise TrainingError(f"{count} batches are not enough for {world.size} processes")
 
@@ -105,6 +106,7 @@ class Given:
         own = (batch for _, batch in world.share(self.batches))
         for batch in islice(own, first, self.steps):
             images = open_images([batch], self.preprocess)
+            self.packing = images.packing
             yield images.inputs, images.labels
 
 
