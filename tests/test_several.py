@@ -64,6 +64,16 @@ def fused() -> tuple[Fused, tuple[Tensor, ...]]:
     return model, (torch.zeros(1, 3, 12, 12), torch.zeros(1, 1, 12, 12), torch.zeros(1).long())
 
 
+class Between(Difference):
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(x, y)
+
+
+def between() -> tuple[nn.Module, tuple[Tensor, ...]]:
+    torch.manual_seed(0)
+    return Between().eval(), (torch.zeros(1, 3, 10, 10), torch.zeros(1, 3, 10, 10))
+
+
 def inputs(n: int = 48) -> dict[str, Tensor]:
     g = torch.Generator().manual_seed(1)
     return {
@@ -496,6 +506,15 @@ class TestCommands:
         given = {k: v for k, v in inputs().items() if k != "conditions"}
         assert type(loaded.model) is Fused
         assert bool(call(loaded.model, given).isfinite().all())
+
+    def test_inputs_named_like_images_and_labels(self, here: Path) -> None:
+        g = torch.Generator().manual_seed(0)
+        x, y = (torch.randn(32, 3, 10, 10, generator=g).numpy() for _ in range(2))
+        np.savez(here / "xy.npz", x=x, y=y, labels=np.zeros(32, int))
+        line = "slim test_several:between --data xy.npz --macs 0.5 --no-latency -o out"
+        result = CliRunner().invoke(app, line.split())
+        assert result.exit_code == 0, result.output
+        assert "takes x 3×10×10, y 3×10×10" in " ".join(result.output.split())
 
     def test_in_steps(self, here: Path) -> None:
         line = "slim test_several:fused --data more.npz --macs 0.5 --steps 2 --finetune-epochs 0.5 -o out"

@@ -19,6 +19,7 @@ from onebyone.several import Packing, pack
 
 DEMO = Path(__file__).parent / "demo"
 DEMO_PREPROCESS = Preprocess((1, 28, 28), (0.2860,), (0.3530,))
+PICKLED = "it is no file that numpy wrote, or holds Python objects, which are not read"
 DEMO_FILES = {"demo": "calibration.npz", "demo:test": "test.npz"}
 
 
@@ -86,6 +87,7 @@ def open_images(
     limit: int | None = None,
     seed: int = 0,
     classes: tuple[str, ...] | None = None,
+    names: tuple[str, ...] = (),
 ) -> Images:
     """Images from `data`, at most `limit` of them.
 
@@ -96,7 +98,8 @@ def open_images(
         the images as their first axis, taken as they are (`slim` and its steps take it);
       - a tuple (images, labels) of those;
       - a `.npy` file, or a `.npz` file with `images` (or `x`, `arr_0`) and, where there are labels,
-        `labels` (or `y`), or else with several inputs by their names;
+        `labels` (or `y`), or else with several inputs by their names; those in `names`, where it has
+        all of them;
       - a folder of image files; the folders in it, sorted by name, give the labels, or the names in
         `classes` where all of them are found there;
       - a DataLoader or any iterable of batches: a batch is a tensor, or a tuple, list or dict whose
@@ -116,7 +119,7 @@ def open_images(
         file = DEMO / DEMO_FILES[data]
         return _from_file(file, preprocess or DEMO_PREPROCESS, limit, seed)
     elif isinstance(data, str | Path):
-        return _from_path(Path(data), preprocess, limit, seed, classes)
+        return _from_path(Path(data), preprocess, limit, seed, classes, names)
     elif isinstance(data, Tensor | np.ndarray):
         images = Images(_inputs(data, preprocess))
     elif isinstance(data, Mapping):
@@ -183,6 +186,7 @@ def _from_path(
     limit: int | None,
     seed: int,
     classes: tuple[str, ...] | None,
+    names: tuple[str, ...],
 ) -> Images:
     if path.is_dir():
         folder = read_folder(path, preprocess, limit=limit, seed=seed, classes=classes)
@@ -191,10 +195,13 @@ def _from_path(
         raise DataError(f"{path} does not exist: give a folder of images, a .npy or a .npz file")
     if path.suffix.lower() not in (".npy", ".npz"):
         raise DataError(f"{path} is neither a folder of images nor a .npy or .npz file")
-    return _from_file(path, preprocess, limit, seed)
+    return _from_file(path, preprocess, limit, seed, names)
 
 
-def _from_file(path: Path, preprocess: Preprocess | None, limit: int | None, seed: int) -> Images:
+def _from_file(
+    path: Path, preprocess: Preprocess | None, limit: int | None, seed: int,
+    names: tuple[str, ...] = (),
+) -> Images:  # fmt: skip
     """The images of an array file; those beyond the limit are never turned into floats."""
     try:
         loaded = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -204,11 +211,13 @@ def _from_file(path: Path, preprocess: Preprocess | None, limit: int | None, see
             with loaded:
                 arrays = dict(loaded)
     except Exception as error:
-        raise DataError(f"{path} cannot be read as an array of numbers: {error}") from error
+        said = PICKLED if "pickle" in str(error) else error
+        raise DataError(f"{path} cannot be read as an array of numbers: {said}") from error
+    named = {k: arrays[k] for k in names} if names and set(names) <= set(arrays) else {}
     inputs = next((arrays[k] for k in ("images", "x", "arr_0") if k in arrays), None)
-    labels = next((arrays[k] for k in ("labels", "y") if k in arrays), None)
-    several = {k: v for k, v in arrays.items() if k not in ("labels", "y")}
-    if inputs is None and len(several) > 1:
+    labels = next((arrays[k] for k in ("labels", "y") if k in arrays and k not in named), None)
+    several = named or {k: v for k, v in arrays.items() if k not in ("labels", "y")}
+    if named or (inputs is None and len(several) > 1):
         images = _several(several, labels)
         return images if limit is None else images.take(limit, seed)
     if inputs is None:

@@ -68,7 +68,10 @@ class Pool:
 
 
 def open_pool(
-    data: object, preprocess: Preprocess | None = None, classes: tuple[str, ...] | None = None
+    data: object,
+    preprocess: Preprocess | None = None,
+    classes: tuple[str, ...] | None = None,
+    names: tuple[str, ...] = (),
 ) -> Pool:
     """All images of what `open_images` takes; a folder's files are read when they are needed.
 
@@ -86,7 +89,7 @@ def open_pool(
         source = list_folder(Path(data), preprocess, classes)
         count = len(source.files)
     else:
-        source = open_images(data, preprocess, classes=classes)
+        source = open_images(data, preprocess, classes=classes, names=names)
         count = len(source)
     return Pool(source, torch.arange(count))
 

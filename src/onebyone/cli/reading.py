@@ -232,7 +232,7 @@ def read_pool(data: str, loaded: Loaded, preprocess: Preprocess | None) -> Pool:
     """All images to train on, checked to suit the network; files are read when they are needed."""
     from onebyone.pools import open_pool
 
-    pool = open_pool(data, preprocess, loaded.classes)
+    pool = open_pool(data, preprocess, loaded.classes, _names(loaded))
     _check_suits(pool.take(1), loaded, data)
     return pool
 
@@ -244,7 +244,9 @@ def read_images(
     from onebyone.data import open_images
     from onebyone.errors import DataError
 
-    images = open_images(data, preprocess, limit=limit, seed=seed, classes=loaded.classes)
+    images = open_images(
+        data, preprocess, limit=limit, seed=seed, classes=loaded.classes, names=_names(loaded)
+    )
     _check_suits(images, loaded, data)
     shape = tuple(images.inputs.shape[1:])
     if preprocess is not None and images.packing is None and shape != preprocess.size:
@@ -254,6 +256,13 @@ def read_images(
             "they are, so give arrays of that size, or --size for theirs"
         )
     return images
+
+
+def _names(loaded: Loaded) -> tuple[str, ...]:
+    """The names of several inputs; () for a network of one."""
+    from onebyone.several import packing_of
+
+    return packing_of(loaded.model, loaded.inputs).names if len(loaded.inputs) > 1 else ()
 
 
 def _check_suits(images: Images, loaded: Loaded, data: str) -> None:
