@@ -343,14 +343,18 @@ class TestPrograms:
         assert loaded.example.shape == (2, 3, 4, 4)
         assert "batches of 2 only" in loaded.notes[0]
 
-    def test_several_inputs_are_refused(self) -> None:
+    def test_several_inputs(self) -> None:
         class Sum(nn.Module):
-            def forward(self, x: Tensor, y: Tensor) -> Tensor:
-                return x + y
+            def forward(self, x: Tensor, y: Tensor, scale: float = 1.0) -> Tensor:
+                return x + scale * y
 
-        program = torch.export.export(Sum(), (torch.ones(1, 3), torch.ones(1, 3)))
-        with pytest.raises(ModelError, match="2 inputs"):
-            module_of(program)
+        inputs = torch.ones(1, 3), torch.full((1, 3), 2.0)
+        made = module_of(torch.export.export(Sum(), inputs))
+        assert torch.equal(made.model(*made.inputs), torch.full((1, 3), 3.0))
+        with pytest.raises(ModelError, match="not one batch size"):
+            module_of(torch.export.export(Sum(), (torch.ones(2, 3), torch.ones(1, 3))))
+        with pytest.raises(ModelError, match=r"takes 2\.0, which is no tensor"):
+            module_of(torch.export.export(Sum(), (*inputs, 2.0)))
 
     def test_damaged(self, tmp_path: Path) -> None:
         (tmp_path / "m.pt2").write_bytes(b"PK nothing")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -173,9 +174,15 @@ class TestSlim:
         assert torch.equal(call(loaded.model, given), call(slimmed.model, given))
         assert [x.shape[1:] for x in loaded.inputs] == [x.shape[1:] for x in slimmed.example]
         loaded.model(*loaded.inputs)
-        assert (folder / "model.pt2").is_file()
-        with pytest.raises(ModelError, match="architecture="):
-            obo.load(folder)
+        alone = obo.load(folder)  # from model.pt2
+        assert alone.fixed_batch is None
+        torch.testing.assert_close(
+            call(alone.model, given), call(slimmed.model, given), rtol=1e-5, atol=1e-5
+        )
+        again = obo.slim(alone.model, given, macs=0.7, latency=False)
+        assert again.plan.macs_after <= 0.7 * again.plan.macs_before
+        assert again.verification.output_error is not None
+        assert again.verification.output_error < 0.1
 
     @pytest.mark.parametrize("damaged", ["text", [{"name": "image"}], [{"name": 1, "shape": 2}]])
     def test_damaged_inputs_of_a_folder_are_told(self, damaged: object, tmp_path: Path) -> None:
@@ -290,12 +297,67 @@ class TestSlim:
         assert slimmed.verification.output_error < 0.05
         assert call(slimmed.model, double).dtype == torch.float64
 
-    def test_traced_networks_are_refused(self) -> None:
+    def test_traced_networks(self, tmp_path: Path) -> None:
+        model, _ = fused()
+        traced = torch.fx.symbolic_trace(model, concrete_args={"conditions": None})
+        given = {k: v for k, v in inputs(64).items() if k != "conditions"}
+        slimmed = obo.slim(traced, given, macs=0.5, latency=False)
+        plain = obo.slim(model, given, macs=0.5, latency=False)
+        forms = {d.layer: d.form for d in plain.plan.decisions if d.layer != "film"}  # not called
+        assert {d.layer: d.form for d in slimmed.plan.decisions} == forms
+        assert isinstance(slimmed.model, torch.fx.GraphModule)
+        assert torch.equal(call(traced, given), call(model, given))
+        torch.testing.assert_close(
+            call(slimmed.model, given), call(plain.model, given), rtol=1e-3, atol=1e-4
+        )
+        tuned = obo.fine_tune(slimmed.model, given, teacher=traced, epochs=1, recipe=TRAINING)
+        assert call(tuned.model, given).shape == (64, 7)
+        slimmed.save(tmp_path / "out")
+        loaded = obo.load(tmp_path / "out", architecture=traced).model
+        assert torch.equal(call(loaded, given), call(slimmed.model, given))
+
+    def test_programs(self, tmp_path: Path) -> None:
+        model, example = fused()
+        two = tuple(torch.cat([x, x]) for x in example)
+        batch = {name: {0: torch.export.Dim("n")} for name in ("image", "depth", "step")}
+        program = torch.export.export(model, two, dynamic_shapes=batch)
+        torch.export.save(program, tmp_path / "m.pt2")
+        loaded = obo.load(tmp_path / "m.pt2")
+        assert loaded.fixed_batch is None
+        assert [x.shape for x in loaded.inputs] == [x.shape for x in example]
+        given = {k: v for k, v in inputs(64).items() if k != "conditions"}
+        torch.testing.assert_close(call(loaded.model, given), call(model, given))
+        slimmed = obo.slim(loaded.model, given, macs=0.5, latency=False, source=loaded.source)
+        assert slimmed.plan.macs_after <= 0.5 * slimmed.plan.macs_before
+        again = obo.load(slimmed.save(tmp_path / "out"))
+        assert torch.equal(call(again.model, given), call(slimmed.model, given))
+
+    @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+    def test_onnx_files(self, tmp_path: Path) -> None:
+        pytest.importorskip("onnx2torch")
+        pytest.importorskip("onnxruntime")
+        model, example = fused()
+        torch.onnx.export(
+            model, example, tmp_path / "m.onnx", input_names=["image", "depth", "step"],
+            opset_version=17, dynamo=False,
+        )  # fmt: skip
+        loaded = obo.load(tmp_path / "m.onnx")
+        assert [(x.shape, x.dtype) for x in loaded.inputs] == [(x.shape, x.dtype) for x in example]
+        names = list(inspect.signature(loaded.model.forward).parameters)
+        assert names == ["image", "depth", "step"]
+        torch.testing.assert_close(
+            loaded.model(*loaded.inputs), model(*loaded.inputs)["logits"], rtol=1e-4, atol=1e-5
+        )
+        with pytest.raises(ModelError, match="3 inputs"):
+            obo.load(tmp_path / "m.onnx", input_size=(3, 12, 12))
+
+    @pytest.mark.filterwarnings("ignore:.*torch.jit.script")
+    def test_compiled_networks_are_refused(self) -> None:
         torch.manual_seed(0)
-        traced = torch.fx.symbolic_trace(Difference().eval())
-        given = {"before": torch.randn(8, 3, 10, 10), "after": torch.randn(8, 3, 10, 10)}
-        with pytest.raises(ModelError, match="traced"):
-            obo.slim(traced, given, macs=0.5)
+        images = torch.randn(8, 3, 10, 10)
+        compiled = torch.jit.script(Difference().eval())
+        with pytest.raises(ModelError, match="is compiled"):
+            obo.slim(compiled, {"before": images, "after": images}, macs=0.5)
 
 
 class TestTraining:

@@ -5,19 +5,20 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from math import prod
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from onebyone.errors import DataError, ModelError
 from onebyone.tree import shallow_copy
 
 WHOLE = 1 << 24  # up to here float32 has every whole number
-PACKED = "onebyone_packed"  # in the class of a network that takes its inputs packed
+PACKED = "onebyone_packed"  # in the class, or a graph's `meta`, of a network that takes them packed
 POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
@@ -42,12 +43,13 @@ class Packing:
 
     def apart(self, packed: Float[Tensor, "n 1 values"]) -> tuple[Tensor, ...]:
         """The inputs, in the order of their names, with a batch as their first axis."""
-        found, start = [], 0
-        for shape, dtype in zip(self.shapes, self.dtypes, strict=True):
-            part = packed[:, 0, start : start + prod(shape)].reshape(-1, *shape)
-            start += prod(shape)
-            found.append(part if dtype.is_floating_point else part.round().to(dtype))
-        return tuple(found)
+        return tuple(taken_out(packed, *place) for place in self.places)
+
+    @property
+    def places(self) -> tuple[tuple[int, tuple[int, ...], torch.dtype], ...]:
+        """Where each input begins in the row, its shape and its dtype."""
+        starts = accumulate(map(prod, self.shapes), initial=0)
+        return tuple(zip(starts, self.shapes, self.dtypes, strict=False))
 
     def drawn(self) -> Float[Tensor, "1 1 values"]:
         """One image at random, the same one every time; whole numbers are 0, which any index can be."""
@@ -74,6 +76,14 @@ class Packing:
             tuple(tuple(map(int, v["shape"])) for v in values),
             tuple(getattr(torch, v["dtype"]) for v in values),
         )
+
+
+def taken_out(
+    packed: Float[Tensor, "n 1 values"], start: int, shape: tuple[int, ...], dtype: torch.dtype
+) -> Tensor:
+    """One input of those in a row."""
+    part = packed[:, 0, start : start + prod(shape)].reshape(-1, *shape)
+    return part if dtype.is_floating_point else part.round().to(dtype)
 
 
 def pack(
@@ -128,10 +138,14 @@ def packed(model: nn.Module, packing: Packing | None) -> nn.Module:
     if packing is None or takes_packed(model):
         return model
     order = _order(model, packing.names)
-    if isinstance(model, torch.fx.GraphModule | torch.jit.ScriptModule) or "forward" in vars(model):
+    plain_graph = isinstance(model, fx.GraphModule) and type(model.graph._codegen) is fx.CodeGen
+    if not plain_graph and (
+        isinstance(model, fx.GraphModule | torch.jit.ScriptModule) or "forward" in vars(model)
+    ):
         raise ModelError(
-            f"{type(model).__name__} is traced or has a forward of its own instance: of such, networks "
-            "of one input alone are slimmed; give the module that it was made from"
+            f"{type(model).__name__} is compiled, takes nested inputs, or has a forward of its own "
+            "instance: of such, networks of one input alone are slimmed; give the module that it was "
+            "made from"
         )
     first = next((p for p in model.parameters() if p.is_floating_point()), None)
     whole = [
@@ -142,6 +156,8 @@ def packed(model: nn.Module, packing: Packing | None) -> nn.Module:
             f"the network computes in {first.dtype}, which has not every whole number of "
             f"{', '.join(whole)}: slim it in float32 and convert the result"
         )
+    if isinstance(model, fx.GraphModule):
+        return _packed_graph(model, packing, order)
     kind = type(model)
 
     def forward(self: nn.Module, values: Tensor) -> Any:
@@ -154,28 +170,57 @@ def packed(model: nn.Module, packing: Packing | None) -> nn.Module:
     return copied
 
 
+def _packed_graph(model: fx.GraphModule, packing: Packing, order: list[int]) -> fx.GraphModule:
+    """The same for a traced network: its graph begins with taking the row apart."""
+    graph, places = fx.Graph(), packing.places
+    row = graph.placeholder("values")
+    given: dict[fx.Node, Any] = {}
+    for number, node in enumerate(n for n in model.graph.nodes if n.op == "placeholder"):
+        if number < len(order):
+            given[node] = graph.call_function(taken_out, (row, *places[order[number]]))
+        else:
+            given[node] = node.args[0]  # its default
+    graph.output(graph.graph_copy(model.graph, given))
+    made = fx.GraphModule(shallow_copy(model), graph, type(model).__name__)
+    made.meta[PACKED] = (packing, order, model.graph)
+    return made
+
+
 def unpacked(model: nn.Module) -> nn.Module:
     """The same network taking its inputs as it did, changed in place."""
-    if takes_packed(model):
+    if isinstance(model, fx.GraphModule) and takes_packed(model):
+        graph = fx.Graph()
+        graph.output(graph.graph_copy(model.meta.pop(PACKED)[2], {}))
+        model.graph = graph
+    elif takes_packed(model):
         model.__class__ = type(model).__mro__[1]
     return model
 
 
 def takes_packed(model: nn.Module) -> bool:
     """Whether `packed` made it."""
-    return PACKED in vars(type(model))
+    return bool(_made_with(model))
+
+
+def _made_with(model: nn.Module) -> tuple[Any, ...]:
+    """How the inputs are packed, and their places in the order of the network's forward; or ()."""
+    if isinstance(model, fx.GraphModule):
+        return model.meta.get(PACKED, ())
+    return vars(type(model)).get(PACKED, ())
 
 
 def taken_by(model: nn.Module) -> str:
     """What a network of several inputs takes, for people; "" for others."""
-    return vars(type(model))[PACKED][0].text if takes_packed(model) else ""
+    made = _made_with(model)
+    return made[0].text if made else ""
 
 
 def as_called(model: nn.Module, values: Tensor) -> Tensor | tuple[Tensor, ...]:
     """What the network itself is called with: the inputs in the order of its forward."""
-    if not takes_packed(model):
+    made = _made_with(model)
+    if not made:
         return values
-    packing, order = vars(type(model))[PACKED]
+    packing, order = made[:2]
     parts = packing.apart(values)
     return tuple(parts[i].clone() for i in order)
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
 from onebyone.errors import MissingExtraError, ModelError
 from onebyone.loading.loaded import example_of
@@ -19,10 +22,12 @@ ADVICE = (
 )
 
 
-def read_onnx(path: Path, input_size: tuple[int, ...] | None) -> tuple[nn.Module, Tensor]:
-    """The model in eval mode and an example input.
+def read_onnx(
+    path: Path, input_size: tuple[int, ...] | None
+) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    """The model in eval mode and example inputs; several ones have the file's names.
 
-    Raises `ModelError` where an operator is not taken or the input's size is not known, and
+    Raises `ModelError` where an operator is not taken or an input's size is not known, and
     `MissingExtraError` where onnx2torch is not installed. Where onnxruntime is installed, the
     outputs of both must agree.
     """
@@ -31,7 +36,7 @@ def read_onnx(path: Path, input_size: tuple[int, ...] | None) -> tuple[nn.Module
     onnx, convert = _converter()
     try:
         graph = onnx.load(str(path))
-        size = input_size or _input_size(graph, path)
+        inputs = _inputs(onnx, graph, path, input_size)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             model = convert(_folded(onnx, graph)).eval()
@@ -42,9 +47,9 @@ def read_onnx(path: Path, input_size: tuple[int, ...] | None) -> tuple[nn.Module
             f"{path} cannot be turned into a PyTorch model: {type(error).__name__}: {error}. "
             f"{ADVICE}"
         ) from error
-    example = example_of(size)
-    _check_outputs(model, path, example)
-    return model, example
+    _name_inputs(model, list(inputs))
+    _check_outputs(model, path, inputs)
+    return model, tuple(inputs.values())
 
 
 def _converter() -> tuple[Any, Any]:
@@ -85,25 +90,51 @@ def _folded(onnx: Any, model: Any) -> Any:
     return model
 
 
-def _input_size(graph: Any, path: Path) -> tuple[int, ...]:
-    """C×H×W of the only input; raises `ModelError` where it is not fixed in the file."""
-    weights = {w.name for w in graph.graph.initializer}
-    inputs = [i for i in graph.graph.input if i.name not in weights]
-    if len(inputs) != 1:
-        raise ModelError(f"{path} has {len(inputs)} inputs: networks of one image input are taken")
-    size = tuple(d.dim_value for d in inputs[0].type.tensor_type.shape.dim)[1:]
-    if not size or min(size) < 1:
+def _inputs(onnx: Any, model: Any, path: Path, size: tuple[int, ...] | None) -> dict[str, Tensor]:
+    """A random tensor for each input by its name, of the size C×H×W that is given or the file's own.
+
+    Raises `ModelError` where the file does not fix it, and where a size is given for several inputs.
+    """
+    weights = {w.name for w in model.graph.initializer}
+    inputs = [i for i in model.graph.input if i.name not in weights]
+    if len(inputs) > 1 and size is not None:
         raise ModelError(
-            f"the input size of {path} is not fixed in the file: give it, such as --input 3x224x224"
+            f"{path} has {len(inputs)} inputs ({', '.join(i.name for i in inputs)}), and one size was "
+            "given: leave it out, and the sizes in the file are taken"
         )
-    return size
+    found: dict[str, Tensor] = {}
+    for given in inputs:
+        kind = given.type.tensor_type
+        own = size or tuple(d.dim_value for d in kind.shape.dim)[1:]
+        if (not own and len(inputs) == 1) or (own and min(own) < 1):
+            advice = "give it, such as --input 3x224x224"
+            if len(inputs) > 1:
+                advice = "export the network with fixed sizes, but for the first, the batch"
+            raise ModelError(
+                f"the size of the input {given.name} is not fixed in the file {path}: {advice}"
+            )
+        kept = np.zeros((1, *own), onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))
+        drawn = torch.from_numpy(kept)
+        found[given.name] = example_of(own) if own and drawn.is_floating_point() else drawn
+    return found
 
 
-def _check_outputs(model: nn.Module, path: Path, example: Tensor) -> None:
+def _name_inputs(model: nn.Module, names: list[str]) -> None:
+    """Call a converted network's inputs what the file calls them."""
+    assert isinstance(model, GraphModule)
+    places = [n for n in model.graph.nodes if n.op == "placeholder"]
+    own = [re.sub(r"\W", "_", name) for name in names]
+    if len(places) == len(own) == len(set(own)) > 1 and all(n.isidentifier() for n in own):
+        for node, name in zip(places, own, strict=True):
+            node.target = name
+        model.recompile()
+
+
+def _check_outputs(model: nn.Module, path: Path, inputs: dict[str, Tensor]) -> None:
     """Compare with onnxruntime, where that is installed."""
     try:
         with torch.no_grad():
-            outputs = model(example)
+            outputs = model(*inputs.values())
     except Exception as error:
         raise ModelError(f"{path} was converted but does not run: {error}. {ADVICE}") from error
     try:
@@ -111,7 +142,7 @@ def _check_outputs(model: nn.Module, path: Path, example: Tensor) -> None:
     except ImportError:
         return
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    expected = session.run(None, {session.get_inputs()[0].name: example.numpy()})
+    expected = session.run(None, {name: x.numpy() for name, x in inputs.items()})
     found = list(outputs) if isinstance(outputs, tuple | list) else [outputs]
     for ours, theirs in zip(found, map(torch.as_tensor, expected), strict=True):
         scale = float(theirs.abs().max()) or 1.0

@@ -23,10 +23,10 @@ VIEWS = ("view", "reshape", "_unsafe_view", "view_copy", "_reshape_alias")
 
 @dataclass(frozen=True)
 class Program:
-    """A program as a module, its example input (N, …), and the only N it takes (None: any)."""
+    """A program as a module, its example inputs (N, …), and the only N it takes (None: any)."""
 
     model: nn.Module
-    example: Tensor
+    inputs: tuple[Tensor, ...]
     fixed_batch: int | None
 
 
@@ -36,37 +36,49 @@ def module_of(program: ExportedProgram) -> Program:
     Calls of convolution, linear, batch normalization and dropout become `nn.Conv2d`, `nn.Linear`, …
     under the names that their weights had; everything else stays the call that it was. The
     program's checks of its input's shape are left out, and reshapes to its example's batch size are
-    freed, so that most programs exported with one image take any number. Raises `ModelError` on
-    several inputs.
+    freed, so that most programs exported with one image take any number. Several inputs have the
+    names that they had. Raises `ModelError` on inputs that are no tensors with one batch size.
     """
-    example = _example(program)
+    inputs = _inputs(program)
+    batch = len(inputs[0])
     graph, root = _plain(program)
-    _free_batch(graph, len(example))
+    _free_batch(graph, batch)
     _restore_layers(graph, root)
     model = GraphModule(root, graph, "Program")
     _drop_checks(model.graph)
     model.recompile()
     model.delete_all_unused_submodules()
     model.eval()
-    flexible = takes_any_batch(model, example)
-    return Program(model, example[:1] if flexible else example, None if flexible else len(example))
+    if takes_any_batch(model, inputs):
+        return Program(model, tuple(x[:1] for x in inputs), None)
+    return Program(model, inputs, batch)
 
 
-def _example(program: ExportedProgram) -> Tensor:
-    """The example that the program was exported with, or a random one of its shape."""
+def _inputs(program: ExportedProgram) -> tuple[Tensor, ...]:
+    """The inputs that the program was exported with, or random ones of their shapes."""
     names = list(program.graph_signature.user_inputs)
-    if len(names) != 1 or not isinstance(names[0], str):
+    values = {n.name: n.meta.get("val") for n in program.graph.nodes if n.op == "placeholder"}
+    wrong = [str(n) for n in names if not isinstance(values.get(str(n)), Tensor)]
+    if wrong or not names:
         raise ModelError(
-            f"the program takes {len(names)} inputs ({', '.join(map(str, names))}): programs of "
-            "one image tensor are taken"
+            f"the program takes {', '.join(wrong) or 'nothing'}, which is no tensor: programs of tensors "
+            "are taken"
         )
+    shapes = [values[str(n)].shape for n in names]
+    if not all(shapes) or len({s[0] for s in shapes if isinstance(s[0], int)}) > 1:
+        said = ", ".join(f"{n} {tuple(map(str, s))}" for n, s in zip(names, shapes, strict=True))
+        raise ModelError(f"the program's inputs have not one batch size as their first: {said}")
     given = pytree.tree_leaves(program.example_inputs) if program.example_inputs else []
-    if given and isinstance(given[0], Tensor):
-        return given[0].detach()
-    value = next(n for n in program.graph.nodes if n.name == names[0]).meta.get("val")
-    if not isinstance(value, Tensor):
-        raise ModelError("the program's input is no tensor")
-    size = [n if isinstance(n, int) else 1 for n in value.shape]
+    if len(given) == len(names) and all(isinstance(x, Tensor) for x in given):
+        return tuple(x.detach() for x in given)
+    return tuple(_drawn(values[str(n)]) for n in names)
+
+
+def _drawn(like: Tensor) -> Tensor:
+    """A random input of this shape, 1 where a length is free; whole numbers are 0."""
+    size = [n if isinstance(n, int) else 1 for n in like.shape]
+    if not like.is_floating_point():
+        return torch.zeros(size, dtype=like.dtype)
     return torch.randn(size, generator=torch.Generator().manual_seed(0))
 
 
@@ -235,13 +247,15 @@ def _tensors(module: nn.Module) -> set[str]:
     return {*module._parameters, *module._buffers}
 
 
-def takes_any_batch(model: nn.Module, example: Tensor) -> bool:
+def takes_any_batch(model: nn.Module, inputs: tuple[Tensor, ...]) -> bool:
     """Whether two images together give what each gives alone."""
-    one, other = example[:1], example[:1].flip(-1)
+    one = [x[:1] for x in inputs]
+    other = [x.flip(-1) if x.ndim > 1 else x for x in one]
     try:
         with torch.no_grad():
-            both = pytree.tree_leaves(model(torch.cat([one, other])))
-            each = [pytree.tree_leaves(model(x)) for x in (one, other)]
+            joined = (torch.cat(pair) for pair in zip(one, other, strict=True))
+            both = pytree.tree_leaves(model(*joined))
+            each = [pytree.tree_leaves(model(*xs)) for xs in (one, other)]
         for k, value in enumerate(both):
             expected = torch.cat([e[k] for e in each])
             if value.shape != expected.shape:

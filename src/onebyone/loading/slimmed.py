@@ -68,11 +68,6 @@ def load_folder(
     except OneByOneError as error:
         if architecture is not None:
             raise
-        if packing is not None:
-            raise ModelError(
-                f"{folder} cannot be loaded: {error}. Give the original network: "
-                "obo.load(folder, architecture=…)"
-            ) from error
         model, fixed = _program(folder, trust, error)
         notes = (f"loaded from {PROGRAM}: {error}",) if plan.source else ()
         if weights is not None:

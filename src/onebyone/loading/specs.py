@@ -132,17 +132,17 @@ def _load_file(
     fixed, notes = None, ()
     if path.suffix.lower() == ".pt2":
         program = module_of(open_program(path, trust=trust))
-        model, example, fixed = program.model, program.example, program.fixed_batch
+        model, inputs, fixed = program.model, program.inputs, program.fixed_batch
     elif path.suffix.lower() == ".onnx":
-        model, example = read_onnx(path, input_size)
-        fixed = None if takes_any_batch(model, example) else len(example)
+        model, inputs = read_onnx(path, input_size)
+        fixed = None if takes_any_batch(model, inputs) else len(inputs[0])
     else:
-        model, example = _pickled_module(path, trust), _sized(input_size, str(path))
+        model, inputs = _pickled_module(path, trust), (_sized(input_size, str(path)),)
     if fixed is not None:
         notes = (f"{path} takes batches of {fixed} only: export it with a free batch size",)
     if weights is not None:
         _fill(model, weights, trust, str(path))
-    return Loaded(model.eval(), (example,), None, None, given, fixed, notes)
+    return Loaded(model.eval(), inputs, None, None, given, fixed, notes)
 
 
 def _pickled_module(path: Path, trust: bool) -> nn.Module:

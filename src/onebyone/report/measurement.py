@@ -40,7 +40,9 @@ def title(name: str, measurement: Measurement) -> str:
     """The network, and the inputs that it was counted on."""
     number = measurement.images
     first = 0 if number is None else 1
-    shapes = ", ".join("×".join(map(str, s[first:])) for s in measurement.input_shapes)
+    shapes = ", ".join(
+        "×".join(map(str, s[first:])) or "one number" for s in measurement.input_shapes
+    )
     many = "" if number in (None, 1) else f"{images(number)} of "
     return f"{name}, {many}{shapes}" if shapes else name
 
