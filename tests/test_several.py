@@ -70,6 +70,26 @@ class Between(Difference):
         return super().forward(x, y)
 
 
+class Sum(nn.Module):
+    """Nothing in it can be followed by a block but the whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 3, 3, 3))
+
+    def forward(self, before: Tensor, after: Tensor) -> Tensor:
+        return nn.functional.conv2d(before + after, self.weight)
+
+
+def wide() -> nn.Module:
+    """A reference that costs more than `Difference`."""
+    torch.manual_seed(1)
+    model = Difference()
+    model.one, model.other = block(3, 64), block(3, 64)
+    model.last = nn.Conv2d(64, 4, 3, padding=1)
+    return model.eval()
+
+
 def between() -> tuple[nn.Module, tuple[Tensor, ...]]:
     torch.manual_seed(0)
     return Between().eval(), (torch.zeros(1, 3, 10, 10), torch.zeros(1, 3, 10, 10))
@@ -506,6 +526,19 @@ class TestTraining:
         torch.testing.assert_close(
             call(deeper.model, inputs()), call(lighter.model, inputs()), rtol=1e-4, atol=1e-5
         )
+
+    @pytest.mark.parametrize("traced", [False, True])
+    def test_nothing_stands_around_the_whole(self, traced: bool) -> None:
+        torch.manual_seed(0)
+        model = Difference().eval()
+        x, y = torch.randn(2, 1, 3, 10, 10)
+        network = torch.fx.symbolic_trace(model) if traced else model
+        deeper = obo.deepen(network, (x, y), obo.Budget(macs=1.0), reference=wide())
+        assert any(not i.refused for i in deeper.plan.insertions)
+        assert all(i.place or i.refused for i in deeper.plan.insertions)
+        torch.testing.assert_close(deeper.model(x, y), model(x, y))
+        with pytest.raises(ModelError, match="several inputs"):
+            obo.deepen(Sum().eval(), (x, y), obo.Budget(macs=1.0), reference=wide())
 
     def test_deepen_refuses_what_is_unlike(self) -> None:
         model, example = fused()

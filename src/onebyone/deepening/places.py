@@ -23,6 +23,7 @@ from onebyone.deepening.flow import (
 )  # fmt: skip
 from onebyone.deepening.insertions import Activation
 from onebyone.running import suited
+from onebyone.several import takes_packed
 from onebyone.surveying import PLAIN, used_otherwise
 from onebyone.tree import modules_by_name
 
@@ -70,6 +71,11 @@ def find_places(model: nn.Module, image: Tensor) -> tuple[Place, ...]:
     found = [(n, p) for n, p in _blocks(flow, modules) if p.module not in thin] + halves
     names = [p.module for _, p in found if p.refusal is None and p.module]
     read = used_otherwise(model, names, image)
+    if takes_packed(model):
+        read = {
+            **read,
+            "": "the network takes several inputs, and a chain around it would take one",
+        }
     order = sorted(found, key=lambda item: item[0])
     return tuple(_refused(p, read.get(p.module)) for _, p in order) + _scripted(modules)
 
