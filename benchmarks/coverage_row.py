@@ -59,16 +59,16 @@ def cover(network: Network, macs: float, params: float) -> Row:
     trials: list[Trial] = []
     with patch.object(slimming, "Trial", lambda *given: trials.append(Trial(*given)) or trials[-1]):
         slimmed, asked, outcome = lowest(lambda budget: slim(loaded, images, budget), "macs", macs)
-    check(loaded, slimmed, images, asked * whole, by_data=by_data)
-    onnx = saved(loaded, slimmed, images)
     plan, trial = slimmed.plan, trials[-1]
+    check(loaded, slimmed, images, asked * plan.macs_before, by_data=by_data)
+    onnx = saved(loaded, slimmed, images)
     by_params = lowest(lambda budget: fitted(loaded, trial, images, budget), "params", params)
     gap = full_rank(loaded, plan, trial, images)
     assert digest(model) == before, "the original was changed"
     forms = Counter(d.form if d.form in ("keep", "refuse") else "changed" for d in plan.decisions)
     return Row(
         network.name, network.group, network.family, outcome, {"macs": macs, "params": params},
-        "×".join(map(str, shape)), count, whole, asked, plan.macs_after / whole,
+        "×".join(map(str, shape)), count, whole, asked, plan.macs_after / plan.macs_before,
         plan.params_after / plan.params_before, forms["changed"], forms["keep"], forms["refuse"],
         dict(Counter(general(d) for d in plan.decisions if d.reason).most_common()), held(plan),
         by_params[2], by_params[1], onnx, gap, seconds=time.perf_counter() - began,

@@ -314,6 +314,50 @@ def test_data_dependent_ways_end_well_or_with_a_clear_error() -> None:
         assert all(tensor.isfinite().all() for tensor in tensors_in(found))
 
 
+class Picks(nn.Module):
+    """A second stage on the places that the first one finds, as a detector has: so many of each image in
+    the order of their scores (`most`), or all above the mean.
+    """
+
+    def __init__(self, most: int | None) -> None:
+        super().__init__()
+        self.most = most
+        self.trunk = nn.Sequential(
+            nn.Conv2d(3, 24, 3, padding=1), nn.ReLU(), nn.Conv2d(24, 32, 3, padding=1), nn.ReLU()
+        )
+        self.score = nn.Conv2d(32, 1, 3, padding=1)
+        self.head = nn.Sequential(
+            nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 5)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = self.trunk(x)
+        scores = self.score(found).flatten(1)
+        if self.most is None:
+            image, place = (scores > scores.mean()).nonzero(as_tuple=True)
+        else:
+            place = scores.topk(self.most, 1).indices.flatten()
+            image = torch.arange(len(x)).repeat_interleave(self.most)
+        rows = self.head(found.flatten(2).movedim(1, -1)[image, place])
+        return rows.new_zeros(len(x), 5).index_add(0, image, rows) / 60
+
+
+@pytest.mark.parametrize("most", [60, None])
+def test_rows_that_the_network_chooses(most: int | None) -> None:
+    """Others, or others' order, in the lighter network: inputs and outputs must still be of one row."""
+    torch.manual_seed(0)
+    model = Picks(most).eval()
+    x = torch.randn(96, 3, 12, 12) * torch.rand(96, 1, 1, 1) * 2 + torch.randn(96, 3, 1, 1)
+    statistics = obo.observe(model, x)
+    made = obo.plan(model, statistics, Budget(macs=0.6))
+    changed = {d.layer for d in made.decisions if d.form not in ("keep", "refuse")}
+    assert changed & {"trunk.0", "trunk.2", "score"}
+    with torch.no_grad():
+        before = model(x)
+        gap = obo.rewrite(model, made, x, statistics=statistics)(x) - before
+    assert gap.square().sum() < 0.1 * (before - before.mean(0)).square().sum()
+
+
 def test_plans_of_other_networks_are_refused() -> None:
     model, inputs = TRAPS["plain"].model(), TRAPS["plain"].images(8)
     plan, _ = kept(model, inputs)

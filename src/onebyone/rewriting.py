@@ -44,13 +44,15 @@ UNCHANGED = 1e-5  # relative residual under which a kept layer keeps its bits
 class _Job:
     """One planned layer on its way to its solution; rows are kept by (chunk, call).
 
-    `conv` is its geometry after the narrowings; `rows` are the outputs that stay, None for all.
+    `conv` is its geometry after the narrowings; `rows` are the outputs that stay, `read` the inputs,
+    None for all.
     """
 
     index: int
     decision: Decision
     conv: ConvSpec
     rows: list[int] | None
+    read: list[int] | None
     layer: nn.Module
     training: bool
     seen: LayerStatistics
@@ -60,6 +62,7 @@ class _Job:
     positions: dict[tuple[int, int], Tensor] = field(default_factory=dict)
     targets: dict[tuple[int, int], Tensor] = field(default_factory=dict)
     patches: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    own_patches: dict[tuple[int, int], Tensor] = field(default_factory=dict)
     solution: nn.Module | None = None
 
 
@@ -142,8 +145,19 @@ def _job(
     calls = next(s.calls for s in statistics.survey.layers if s.layer == decision.layer)
     assert decision.conv is not None
     rows = kept_entries(decision.layer, 0, decision.conv.c_out, plan.narrowings)
+    read = kept_entries(decision.layer, 1, decision.conv.c_in, plan.narrowings)
     return _Job(
-        index, decision, conv, rows, layer, layer.training, found, statistics.images, calls, effort
+        index,
+        decision,
+        conv,
+        rows,
+        read,
+        layer,
+        layer.training,
+        found,
+        statistics.images,
+        calls,
+        effort,
     )
 
 
@@ -192,8 +206,9 @@ def _collect(model: nn.Module, jobs: list[_Job], chunks: list[Tensor], seed: int
             job.positions[key] = chosen
             rows = output_rows(job.conv, y, chosen)
             job.targets[key] = rows if job.rows is None else rows[:, job.rows]
-            if job.calls > 1:
-                job.patches[key] = patch_rows(job.conv, args[0], chosen)
+            if job.calls > 1 or len(y) != len(chunks[key[0]]):
+                patches = patch_rows(job.conv, args[0], chosen)
+                job.own_patches[key] = patches if job.read is None else patches[..., job.read]
 
         return take
 
@@ -216,8 +231,9 @@ class _Solver(nn.Module):
         job = self.job
         if job.solution is None:
             key = (self.lockstep[0].chunk, 0)
-            if job.calls == 1 and key in job.positions:
-                job.patches[key] = patch_rows(job.conv, x, job.positions[key])
+            positions = job.positions.get(key)
+            if job.calls == 1 and positions is not None and len(positions) == len(x):
+                job.patches[key] = patch_rows(job.conv, x, positions)
             self.lockstep[0].wait(job.index)
         assert job.solution is not None
         return job.solution(x)
@@ -250,10 +266,9 @@ def _pass_through(
 
 def _solve(job: _Job, own: nn.Module) -> None:
     """The best layer for the samples that have arrived; the samples are dropped."""
-    keys = sorted(job.patches)
-    patches = torch.cat([job.patches[key] for key in keys])
-    targets = torch.cat([job.targets[key] for key in keys])
+    patches, targets = _samples(job)
     job.patches.clear()
+    job.own_patches.clear()
     job.targets.clear()
     job.positions.clear()
     decision, conv = job.decision, job.conv
@@ -283,6 +298,32 @@ def _solve(job: _Job, own: nn.Module) -> None:
         )  # fmt: skip
     job.solution = fill(skeleton(own, decision.form, decision.ranks), decision.form, factors)
     job.solution.train(job.training)
+
+
+def _samples(job: _Job) -> tuple[Tensor, Tensor]:
+    """What arrives at the layer in the lighter network, and what it gave in the original.
+
+    Layers that run several times, and those that run on rows which the network itself chooses (a
+    detector's proposals, that may be others or in another order in the lighter one), get what arrived
+    in the original.
+    """
+    given = job.patches
+    if job.own_patches and _moved(job):
+        given = job.own_patches
+    keys = sorted(given)
+    patches = torch.cat([given[key] for key in keys])
+    return patches, torch.cat([job.targets[key] for key in keys])
+
+
+def _moved(job: _Job) -> bool:
+    """Whether rows are missing, or tell as little of the original's as their mean does."""
+    if job.own_patches.keys() != job.patches.keys():
+        return True
+    gap = whole = 0.0
+    for key, rows in job.own_patches.items():
+        gap += float((job.patches[key] - rows).square().sum())
+        whole += float((rows - rows.mean(0)).square().sum())
+    return gap > whole
 
 
 def _first_by_group(job: _Job, patches: Tensor) -> Tensor:
