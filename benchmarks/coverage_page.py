@@ -29,8 +29,8 @@ class Row:
     `reasons` counts the layers that stay as they are by why; `held` has the share of the MACs that
     stays whatever the budget, by why. `params_outcome` and `params_asked` are of the budget of
     parameters; `onnx` is why there is no ONNX file; `gap` how far the network in forms of full rank
-    is from the original; all None where that was not run. `why` is the message of what was refused
-    or failed.
+    is from the original; all None where that was not run, `gap` also where it cannot be told. `why` is
+    the message of what was refused or failed.
     """
 
     name: str
@@ -74,7 +74,8 @@ the budget holds, MACs and parameters are those that PyTorch counts, outputs are
 are plain PyTorch layers, refused ones have the weights they had, every layer that stays has a reason
 in the plan, and the original is unchanged to the last bit. Saved and loaded again it gives bit-equal
 outputs; the ONNX file comes from the saved folder, where onnxruntime has been compared with PyTorch.
-With every layer in a form of full rank, outputs are the original's within {limit:.0e} of the largest.
+With every layer in a form of full rank, outputs are the original's within {limit:.0e} of the largest;
+that is not told where rounding decides the original's own outputs (– in a detector's row).
 
 Where a budget cannot be met, `slim` refuses it and names the lowest one, and that is what the row
 shows, with what holds the rest. Inputs are the smallest square ones that the network takes of 32, 64,

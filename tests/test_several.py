@@ -569,6 +569,13 @@ class TestTraining:
             )
 
 
+def succeed(line: str) -> str:
+    """What a command line prints, in one line."""
+    result = CliRunner().invoke(app, line.split())
+    assert result.exit_code == 0, result.output
+    return " ".join(result.output.split())
+
+
 class TestCommands:
     @pytest.fixture
     def here(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -582,21 +589,17 @@ class TestCommands:
 
     def test_slim_and_verify(self, here: Path) -> None:
         line = "slim test_several:fused --data data.npz --macs 0.5 --no-latency -o out"
-        result = CliRunner().invoke(app, line.split())
-        assert result.exit_code == 0, result.output
+        succeed(line)
         assert (here / "out" / "report.html").is_file()
         line = "verify out --data data.npz --trust --no-latency"
-        result = CliRunner().invoke(app, line.split())
-        assert result.exit_code == 0, result.output
-        assert "96 held-out images" in " ".join(result.output.split())
+        assert "96 held-out images" in succeed(line)
 
     def test_finetune_and_deepen(self, here: Path) -> None:
         slim = "slim test_several:fused --data data.npz --macs 0.4 --no-latency -o out"
         tune = "finetune out --trust --data more.npz --epochs 1 --batch 16 --no-latency -o tuned"
         deeper = "deepen tuned --trust --data more.npz --macs 0.8 --epochs 0.5 -o deeper"
         for line in (slim, tune, deeper):
-            result = CliRunner().invoke(app, line.split())
-            assert result.exit_code == 0, result.output
+            succeed(line)
         loaded = obo.load(here / "deeper", trust=True)
         given = {k: v for k, v in inputs().items() if k != "conditions"}
         assert type(loaded.model) is Fused
@@ -607,14 +610,11 @@ class TestCommands:
         x, y = (torch.randn(32, 3, 10, 10, generator=g).numpy() for _ in range(2))
         np.savez(here / "xy.npz", x=x, y=y, labels=np.zeros(32, int))
         line = "slim test_several:between --data xy.npz --macs 0.5 --no-latency -o out"
-        result = CliRunner().invoke(app, line.split())
-        assert result.exit_code == 0, result.output
-        assert "takes x 3×10×10, y 3×10×10" in " ".join(result.output.split())
+        assert "takes x 3×10×10, y 3×10×10" in succeed(line)
 
     def test_in_steps(self, here: Path) -> None:
         line = "slim test_several:fused --data more.npz --macs 0.5 --steps 2 --finetune-epochs 0.5 -o out"
-        result = CliRunner().invoke(app, [*line.split(), "--no-latency"])
-        assert result.exit_code == 0, result.output
+        succeed(f"{line} --no-latency")
         assert len(json.loads((here / "out" / "plan.json").read_text())["schedule"]) == 2
 
     @pytest.mark.parametrize(

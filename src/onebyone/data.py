@@ -15,7 +15,7 @@ from torch import Tensor
 from onebyone.errors import DataError
 from onebyone.folders import read_folder
 from onebyone.preprocessing import Preprocess
-from onebyone.several import Packing, pack
+from onebyone.several import Packing, described, pack
 
 DEMO = Path(__file__).parent / "demo"
 DEMO_PREPROCESS = Preprocess((1, 28, 28), (0.2860,), (0.3530,))
@@ -95,7 +95,7 @@ def open_images(
       - a float tensor or array (N, C, H, W), taken as it is; uint8 is divided by 255 and normalized
         by `preprocess`, and uint8 arrays may be (N, H, W, C) or, for one channel, (N, H, W);
       - a dict of several inputs, by their names in the network's forward: tensors or arrays with
-        the images as their first axis, taken as they are (`slim` and its steps take it);
+        the images as their first axis, taken as they are;
       - a tuple (images, labels) of those;
       - a `.npy` file, or a `.npz` file with `images` (or `x`, `arr_0`) and, where there are labels,
         `labels` (or `y`), or else with several inputs by their names; those in `names`, where it has
@@ -141,10 +141,9 @@ def open_images(
 def check_held_out(held_out: Images, example: Tensor, packing: Packing | None) -> None:
     """Raise `DataError` where the held-out images are not like those worked with."""
     if held_out.packing != packing:
-        given, own = (p.text if p else "one image" for p in (held_out.packing, packing))
         raise DataError(
-            f"the inputs are {own}, those held out {given}: give both "
-            "with the same names, in the same order"
+            f"the inputs are {described(packing)}, those held out {described(held_out.packing)}: give "
+            "both with the same names, in the same order"
         )
     check_images(held_out, example)
 
@@ -380,9 +379,9 @@ def _batch(batch: Any, preprocess: Preprocess | None) -> Images:
 def _check_same(first: Images, other: Images) -> None:
     """Raise DataError where two batches cannot be put together."""
     if first.packing != other.packing:
-        one, two = (p.packing.text if p.packing else "one image" for p in (first, other))
         raise DataError(
-            f"the batches differ: inputs of {one} and of {two}; give the same, in the same order"
+            f"the batches differ: inputs of {described(first.packing)} and of "
+            f"{described(other.packing)}; give the same, in the same order"
         )
     if first.inputs.shape[1:] != other.inputs.shape[1:]:
         raise DataError(

@@ -39,6 +39,8 @@ METRIC_SHRINKAGE = 1e-3
 RIDGE = 0.02  # times features / rows
 UNCHANGED = 1e-5  # relative residual under which a kept layer keeps its bits
 
+BY_DATA = "the model's control flow depends on its data; keep what decides it out of the plan"
+
 
 @dataclass
 class _Job:
@@ -147,18 +149,9 @@ def _job(
     rows = kept_entries(decision.layer, 0, decision.conv.c_out, plan.narrowings)
     read = kept_entries(decision.layer, 1, decision.conv.c_in, plan.narrowings)
     return _Job(
-        index,
-        decision,
-        conv,
-        rows,
-        read,
-        layer,
-        layer.training,
-        found,
-        statistics.images,
-        calls,
+        index, decision, conv, rows, read, layer, layer.training, found, statistics.images, calls,
         effort,
-    )
+    )  # fmt: skip
 
 
 def _band(job: _Job) -> Band:
@@ -259,7 +252,7 @@ def _pass_through(
         raise ModelError(
             f"layer {late[0]!r} was not reached on the way through the lighter network"
             + (f" (nor were {len(late) - 1} others)" if len(late) > 1 else "")
-            + ": the model's control flow depends on its data; keep what decides it out of the plan"
+            + f": {BY_DATA}"
         )
     return {job.decision.layer: job.solution for job in jobs if job.solution is not None}
 
@@ -311,6 +304,11 @@ def _samples(job: _Job) -> tuple[Tensor, Tensor]:
     if job.own_patches and _moved(job):
         given = job.own_patches
     keys = sorted(given)
+    if not keys:
+        raise ModelError(
+            f"layer {job.decision.layer!r} gets another number of rows in the lighter network than in "
+            f"the original: {BY_DATA}"
+        )
     patches = torch.cat([given[key] for key in keys])
     return patches, torch.cat([job.targets[key] for key in keys])
 

@@ -46,6 +46,11 @@ class Packing:
         return tuple(taken_out(packed, *place) for place in self.places)
 
     @property
+    def by_name(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each input, whatever their order."""
+        return dict(zip(self.names, self.shapes, strict=True))
+
+    @property
     def places(self) -> tuple[tuple[int, tuple[int, ...], torch.dtype], ...]:
         """Where each input begins in the row, its shape and its dtype."""
         starts = accumulate(map(prod, self.shapes), initial=0)
@@ -76,6 +81,11 @@ class Packing:
             tuple(tuple(map(int, v["shape"])) for v in values),
             tuple(getattr(torch, v["dtype"]) for v in values),
         )
+
+
+def described(packing: Packing | None) -> str:
+    """For people, also where an image is all that a network takes."""
+    return packing.text if packing else "one image"
 
 
 def taken_out(
@@ -138,24 +148,8 @@ def packed(model: nn.Module, packing: Packing | None) -> nn.Module:
     if packing is None or takes_packed(model):
         return model
     order = _order(model, packing.names)
-    plain_graph = isinstance(model, fx.GraphModule) and type(model.graph._codegen) is fx.CodeGen
-    if not plain_graph and (
-        isinstance(model, fx.GraphModule | torch.jit.ScriptModule) or "forward" in vars(model)
-    ):
-        raise ModelError(
-            f"{type(model).__name__} is compiled, takes nested inputs, or has a forward of its own "
-            "instance: of such, networks of one input alone are slimmed; give the module that it was "
-            "made from"
-        )
-    first = next((p for p in model.parameters() if p.is_floating_point()), None)
-    whole = [
-        n for n, d in zip(packing.names, packing.dtypes, strict=True) if not d.is_floating_point
-    ]
-    if whole and first is not None and first.dtype in (torch.float16, torch.bfloat16):
-        raise ModelError(
-            f"the network computes in {first.dtype}, which has not every whole number of "
-            f"{', '.join(whole)}: slim it in float32 and convert the result"
-        )
+    _check_wrappable(model)
+    _check_whole(model, packing)
     if isinstance(model, fx.GraphModule):
         return _packed_graph(model, packing, order)
     kind = type(model)
@@ -168,6 +162,33 @@ def packed(model: nn.Module, packing: Packing | None) -> nn.Module:
     own = {"forward": forward, "__module__": kind.__module__, PACKED: (packing, order)}
     copied.__class__ = type(kind.__name__, (kind,), own)
     return copied
+
+
+def _check_wrappable(model: nn.Module) -> None:
+    """ModelError where nothing can be put before the network's own forward."""
+    if isinstance(model, fx.GraphModule):
+        refused = type(model.graph._codegen) is not fx.CodeGen
+    else:
+        refused = isinstance(model, torch.jit.ScriptModule) or "forward" in vars(model)
+    if refused:
+        raise ModelError(
+            f"{type(model).__name__} is compiled, takes nested inputs, or has a forward of its own "
+            "instance: of such, networks of one input alone are slimmed; give the module that it was "
+            "made from"
+        )
+
+
+def _check_whole(model: nn.Module, packing: Packing) -> None:
+    """ModelError where the network's type would round whole numbers on their way."""
+    first = next((p for p in model.parameters() if p.is_floating_point()), None)
+    whole = [
+        n for n, d in zip(packing.names, packing.dtypes, strict=True) if not d.is_floating_point
+    ]
+    if whole and first is not None and first.dtype in (torch.float16, torch.bfloat16):
+        raise ModelError(
+            f"the network computes in {first.dtype}, which has not every whole number of "
+            f"{', '.join(whole)}: slim it in float32 and convert the result"
+        )
 
 
 def _packed_graph(model: fx.GraphModule, packing: Packing, order: list[int]) -> fx.GraphModule:
@@ -236,9 +257,7 @@ def pack_example(
     named = dict(zip(own.names, inputs, strict=True))
     if packing is None:
         return pack(named)
-    if dict(zip(packing.names, packing.shapes, strict=True)) != dict(
-        zip(own.names, own.shapes, strict=True)
-    ):
+    if packing.by_name != own.by_name:
         raise DataError(
             f"the inputs are {packing.text}, and the example is {own.text}: give both alike"
         )

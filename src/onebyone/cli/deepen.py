@@ -193,5 +193,4 @@ def _networks(
     else:
         spec = reference
     lighter = read_model(model, None, None, trust, several=True)
-    size = tuple(lighter.example.shape[1:]) if len(lighter.inputs) == 1 else None
-    return lighter, read_model(spec, weights, size, trust, several=True)
+    return lighter, read_model(spec, weights, lighter.input_size, trust, several=True)

@@ -10,7 +10,7 @@ import typer
 
 from onebyone.cli import values
 from onebyone.cli.failures import Outcome, failures, stop
-from onebyone.cli.originals import original_of, size_of
+from onebyone.cli.originals import original_of
 from onebyone.cli.reading import Pictures, read_images
 from onebyone.cli.showing import Progress, note, progress, show, show_json, tell_images
 from onebyone.cli.writing import check_spared
@@ -219,14 +219,13 @@ def _read(
         plan = read_plan(Path(spec) / PLAN)
         try:
             _, name, own = original_of(Path(spec), original, None, trust)
-            before = load(name, weights=own, input_size=size_of(plan, loaded), trust=trust).model
+            before = load(name, weights=own, input_size=loaded.input_size, trust=trust).model
         except OneByOneError as error:
             if original is not None:
                 raise
             note(f"not timed beside the original: {error}")
     elif original is not None:
-        shape = tuple(loaded.example.shape[1:]) if len(loaded.inputs) == 1 else None
-        before = load(original, input_size=shape, trust=trust).model
+        before = load(original, input_size=loaded.input_size, trust=trust).model
     return _Source(loaded, preprocess, images, before, plan)
 
 

@@ -10,7 +10,7 @@ import typer
 
 from onebyone.cli import values
 from onebyone.cli.failures import INTERRUPTED, failures, stop
-from onebyone.cli.originals import original_of, size_of
+from onebyone.cli.originals import original_of
 from onebyone.cli.reading import (
     Pictures,
     place,
@@ -199,7 +199,7 @@ def finetune(
         plan, spec, weights = original_of(folder, original, weights, trust)
         with together():
             lighter = read_model(str(folder), None, None, trust, several=True)
-            before = read_model(spec, weights, size_of(plan, lighter), trust, several=True)
+            before = read_model(spec, weights, lighter.input_size, trust, several=True)
             preprocess = pictures.preprocess(lighter)
             pool = read_pool(data, lighter, preprocess)
             tell("load", 1)

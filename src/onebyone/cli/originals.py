@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from onebyone.loading import Loaded
     from onebyone.plans import Plan
 
 
@@ -43,8 +42,3 @@ def original_of(
             f"--original {spec} if that is yours"
         )
     return plan, spec, weights or source.get("weights")
-
-
-def size_of(plan: Plan, lighter: Loaded) -> tuple[int, ...] | None:
-    """The input size that the original is loaded with; None where several inputs have their own."""
-    return tuple(plan.input_shape) if len(lighter.inputs) == 1 else None

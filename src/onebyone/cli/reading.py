@@ -275,8 +275,7 @@ def _check_suits(images: Images, loaded: Loaded, data: str) -> None:
         check_images(images, loaded.example)
         return
     taken, given = packing_of(loaded.model, loaded.inputs), images.packing
-    pairs = [dict(zip(p.names, p.shapes, strict=True)) for p in (taken, given) if p is not None]
-    if len(pairs) < 2 or pairs[0] != pairs[1]:
+    if given is None or given.by_name != taken.by_name:
         raise DataError(
             f"{data} has {given.text if given else 'one input'}; the network takes {taken.text}: give "
             "a .npz file with an array for each, by these names, with the images as its first axis"

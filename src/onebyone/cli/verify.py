@@ -10,7 +10,7 @@ import typer
 
 from onebyone.cli import values
 from onebyone.cli.failures import failures, stop
-from onebyone.cli.originals import original_of, size_of
+from onebyone.cli.originals import original_of
 from onebyone.cli.reading import read_held_out, read_model, room, use_threads
 from onebyone.cli.showing import Progress, note, progress, show, show_json, tell_images
 
@@ -68,7 +68,7 @@ def verify(
             use_threads(threads)
             plan, spec, weights = original_of(folder, original, weights, trust)
             slimmed = read_model(str(folder), None, None, trust, several=True)
-            before = read_model(spec, weights, size_of(plan, slimmed), trust, several=True)
+            before = read_model(spec, weights, slimmed.input_size, trust, several=True)
             tell("load", 1)
             tell("read", 0)
             fit = room(2 * bytes_, slimmed, slimmed.preprocess)

@@ -44,6 +44,11 @@ class Loaded:
         return next(leaf for leaf in tree_iter(self.inputs) if isinstance(leaf, Tensor))
 
     @property
+    def input_size(self) -> tuple[int, ...] | None:
+        """C×H×W, as `load` takes it; None for several inputs, which have their own."""
+        return tuple(self.example.shape[1:]) if len(self.inputs) == 1 else None
+
+    @property
     def sample(self) -> Tensor | tuple[Tensor, ...]:
         """A copy of the one input, or of the tuple of several, in the network's floating dtype."""
         made = tuple(
