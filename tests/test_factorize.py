@@ -393,6 +393,17 @@ def test_metrics(seed: int, size: int, rank: int) -> None:
     assert tails[-1] == 0
 
 
+@pytest.mark.parametrize(("c_out", "features"), [(5, 9), (9, 5), (6, 6)])
+@pytest.mark.parametrize("rows", [0, 2, 40])
+def test_the_largest_rank_keeps_the_whole_map(c_out: int, features: int, rows: int) -> None:
+    torch.manual_seed(rows)
+    slope, inputs = torch.randn(c_out, features).double(), torch.randn(rows, features).double()
+    root = metric.factor(torch.cov(torch.randn(c_out, 50)))
+    low = reduced_rank.reduced_rank(slope, inputs @ slope.T, root, min(c_out, features))
+    assert low.reduce.shape == (min(c_out, features), features)
+    torch.testing.assert_close(low.expand @ low.reduce, slope)
+
+
 def test_what_is_below_all_normal_numbers_has_no_spectrum() -> None:
     """Where a signal has died away, sums of products are such, and LAPACK may not converge on them."""
     pairs = [

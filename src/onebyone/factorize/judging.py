@@ -9,7 +9,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from onebyone.factorize.metric import factor, raised, shrink, shrinkage_of_halves, spectrum
+from onebyone.factorize.metric import (
+    factor,
+    raised,
+    shrink,
+    shrinkage_of_halves,
+    spectrum,
+    tails,
+)  # fmt: skip
 
 JUDGED = 1536  # channels at the most whose directions or widths are: more take longer than a pass
 HEAVIER = 8.0  # times the ridge, from one trial to the next
@@ -139,11 +146,14 @@ def tails_on_other(
     X = (L⁻ᵀ U)ᵀ G' (L⁻ᵀ U) and Y = (L U)ᵀ Σ' (L U).
     """
     noise = min(shrinkage_of_halves(form, other_form), 0.99)
-    root = factor(shrink(form.double(), noise))
     # From here on in float32: half the time, and what they are judged by is known to a few digits.
-    vectors = spectrum((root.T @ covariance @ root).float())[1]
-    root = root.float()
+    root = factor(shrink(form.double(), noise)).float()
+    vectors = spectrum(root.T @ covariance.float() @ root)[1]
     out, read = torch.linalg.solve_triangular(root.T, vectors, upper=True), root @ vectors
-    both = (out.T @ other_form.float() @ out) * (read.T @ other_covariance.float() @ read)
-    lost = both.double().flip(0, 1).cumsum(0).cumsum(1).diagonal().flip(0).clamp_min(0)
-    return torch.cat([lost, lost.new_zeros(1)])
+    return corners((out.T @ other_form.float() @ out) * (read.T @ other_covariance.float() @ read))
+
+
+def corners(products: Float[Tensor, "d d"]) -> Float[Tensor, " d_plus_1"]:
+    """Σ_{i, j ≥ r} of the products for r = 0 … d, in float64, where rounding never makes it negative."""
+    both = (products + products.T).double().triu(1).sum(1) + products.diagonal()
+    return tails(both).clamp_min(0)

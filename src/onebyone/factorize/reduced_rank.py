@@ -31,15 +31,30 @@ def reduced_rank(
 
     `root` is any R with Rᵀ R = B Cov(z) Bᵀ and `metric` the triangular L. With U the top right
     singular vectors of R L: reduce = Uᵀ Lᵀ B, expand = L⁻ᵀ U. (Izenman, "Reduced-rank regression for
-    the multivariate linear model", 1975; Zhang et al. 2016, §3.1, with G = I.)
+    the multivariate linear model", 1975; Zhang et al. 2016, §3.1, with G = I.) Where the rank cuts
+    nothing, any basis of all outputs, or of what Lᵀ B reaches, is as good: no spectrum is worked out.
     """
-    inner = root.double() @ metric
+    if rank >= len(slope):
+        return LowRank(metric.T @ slope, torch.linalg.inv(metric.T))
+    if rank == slope.shape[1]:
+        kept = torch.linalg.qr(metric.T @ slope).Q
+    else:
+        kept = _largest(root.double() @ metric, slope, metric, rank)
+    expand = torch.linalg.solve_triangular(metric.T, kept, upper=True)
+    return LowRank((metric @ kept).T @ slope, expand)
+
+
+def _largest(
+    inner: Float[Tensor, "parts c_out"],
+    slope: Float[Tensor, "c_out features"],
+    metric: Float[Tensor, "c_out c_out"],
+    rank: int,
+) -> Float[Tensor, "c_out rank"]:
+    """The top right singular vectors of R L, and more where it has too few."""
     kept = _thin_vectors(inner) if len(inner) < len(slope) else spectrum(inner.T @ inner)[1]
     if kept.shape[1] < rank:
         kept = _completed(kept, slope, metric, rank)
-    kept = kept[:, :rank]
-    expand = torch.linalg.solve_triangular(metric.T, kept, upper=True)
-    return LowRank((metric @ kept).T @ slope, expand)
+    return kept[:, :rank]
 
 
 def _thin_vectors(inner: Float[Tensor, "parts c_out"]) -> Float[Tensor, "c_out found"]:

@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from onebyone.factorize.judging import corners
 from onebyone.factorize.metric import ridge_penalty, shrink
 
 AT_ONCE = 128  # of so many channels that are left, one goes at a time; of twice as many, two
 LEAST_SHRINKAGE = 1e-4
 RIDGES = (1e-2, 1e-1, 1.0)  # that errors are judged with
-STEPS = 48  # widths that they are judged at
 
 
 @dataclass(frozen=True)
@@ -93,35 +92,27 @@ def _sum_of_wide(errors: Tensor) -> float:
 def _left(
     channels: Int[Tensor, " c"], fitted: Sequence[Reading], other: Sequence[Reading], ridge: float
 ) -> Float[Tensor, " c_plus_1"]:
-    """What refits to one half leave on the other, for each width; between steps by interpolation.
+    """What refits to one half leave on the other, for each width.
 
-    M (c × c) makes every channel of those that are left, at first I. For channels that go, with m their
-    columns of M and s what makes them of the others (I on themselves), M becomes M − m s, and the
-    loss E‖x − M x‖² in the form F grows by 2 ⟨m, H sᵀ⟩ + tr mᵀ F m s Σ sᵀ, where H = F (I − M) Σ.
+    With L D Lᵀ the covariance (and its ridge) of the channels in their order, L of unit diagonal, x = L y:
+    what a refit to the first w channels leaves of the others is L y without the first w of y. In the form
+    F that is Σ_{i, j ≥ w} X_ij Y_ij, X = Lᵀ F L and Y = L⁻¹ Σ L⁻ᵀ, for all widths at once.
     """
-    size = len(channels)
-    widths = sorted({round(size * i / STEPS) for i in range(STEPS + 1)})
-    errors = np.zeros(len(widths))
+    errors = torch.zeros(len(channels) + 1, dtype=torch.float64)
     for one, judging in zip(fitted, other, strict=True):
-        own = one.covariance.double()
-        inverse = torch.linalg.inv(own + torch.diag(ridge_penalty(own.diagonal(), ridge))).float()
-        form, covariance = judging.form.float(), judging.covariance.float()
-        made = torch.eye(size, device=form.device)
-        missed = torch.zeros_like(made)
-        lost = 0.0
-        for place in reversed(range(len(widths) - 1)):
-            out = channels[widths[place] : widths[place + 1]].to(form.device)
-            rows = inverse[out]
-            share = torch.linalg.solve(rows[:, out], rows)
-            moved = made[:, out]
-            felt, seen = form @ moved, share @ covariance
-            lost += float(2 * (moved * (missed @ share.T)).sum())
-            lost += float(((moved.T @ felt) * (seen @ share.T)).sum())
-            missed.addmm_(felt, seen)
-            made.addmm_(moved, share, alpha=-1)
-            inverse.addmm_(rows.T, share, alpha=-1)
-            errors[place] += max(lost, 0.0)
-    return torch.from_numpy(np.interp(np.arange(size + 1), widths, errors))
+        order = channels.to(one.covariance.device)
+        own, covariance, form = (
+            m[order][:, order] for m in (one.covariance.double(), judging.covariance, judging.form)
+        )
+        penalty = ridge_penalty(own.diagonal(), ridge)
+        lower = torch.linalg.cholesky(own + torch.diag(penalty))
+        unit = (lower / lower.diagonal()).float()
+        half = torch.linalg.solve_triangular(
+            unit, covariance.float(), upper=False, unitriangular=True
+        )
+        rest = torch.linalg.solve_triangular(unit, half.T, upper=False, unitriangular=True)
+        errors += corners(rest * (unit.T @ form.float() @ unit)).cpu()
+    return errors
 
 
 def _round(
