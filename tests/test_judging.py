@@ -90,6 +90,16 @@ def test_errors_of_widths_are_those_of_one_halfs_refits_on_the_other(
     assert found.channels is order.channels
 
 
+def test_errors_of_widths_where_a_signal_has_died_away() -> None:
+    """What is below all normal numbers is no covariance: products of it are rounded to anything."""
+    torch.manual_seed(0)
+    noise = torch.randn(6, 6) * 1e-40
+    reading = Reading((noise + noise.T).fill_diagonal_(1e-45).double(), torch.eye(6).double(), 20)
+    found = judged(Order(torch.arange(6), torch.zeros(7).double()), [reading], [reading])
+    assert found.errors.isfinite().all()
+    assert float(found.errors[-1]) == 0
+
+
 def test_losses_beyond_those_of_the_images_seen() -> None:
     own = np.array([10.0, 4.0, 2.0, 1.0, 0.0])
     assert beyond(own, np.ones(5)) == pytest.approx(own)

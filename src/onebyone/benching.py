@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ from onebyone.exporting.targets import TARGETS, Session, Target
 from onebyone.measurement.latency import COMPILED, EAGER, Latency
 from onebyone.measurement.preparing import Setting, prepared
 from onebyone.measurement.timing import cpu_threads, interleave
+from onebyone.several import flat
 
 SECONDS = 4.0  # for all runtimes together
 PYTORCH = {
@@ -56,7 +58,7 @@ class Bench:
 
 def bench(
     model: nn.Module | None,
-    example: Tensor | tuple[Tensor, ...],
+    example: Tensor | tuple[Any, ...],
     *,
     runtimes: Sequence[str] = ("all",),
     threads: int = 1,
@@ -73,9 +75,11 @@ def bench(
     together. Raises ModelError for a name that is none, or where no runtime is left.
     """
     names = chosen(runtimes)
+    given = example if isinstance(example, tuple) else (example,)
+    if model is not None:
+        model, given = flat(model, given)
     inputs = tuple(
-        x[:1].expand(batch, *x.shape[1:]).contiguous() if x.ndim else x
-        for x in ready_inputs(example)
+        x[:1].expand(batch, *x.shape[1:]).contiguous() if x.ndim else x for x in ready_inputs(given)
     )
     tell = progress or (lambda done: None)
     with ExitStack() as stack:

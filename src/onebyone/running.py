@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from onebyone.errors import ModelError, OneByOneError
+from onebyone.several import as_bytes, packing_in
 from onebyone.tree import tensors_in
 
 UNKEPT = "does not require grad", "Inference tensors cannot be saved"  # PyTorch's words
@@ -34,10 +35,13 @@ def call(model: Callable[..., object], *inputs: object) -> object:
         found = list(tensors_in(inputs))
         shapes = " and ".join("×".join(map(str, t.shape)) or "one number" for t in found)
         given = f"{'inputs' if len(found) > 1 else 'an input'} of shape {shapes}"
+        packing = packing_in(model)
+        if packing is not None:
+            given = f"the inputs {packing.text}"
         raise ModelError(
             f"the network fails on {given if found else 'what it is given'} "
             f"({type(error).__name__}: {said}): give as many inputs as its forward takes, with the "
-            "channels and the size that suit it"
+            f"channels and the size that suit it{as_bytes(packing)}"
         ) from error
 
 

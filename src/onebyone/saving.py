@@ -39,7 +39,7 @@ from onebyone.files import (
 )  # fmt: skip
 from onebyone.loading.slimmed import FORMATS, is_slimmed
 from onebyone.plan_files import plan_to_json
-from onebyone.several import packing_of
+from onebyone.several import flat, packing_of
 from onebyone.tree import deep_copy
 
 if TYPE_CHECKING:
@@ -178,7 +178,8 @@ def _write_programs(
     slimmed: Slimmed | Deepened, model: nn.Module, plan: Plan, folder: Path
 ) -> list[str]:
     """The network for use without onebyone, as far as it can be exported; notes on what cannot."""
-    inputs = slimmed.example if isinstance(slimmed.example, tuple) else (slimmed.example,)
+    given = slimmed.example if isinstance(slimmed.example, tuple) else (slimmed.example,)
+    model, inputs = flat(model, given)
     program = export_program(model, inputs)
     if isinstance(program, str):
         return [f"no {PROGRAM} and no {ONNX}: {program}"]

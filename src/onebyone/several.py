@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 from math import prod
@@ -13,12 +14,14 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_map
 
 from onebyone.errors import DataError, ModelError
 from onebyone.tree import shallow_copy
 
 WHOLE = 1 << 24  # up to here float32 has every whole number
 PACKED = "onebyone_packed"  # in the class, or a graph's `meta`, of a network that takes them packed
+NAME = re.compile(r"[^.\[\]]+((\[\d+\])|(\.[^.\[\]]+))*")  # x, x[0] of a list, x.key of a dict
 POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
@@ -26,9 +29,9 @@ POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR
 class Packing:
     """How the inputs of a network lie in one tensor (N, 1, values), one behind the other.
 
-    For each input its name in the network's `forward`, its shape without the batch (none of its axes
-    for one number an image), and its dtype: floating ones follow the network's, others hold whole
-    numbers.
+    For each tensor its name in the network's `forward` (x[0] where x is a list, x.key where it is a
+    dict), its shape without the batch (none of its axes for one number an image), and its dtype:
+    floating ones follow the network's, others hold whole numbers.
     """
 
     names: tuple[str, ...]
@@ -41,9 +44,9 @@ class Packing:
         sizes = ("×".join(map(str, s)) or "(one number)" for s in self.shapes)
         return ", ".join(f"{name} {size}" for name, size in zip(self.names, sizes, strict=True))
 
-    def apart(self, packed: Float[Tensor, "n 1 values"]) -> tuple[Tensor, ...]:
-        """The inputs, in the order of their names, with a batch as their first axis."""
-        return tuple(taken_out(packed, *place) for place in self.places)
+    def apart(self, packed: Float[Tensor, "n 1 values"]) -> dict[str, Any]:
+        """What each parameter of the forward takes, by its name, with a batch as the first axis."""
+        return nested(self.names, [taken_out(packed, *place) for place in self.places])
 
     @property
     def by_name(self) -> dict[str, tuple[int, ...]]:
@@ -101,12 +104,18 @@ def pack(
 ) -> tuple[Float[Tensor, "n 1 values"], Packing]:
     """Inputs by their names in `forward`, each with the images as its first axis, in one tensor.
 
-    Raises DataError for what are no numbers, for whole ones too large for float32, for different
-    numbers of images.
+    One may be a list or dict of tensors, or those stand by themselves, as `x[0]` or `x.key`. Raises
+    DataError for what are no numbers, for whole ones too large for float32, for different numbers of
+    images, for names that fit into no list or dict.
     """
-    if len(given) < 1:
+    tensors = {
+        name: _tensor(name, leaf)
+        for top, values in given.items()
+        for name, leaf in leaves(top, values)
+    }
+    if not tensors:
         raise DataError("the dict of inputs is empty: give a tensor for each input of the network")
-    tensors = {name: _tensor(name, values) for name, values in given.items()}
+    nested(tuple(tensors), list(tensors.values()))
     counts = {name: len(t) for name, t in tensors.items()}
     if len(set(counts.values())) > 1:
         said = ", ".join(f"{n} of {name}" for name, n in counts.items())
@@ -119,7 +128,56 @@ def pack(
     return torch.cat([row.float() for row in rows], 1)[:, None], packing
 
 
-def _tensor(name: str, values: Any) -> Tensor:
+def leaves(name: Any, value: Any) -> Iterator[tuple[Any, Any]]:
+    """What is in lists and dicts, in order, each with the name of its place."""
+    if isinstance(value, list | tuple):
+        for place, item in enumerate(value):
+            yield from leaves(f"{name}[{place}]", item)
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from leaves(f"{name}.{key}", item)
+    else:
+        yield name, value
+
+
+def nested(names: tuple[str, ...], tensors: list[Tensor]) -> dict[str, Any]:
+    """A tensor for each parameter, or the list or dict that the names of its tensors tell of.
+
+    Raises DataError for names that fit into none.
+    """
+    tree: dict[str, Any] = {}
+    for name, tensor in zip(names, tensors, strict=True):
+        if not NAME.fullmatch(name):
+            raise DataError(
+                f"{name!r} is no name of an input: one in the network's forward is expected, such as x, "
+                "x[0] of a list or x.key of a dict"
+            )
+        *path, last = re.findall(r"[^.\[\]]+|\[\d+", name)
+        place = tree
+        for key in path:
+            place = place.setdefault(key, {}) if isinstance(place, dict) else place
+        if not isinstance(place, dict) or last in place:
+            raise DataError(f"the input {name!r} is part of another: a tensor has no parts")
+        place[last] = tensor
+    return {name: _listed(name, part) for name, part in tree.items()}
+
+
+def _listed(name: str, part: Any) -> Any:
+    """Lists where the keys are places."""
+    if not isinstance(part, dict):
+        return part
+    places = [f"[{place}" for place in range(len(part))]
+    if set(places) == set(part):
+        return [_listed(f"{name}{place}]", part[place]) for place in places]
+    if any(key.startswith("[") for key in part):
+        raise DataError(
+            f"of the list {name!r} there are {', '.join(key.strip('[') for key in part)}: its tensors are "
+            "expected from 0 on, none left out"
+        )
+    return {key: _listed(f"{name}.{key}", item) for key, item in part.items()}
+
+
+def _tensor(name: Any, values: Any) -> Tensor:
     if not isinstance(name, str) or not isinstance(values, Tensor | np.ndarray):
         raise DataError(
             f"this dict is no data: its {name!r} is {type(values).__name__}; of several inputs a tensor "
@@ -156,7 +214,7 @@ def packed(model: nn.Module, packing: Packing | None) -> nn.Module:
 
     def forward(self: nn.Module, values: Tensor) -> Any:
         parts = packing.apart(values)
-        return kind.forward(self, *(parts[i] for i in order))
+        return kind.forward(self, *(parts[name] for name in order))
 
     copied = shallow_copy(model)
     own = {"forward": forward, "__module__": kind.__module__, PACKED: (packing, order)}
@@ -191,9 +249,9 @@ def _check_whole(model: nn.Module, packing: Packing) -> None:
         )
 
 
-def _packed_graph(model: fx.GraphModule, packing: Packing, order: list[int]) -> fx.GraphModule:
+def _packed_graph(model: fx.GraphModule, packing: Packing, order: list[str]) -> fx.GraphModule:
     """The same for a traced network: its graph begins with taking the row apart."""
-    graph, places = fx.Graph(), packing.places
+    graph, places = fx.Graph(), dict(zip(packing.names, packing.places, strict=True))
     row = graph.placeholder("values")
     given: dict[fx.Node, Any] = {}
     for number, node in enumerate(n for n in model.graph.nodes if n.op == "placeholder"):
@@ -230,31 +288,73 @@ def _made_with(model: nn.Module) -> tuple[Any, ...]:
     return vars(type(model)).get(PACKED, ())
 
 
+def packing_in(model: object) -> Packing | None:
+    """How the inputs of a network are packed that `packed` made; None for anything else."""
+    made = _made_with(model) if isinstance(model, nn.Module) else ()
+    return made[0] if made else None
+
+
 def taken_by(model: nn.Module) -> str:
     """What a network of several inputs takes, for people; "" for others."""
-    made = _made_with(model)
-    return made[0].text if made else ""
+    packing = packing_in(model)
+    return packing.text if packing else ""
 
 
-def as_called(model: nn.Module, values: Tensor) -> Tensor | tuple[Tensor, ...]:
+def as_bytes(packing: Packing | None) -> str:
+    """What a message says on inputs that may be pictures as they are in files; "" without such."""
+    if packing is None:
+        return ""
+    each = zip(packing.names, packing.shapes, packing.dtypes, strict=True)
+    bytes_ = [n for n, shape, dtype in each if dtype == torch.uint8 and len(shape) > 1]
+    return (
+        f"; {', '.join(bytes_)} of uint8 goes in as it is: where pictures are expected normalized, give "
+        "them as floating point"
+        if bytes_
+        else ""
+    )
+
+
+def as_called(model: nn.Module, values: Tensor) -> Tensor | tuple[Any, ...]:
     """What the network itself is called with: the inputs in the order of its forward."""
     made = _made_with(model)
     if not made:
         return values
     packing, order = made[:2]
     parts = packing.apart(values)
-    return tuple(parts[i].clone() for i in order)
+    return tree_map(torch.clone, tuple(parts[name] for name in order))
+
+
+def flat(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    """The tensors of its inputs, and a network of the same weights that takes them one by one.
+
+    Itself where there are no lists or dicts. Raises ModelError for what is in them and no tensor.
+    """
+    if all(isinstance(x, Tensor) for x in inputs):
+        return model, inputs
+    packing = packing_of(model, inputs)
+    _check_wrappable(model)
+    kind, order = type(model), _order(model, packing.names)
+
+    def forward(self: nn.Module, *tensors: Tensor) -> Any:
+        parts = nested(packing.names, list(tensors))
+        return kind.forward(self, *(parts[name] for name in order))
+
+    copied = shallow_copy(model)
+    copied.__class__ = type(
+        kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__}
+    )
+    return copied, tuple(leaf for x in inputs for _, leaf in leaves("", x))
 
 
 def pack_example(
-    model: nn.Module, inputs: tuple[Tensor, ...], packing: Packing | None = None
+    model: nn.Module, inputs: tuple[Any, ...], packing: Packing | None = None
 ) -> tuple[Float[Tensor, "n 1 values"], Packing]:
     """The inputs that the network is called with, packed; in the order of `packing` where it is given.
 
     Raises DataError where that is of other inputs.
     """
     own = packing_of(model, inputs)
-    named = dict(zip(own.names, inputs, strict=True))
+    named = dict(zip(own.names, (leaf for x in inputs for _, leaf in leaves("", x)), strict=True))
     if packing is None:
         return pack(named)
     if packing.by_name != own.by_name:
@@ -264,26 +364,35 @@ def pack_example(
     return pack({name: named[name] for name in packing.names})[0], packing
 
 
-def packing_of(model: nn.Module, inputs: tuple[Tensor, ...]) -> Packing:
-    """How these inputs, as the network is called with them, are packed."""
+def packing_of(model: nn.Module, inputs: tuple[Any, ...]) -> Packing:
+    """How these inputs, as the network is called with them, are packed; ModelError for no tensors."""
     kinds = list(inspect.signature(model.forward).parameters.values())
     names = [p.name for p in kinds if p.kind in POSITIONAL][: len(inputs)]
     names += [f"input_{i}" for i in range(len(names), len(inputs))]  # what *args take has no names
-    shapes = tuple(tuple(x.shape[1:]) for x in inputs)
-    return Packing(tuple(names), shapes, tuple(x.dtype for x in inputs))
+    found = [pair for name, x in zip(names, inputs, strict=True) for pair in leaves(name, x)]
+    wrong = [f"{name} is {type(x).__name__}" for name, x in found if not isinstance(x, Tensor)]
+    wrong += [f"{name!r} is no name" for name, _ in found if not NAME.fullmatch(name)]
+    if wrong:
+        raise ModelError(
+            f"of what the network takes, {', '.join(wrong)}: tensors are taken, and lists and dicts of "
+            "tensors whose keys have no dots or brackets"
+        )
+    shapes = tuple(tuple(x.shape[1:]) for _, x in found)
+    return Packing(tuple(name for name, _ in found), shapes, tuple(x.dtype for _, x in found))
 
 
-def _order(model: nn.Module, names: tuple[str, ...]) -> list[int]:
-    """The places of the inputs among the names, in the order of the forward's parameters."""
+def _order(model: nn.Module, names: tuple[str, ...]) -> list[str]:
+    """The names of what is given, a list or dict being one, in the order of the forward's parameters."""
+    given = list(dict.fromkeys(re.split(r"[.\[]", name)[0] for name in names))
     kinds = inspect.signature(model.forward).parameters.values()
     taken = [p.name for p in kinds if p.kind in POSITIONAL]
     needed = [p.name for p in kinds if p.kind in POSITIONAL and p.default is p.empty]
     if any(p.kind is p.VAR_POSITIONAL for p in kinds) and not taken:
-        return list(range(len(names)))
-    if set(taken[: len(names)]) != set(names) or not set(needed) <= set(names):
+        return given
+    if set(taken[: len(given)]) != set(given) or not set(needed) <= set(given):
         raise ModelError(
-            f"the inputs are {', '.join(names)}, and the network's forward takes "
+            f"the inputs are {', '.join(given)}, and the network's forward takes "
             f"{', '.join(taken) or 'none'}: give each that it needs, from the first on, by its "
             "name"
         )
-    return [names.index(name) for name in taken[: len(names)]]
+    return taken[: len(given)]

@@ -100,7 +100,7 @@ def _read(
         note(f"only in onnxruntime and OpenVINO: {error}")
         return None, _inputs_of(file, size), file
     note(*loaded.notes)
-    if any(not hasattr(x, "ndim") for x in loaded.inputs):
+    if not loaded.of_tensors:
         raise ModelError(f"{spec} takes more than tensors: only networks of tensors are timed here")
     return loaded.model, tuple(loaded.inputs), file
 

@@ -207,7 +207,7 @@ def _read(
 
     loaded = load(spec, weights=weights, input_size=size, trust=trust)
     note(*loaded.notes)
-    if any(not hasattr(x, "ndim") for x in loaded.inputs):
+    if not loaded.of_tensors:
         raise ModelError(f"{spec} takes more than tensors: only networks of tensors are exported")
     preprocess = pictures.preprocess(loaded)
     images = None

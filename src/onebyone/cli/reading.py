@@ -180,19 +180,21 @@ def read_model(
     several: bool = False,
 ) -> Loaded:  # fmt: skip
     """The network, checked to take batches of any size, and one tensor of them unless `several` may be."""
+    from torch.utils._pytree import tree_leaves
+
     from onebyone.errors import ModelError
     from onebyone.loading import load
 
     loaded = load(spec, weights=weights, input_size=size, trust=trust)
     if loaded.fixed_batch is not None:
         raise ModelError("; ".join(loaded.notes))
-    flat = all(hasattr(x, "ndim") and x.ndim for x in loaded.inputs)
-    if not flat or (len(loaded.inputs) > 1 and not several):
+    batches = loaded.of_tensors and all(x.ndim for x in tree_leaves(loaded.inputs))
+    if not batches or (loaded.several and not several):
         number, kind = len(loaded.inputs), type(loaded.inputs[0]).__name__
         takes = f"{number} inputs" if number > 1 else f"a {kind}"
         raise ModelError(
             f"{spec} takes {takes}: a batch of images is one tensor"
-            + (" for this command" if flat else ", so it can be measured and not slimmed")
+            + (" for this command" if batches else ", so it can be measured and not slimmed")
         )
     note(*loaded.notes)
     return loaded
@@ -213,8 +215,10 @@ def with_inputs(loaded: Loaded, sizes: Sequence[tuple[int, ...]]) -> Loaded:
 
 def room(memory: int, loaded: Loaded, preprocess: Preprocess | None) -> int:
     """How many images fit in a quarter of the memory, as float32; there are two sets of them."""
+    from torch.utils._pytree import tree_leaves
+
     shape: Any = preprocess.size if preprocess else loaded.example.shape[1:]
-    values = prod(shape) + sum(prod(x.shape[1:]) for x in loaded.inputs[1:])
+    values = prod(shape) + sum(prod(x.shape[1:]) for x in tree_leaves(loaded.inputs)[1:])
     return max(LEAST, memory // 4 // (4 * values))
 
 
@@ -262,7 +266,7 @@ def _names(loaded: Loaded) -> tuple[str, ...]:
     """The names of several inputs; () for a network of one."""
     from onebyone.several import packing_of
 
-    return packing_of(loaded.model, loaded.inputs).names if len(loaded.inputs) > 1 else ()
+    return packing_of(loaded.model, loaded.inputs).names if loaded.several else ()
 
 
 def _check_suits(images: Images, loaded: Loaded, data: str) -> None:
@@ -271,7 +275,7 @@ def _check_suits(images: Images, loaded: Loaded, data: str) -> None:
     from onebyone.errors import DataError
     from onebyone.several import packing_of
 
-    if len(loaded.inputs) == 1 and images.packing is None:
+    if not loaded.several and images.packing is None:
         check_images(images, loaded.example)
         return
     taken, given = packing_of(loaded.model, loaded.inputs), images.packing

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -27,7 +28,7 @@ from onebyone.exporting.network import (
     slimmed_facts,
 )
 from onebyone.exporting.program import takes_any_batch
-from onebyone.exporting.rechecking import as_taken, checked, images_for, ready_inputs, recheck
+from onebyone.exporting.rechecking import as_taken, checked, images_for, ready, recheck
 from onebyone.exporting.targets import Target, target_of
 from onebyone.files import check_writable, share
 from onebyone.plans import Plan
@@ -57,7 +58,7 @@ class Export:
 
 def export(
     model: nn.Module,
-    example: Tensor | tuple[Tensor, ...],
+    example: Tensor | tuple[Any, ...],
     path: str | Path,
     *,
     target: str | None = None,
@@ -74,9 +75,10 @@ def export(
 
     The target is the one that the suffix of `path` names, or `target`: onnx (.onnx), openvino
     (.xml), executorch (.pte), litert (.tflite) or ncnn (.ncnn.param). `example` is one input (1, C,
-    H, W), or a tuple where the network takes several. BatchNorm is folded, and the batch size left
-    free where network and target allow. dtype: "float32", "float16", or "int8", quantized after
-    training on `images` (anything that `open_images` takes) by the target's own quantizer.
+    H, W), or the tuple of what the network takes; the tensors of lists and dicts in it are inputs of the
+    file one by one. BatchNorm is folded, and the batch size left free where network and target allow.
+    dtype: "float32", "float16", or "int8", quantized after training on `images` (anything that
+    `open_images` takes) by the target's own quantizer.
 
     The file is run in its runtime on `images`, or on drawn ones, and compared with PyTorch; limits
     are in `onebyone.exporting.checking.LIMITS`. Then it is timed, with `latency`, on one thread and
@@ -92,7 +94,8 @@ def export(
     check_dtype(chosen, dtype)
     chosen.require()
     check_writable(path)
-    inputs = ready_inputs(example)
+    model, inputs = ready(model, example)
+    original = None if original is None else ready(original, example)[0]
     taken, calibration, drawn = images_for(images, inputs, dtype, preprocess)
     job = _Job(chosen, dtype, inputs, calibration, preprocess, classes)
     tell = progress or (lambda done: None)
@@ -122,7 +125,7 @@ def export(
 
 
 def examine(
-    model: nn.Module, example: Tensor | tuple[Tensor, ...], path: str | Path, *,
+    model: nn.Module, example: Tensor | tuple[Any, ...], path: str | Path, *,
     images: object = None, latency: bool = True,
 ) -> Export:  # fmt: skip
     """A file that onebyone wrote, checked against the network in its runtime again, and timed.
@@ -137,7 +140,7 @@ def examine(
     if latency:
         timed = time_exports(
             {"after": partial(target.open, path)},
-            tuple(as_taken(x, facts.input_dtype) for x in ready_inputs(example)),
+            tuple(as_taken(x, facts.input_dtype) for x in ready(model, example)[1]),
             runtime=target.version, dtype=facts.dtype, any_batch=facts.any_batch,
         )  # fmt: skip
         timings = tuple(Timing(t["after"], None) for t in timed)

@@ -18,6 +18,7 @@ from onebyone.exporting.network import FLOAT32, INT8, on_cpu_in_float32
 from onebyone.exporting.program import first_line
 from onebyone.exporting.targets import Target, target_of
 from onebyone.preprocessing import Preprocess
+from onebyone.several import flat
 
 CHECKED = 64  # images at most
 CALIBRATED = 128  # images at most
@@ -25,7 +26,7 @@ DRAWN = 16  # images that are drawn where none are given
 
 
 def recheck(
-    model: nn.Module, example: Tensor | tuple[Tensor, ...], path: Path, *, images: object = None
+    model: nn.Module, example: Tensor | tuple[Any, ...], path: Path, *, images: object = None
 ) -> tuple[Check, Facts]:
     """Run a file that onebyone wrote in its runtime and compare it with the network once more.
 
@@ -35,7 +36,8 @@ def recheck(
     target = target_of(path)
     target.require()
     facts = Facts.of(read_about(path), path)
-    taken, _, drawn = images_for(images, ready_inputs(example), FLOAT32)
+    model, inputs = ready(model, example)
+    taken, _, drawn = images_for(images, inputs, FLOAT32)
     found = compared(
         target, path, on_cpu_in_float32(model), taken, facts.dtype, facts.any_batch, drawn,
         taken=facts.input_dtype,
@@ -112,10 +114,17 @@ def compared(
         ) from error
 
 
-def ready_inputs(example: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def ready(
+    model: nn.Module, example: Tensor | tuple[Any, ...]
+) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    """The tensors of one call as `ready_inputs` has them, and the network that takes them one by one."""
+    model, given = flat(model, example if isinstance(example, tuple) else (example,))
+    return model, ready_inputs(given)
+
+
+def ready_inputs(given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """The inputs of one call with a batch of 1, on the processor, floating ones in float32."""
-    given = example if isinstance(example, tuple) else (example,)
-    inputs = tuple(x[:1].detach().cpu() if x.ndim else x.detach().cpu() for x in given)
+    inputs = (x[:1].detach().cpu() if x.ndim else x.detach().cpu() for x in given)
     return tuple(x.float() if x.is_floating_point() else x for x in inputs)
 
 

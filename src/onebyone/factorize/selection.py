@@ -10,11 +10,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from onebyone.factorize.judging import corners
-from onebyone.factorize.metric import ridge_penalty, shrink
+from onebyone.factorize.metric import factor, ridge_penalty, shrink
 
 AT_ONCE = 128  # of so many channels that are left, one goes at a time; of twice as many, two
 LEAST_SHRINKAGE = 1e-4
 RIDGES = (1e-2, 1e-1, 1.0)  # that errors are judged with
+ROUNDED = 1e-12  # of the mean variance: as good as nothing beside a ridge
 
 
 @dataclass(frozen=True)
@@ -104,8 +105,7 @@ def _left(
         own, covariance, form = (
             m[order][:, order] for m in (one.covariance.double(), judging.covariance, judging.form)
         )
-        penalty = ridge_penalty(own.diagonal(), ridge)
-        lower = torch.linalg.cholesky(own + torch.diag(penalty))
+        lower = factor(own + torch.diag(ridge_penalty(own.diagonal(), ridge)), ROUNDED)
         unit = (lower / lower.diagonal()).float()
         half = torch.linalg.solve_triangular(
             unit, covariance.float(), upper=False, unitriangular=True

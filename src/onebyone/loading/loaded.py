@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_iter
+from torch.utils._pytree import tree_iter, tree_map_only
 
 from onebyone.errors import ModelError
 from onebyone.preprocessing import Preprocess
@@ -46,16 +46,27 @@ class Loaded:
     @property
     def input_size(self) -> tuple[int, ...] | None:
         """C×H×W, as `load` takes it; None for several inputs, which have their own."""
-        return tuple(self.example.shape[1:]) if len(self.inputs) == 1 else None
+        return None if self.several else tuple(self.example.shape[1:])
 
     @property
-    def sample(self) -> Tensor | tuple[Tensor, ...]:
+    def several(self) -> bool:
+        """Whether more is taken than one tensor: several inputs, or a list or dict of them."""
+        return len(self.inputs) != 1 or not isinstance(self.inputs[0], Tensor)
+
+    @property
+    def of_tensors(self) -> bool:
+        """Whether all that is taken are tensors, alone or in lists and dicts."""
+        return all(isinstance(leaf, Tensor) for leaf in tree_iter(self.inputs))
+
+    @property
+    def sample(self) -> Tensor | tuple[Any, ...]:
         """A copy of the one input, or of the tuple of several, in the network's floating dtype."""
-        made = tuple(
-            suited(self.model, x).clone() if x.is_floating_point() else x.clone()
-            for x in self.inputs
+        made = tree_map_only(
+            Tensor,
+            lambda x: suited(self.model, x).clone() if x.is_floating_point() else x.clone(),
+            self.inputs,
         )
-        return made if len(made) != 1 else made[0]
+        return made if self.several else made[0]
 
     def __iter__(self) -> Iterator[Any]:
         yield self.model

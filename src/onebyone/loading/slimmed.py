@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from onebyone.building import skeleton
 from onebyone.conv import ConvSpec
@@ -25,7 +26,7 @@ from onebyone.plain import plain
 from onebyone.plan_files import SCHEMA, plan_from_json, plan_to_json
 from onebyone.plans import Plan
 from onebyone.preprocessing import Preprocess
-from onebyone.several import Packing, packed, unpacked
+from onebyone.several import Packing, leaves, packed, unpacked
 from onebyone.tree import deep_copy, modules_by_name, replace_modules
 
 FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -62,13 +63,14 @@ def load_folder(
     if not isinstance(about, dict):
         raise PlanError(f"{folder / PLAN} does not describe a saved network: it has no `model`")
     packing = _packing(about, folder)
+    program = False
     try:
         base = _architecture(plan, architecture, build, packing)
         model = _applied(base, plan, packing)
     except OneByOneError as error:
         if architecture is not None:
             raise
-        model, fixed = _program(folder, trust, error)
+        program, (model, fixed) = True, _program(folder, trust, error)
         notes = (f"loaded from {PROGRAM}: {error}",) if plan.source else ()
         if weights is not None:
             _fill(model, Path(weights), about, trust)
@@ -76,7 +78,7 @@ def load_folder(
         fixed, notes = None, ()
         _fill(model, Path(weights) if weights else folder / WEIGHTS, about, trust)
     return Loaded(
-        model.eval(), _examples(plan, about, packing),
+        model.eval(), _examples(plan, about, packing, program),
         Preprocess.from_json(about["preprocess"]) if about.get("preprocess") else None,
         tuple(about["classes"]) if about.get("classes") else None,
         {"spec": str(folder.absolute()), "weights": weights, "plan": _changes(values)},
@@ -214,14 +216,17 @@ def _conform(tensor: Tensor, dtype: torch.dtype, channels_last: bool) -> None:
         tensor.data = torch.empty_like(tensor.data, memory_format=FORMATS[tensor.ndim])
 
 
-def _examples(plan: Plan, about: dict[str, Any], packing: Packing | None) -> tuple[Tensor, ...]:
-    """What one call takes, drawn at random."""
+def _examples(
+    plan: Plan, about: dict[str, Any], packing: Packing | None, program: bool
+) -> tuple[Any, ...]:
+    """What one call takes, drawn at random; a program takes the tensors of lists and dicts one by one."""
     example = example_of(plan.input_shape) if packing is None else packing.drawn()
     dtype = getattr(torch, str(about.get("dtype")), None)
     example = example.to(dtype) if isinstance(dtype, torch.dtype) else example
     if packing is None:
         return (example,)
-    return tuple(part.clone() for part in packing.apart(example))
+    inputs = tree_map(torch.clone, tuple(packing.apart(example).values()))
+    return tuple(leaf for x in inputs for _, leaf in leaves("", x)) if program else inputs
 
 
 def replanned(model: nn.Module, plan: Plan) -> nn.Module:
