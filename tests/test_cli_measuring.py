@@ -287,7 +287,8 @@ def test_images_are_one_tensor(place: Path, name: str, kind: str) -> None:
         read_model(f"cli_nets:{name}", None, None, False)
     result = call(f"slim cli_nets:{name} --data demo --macs 0.5 -o new")
     assert result.exit_code == 2
-    assert f"takes a {kind}" in said(result)
+    takes = {"dict": "given.x 4", "list": "given[0] 4", "tuple": "a tuple"}[kind]
+    assert f"takes {takes}" in said(result)
 
 
 def test_an_example_without_a_tensor(place: Path) -> None:

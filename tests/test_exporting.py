@@ -22,7 +22,7 @@ from onebyone.exporting import targets
 from onebyone.exporting.checking import LIMITS, Limit, check
 from onebyone.exporting.export import examine
 from onebyone.exporting.folding import fold
-from onebyone.exporting.program import export_program
+from onebyone.exporting.program import export_program, takes_any_batch
 from onebyone.exporting.rechecking import read_about, recheck
 from onebyone.exporting.records import check_replaceable, read_records, write_record
 from onebyone.exporting.targets import TARGETS, target_of
@@ -191,6 +191,32 @@ def checked(expected: nn.Module, found: nn.Module, n: int, **options: Any) -> An
         any_batch=options.pop("any_batch", True),
         drawn=False,
     )
+
+
+class Sums(nn.Module):
+    """Takes as many pictures as there are, or one and others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3, 4, 3)
+
+    def forward(self, *pictures: Tensor) -> Tensor:
+        return self.layer(sum(pictures[1:], pictures[0]))
+
+
+class SumsOfFirst(Sums):
+    def forward(self, first: Tensor, *pictures: Tensor) -> Tensor:
+        return super().forward(first, *pictures)
+
+
+@pytest.mark.parametrize("kind", [Sums, SumsOfFirst])
+@pytest.mark.parametrize("number", [1, 3])
+def test_any_batch_of_any_number_of_inputs(kind: type[nn.Module], number: int) -> None:
+    model, pictures = kind().eval(), [torch.randn(5, 3, 6, 6) for _ in range(number)]
+    program = export_program(model, tuple(x[:1] for x in pictures))
+    assert not isinstance(program, str)
+    assert takes_any_batch(program)
+    torch.testing.assert_close(program.module()(*pictures), model(*pictures))
 
 
 @pytest.mark.parametrize("any_batch", [True, False])

@@ -125,7 +125,9 @@ class TestPacking:
         }  # fmt: skip
         values, packing = pack(given)
         assert values.shape == (4, 1, 6 + 1 + 1 + 4)
-        for name, part in zip(packing.names, packing.apart(values), strict=True):
+        parts = packing.apart(values)
+        assert list(parts) == list(packing.names)
+        for name, part in parts.items():
             expected = torch.as_tensor(given[name])
             assert part.shape == expected.shape
             torch.testing.assert_close(part.double(), expected.double())

@@ -95,7 +95,7 @@ def open_images(
       - a float tensor or array (N, C, H, W), taken as it is; uint8 is divided by 255 and normalized
         by `preprocess`, and uint8 arrays may be (N, H, W, C) or, for one channel, (N, H, W);
       - a dict of several inputs, by their names in the network's forward: tensors or arrays with
-        the images as their first axis, taken as they are;
+        the images as their first axis, or lists or dicts of such, taken as they are;
       - a tuple (images, labels) of those;
       - a `.npy` file, or a `.npz` file with `images` (or `x`, `arr_0`) and, where there are labels,
         `labels` (or `y`), or else with several inputs by their names; those in `names`, where it has
@@ -220,8 +220,9 @@ def _from_file(
         images = _several(several, labels)
         return images if limit is None else images.take(limit, seed)
     if inputs is None:
+        expected = ", ".join(names) or "`images` (or `x`, `arr_0`)"
         raise DataError(
-            f"{path} has the arrays {', '.join(arrays) or 'none'}: `images` (or `x`, `arr_0`) is "
+            f"{path} has the arrays {', '.join(arrays) or 'none'}: {expected} {'are' if names else 'is'} "
             "expected, and `labels` (or `y`) where there are labels"
         )
     count = len(inputs) if inputs.ndim else 0

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import logging
 import os
 import sys
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +33,7 @@ def export_program(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Ex
         inputs = tuple(x.to(first.dtype) if x.is_floating_point() else x for x in inputs)
     batch = Dim("batch", min=1, max=MOST_BATCH)
     pairs = tuple(torch.cat([x, x]) if x.ndim else x for x in inputs)
-    shapes = tuple({0: batch} if x.ndim else None for x in inputs)
+    shapes = _by_parameter(model, tuple({0: batch} if x.ndim else None for x in inputs))
     with evaluating(model), quiet():
         try:
             return torch.export.export(model, pairs, dynamic_shapes=shapes)
@@ -44,6 +46,15 @@ def export_program(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Ex
                 f"torch.export cannot export the network ({type(error).__name__}: "
                 f"{first_line(error)})"
             )
+
+
+def _by_parameter(model: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
+    """What belongs to each input, with those that *args takes in one tuple, as torch.export has them."""
+    kinds = [p.kind for p in inspect.signature(model.forward).parameters.values()]
+    if inspect.Parameter.VAR_POSITIONAL not in kinds:
+        return given
+    named = kinds.index(inspect.Parameter.VAR_POSITIONAL)
+    return (*given[:named], given[named:])
 
 
 def takes_any_batch(program: ExportedProgram) -> bool:
