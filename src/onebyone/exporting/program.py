@@ -54,7 +54,7 @@ def _by_parameter(model: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
     if inspect.Parameter.VAR_POSITIONAL not in kinds:
         return given
     named = kinds.index(inspect.Parameter.VAR_POSITIONAL)
-    return (*given[:named], given[named:])
+    return (*given[:named], given[named:]) if given[named:] else given
 
 
 def takes_any_batch(program: ExportedProgram) -> bool:
