@@ -191,3 +191,44 @@ def test_networks_come_back_as_they_were(fails: bool) -> None:
         assert not any(m._forward_hooks for m in network.modules())
     assert all(m.training for m in model.modules())
     assert [n for n, m in other.named_modules() if not m.training] == ["1"]
+
+
+class Several(nn.Module):
+    """Its outputs beside each other, in a dict or a list, and one that is no number of theirs."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(scale))
+
+    def forward(self, x: Tensor) -> dict[str, Any]:
+        return {"same": x.mean((2, 3)), "maps": [x * self.scale, x.sum(1)], "count": 3}
+
+
+def test_the_error_is_that_of_all_outputs() -> None:
+    images = torch.randn(150, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    found = verify(Several(1.0), Several(1.5), images, latency=False)
+    wanted = 0.25 * float(images.square().sum()) / float((images - images.mean(0)).square().sum())
+    assert found.output_error == pytest.approx(wanted / 3, rel=1e-4)
+    assert any("returns 3 tensors" in note and "from 0 to 0.25" in note for note in found.notes)
+
+
+class Turned(nn.Module):
+    """Sequences whose axes are in another order."""
+
+    def __init__(self, scale: float, order: tuple[int, ...]) -> None:
+        super().__init__()
+        self.scale, self.order = nn.Parameter(torch.tensor(scale)), order
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x.mean(2) * self.scale + 5).permute(self.order)
+
+
+@pytest.mark.parametrize("count", [1, 5, 64, 100])
+@pytest.mark.parametrize("order", [(2, 0, 1), (1, 2, 0)])
+def test_images_may_lie_along_another_axis(count: int, order: tuple[int, ...]) -> None:
+    images = torch.randn(count, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    found, wanted = (
+        verify(Turned(1.0, o), Turned(1.3, o), images, latency=False).output_error
+        for o in (order, (0, 1, 2))
+    )
+    assert found == pytest.approx(wanted)

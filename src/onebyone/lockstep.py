@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from onebyone.tree import draw_from, random_numbers, random_state
 
 
 class _Stopped(BaseException):
@@ -19,12 +22,19 @@ class Lockstep:
     A chunk calls `wait(stop)` from inside the network; when every chunk that is still under way
     waits, `solve(stop)` runs for the lowest waiting stop and the chunks that wait there go on. So a
     layer is solved when all the chunks have reached it, also where control flow depends on data.
+    A network that draws random numbers draws those of `seed` plus the chunk's index, whatever the others
+    draw in between.
     """
 
     def __init__(
-        self, model: nn.Module, chunks: Sequence[Tensor], solve: Callable[[int], None]
+        self,
+        model: nn.Module,
+        chunks: Sequence[Tensor],
+        solve: Callable[[int], None],
+        seed: int = 0,
     ) -> None:
-        self.model, self.chunks, self.solve = model, chunks, solve
+        self.model, self.chunks, self.solve, self.seed = model, chunks, solve, seed
+        self.drawn: dict[int, tuple[Any, ...]] = {}
         self.turn = [threading.Semaphore(0) for _ in chunks]
         self.yielded = threading.Semaphore(0)
         self.waiting: dict[int, int] = {}
@@ -58,8 +68,7 @@ class Lockstep:
             ready = list(range(len(self.chunks)))
             while ready and self.failure is None:
                 for chunk in ready:
-                    self.turn[chunk].release()
-                    self.yielded.acquire()
+                    self._go_on(chunk)
                 ready = self._next() if self.failure is None else []
         finally:
             self.stopped = True
@@ -69,6 +78,15 @@ class Lockstep:
                 thread.join()
         if self.failure is not None:
             raise self.failure
+
+    def _go_on(self, chunk: int) -> None:
+        """One chunk to its next stop or its end, with random numbers of its own."""
+        with random_state(self.seed + chunk):
+            if chunk in self.drawn:
+                draw_from(self.drawn[chunk])
+            self.turn[chunk].release()
+            self.yielded.acquire()
+            self.drawn[chunk] = random_numbers()
 
     def _next(self) -> list[int]:
         if not self.waiting:

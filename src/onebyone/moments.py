@@ -13,7 +13,11 @@ from onebyone.factorize.metric import shrink, shrinkage
 
 @dataclass
 class Moments:
-    """Sums over samples, so that the parts of a data set can be added up; products in float32."""
+    """Sums over samples, so that the parts of a data set can be added up; in float64.
+
+    Rows are centred before they are multiplied, in their own type: features that vary little about a
+    large mean would be nothing but rounding in a float32 sum of their squares.
+    """
 
     samples: int
     total: Float[Tensor, "*groups d"]
@@ -25,14 +29,22 @@ class Moments:
         shape = (size,) if groups == 1 else (groups, size)
         return Moments(
             0, torch.zeros(shape, dtype=torch.float64, device=device),
-            torch.zeros(*shape, size, device=device),
+            torch.zeros(*shape, size, dtype=torch.float64, device=device),
         )  # fmt: skip
 
     def add(self, rows: Float[Tensor, "samples all_d"]) -> None:
         """Take these rows in; each has the numbers of all groups."""
+        if not len(rows):
+            return
         self.samples += len(rows)
-        self.total += rows.sum(0).reshape(self.total.shape)
-        add_products(self.products, rows)
+        mean = rows.mean(0)
+        rows = rows - mean
+        total = (len(rows) * mean.double() + rows.sum(0)).reshape(self.total.shape)
+        centred = torch.zeros(self.products.shape, dtype=rows.dtype, device=rows.device)
+        add_products(centred, rows)
+        self.products += centred
+        self.products += total[..., :, None] * total[..., None, :] / len(rows)
+        self.total += total
 
     @property
     def size(self) -> int:

@@ -110,7 +110,7 @@ def plan_from_json(values: Any, where: str = "the plan") -> Plan:
 
 
 def _source(value: Any) -> dict[str, Any] | None:
-    if value is not None and not (isinstance(value, dict) and "spec" in value):
+    if value is not None and not (isinstance(value, dict) and {"spec", "plan"} & set(value)):
         raise ValueError(f"the source {value!r} names no network")
     return value
 

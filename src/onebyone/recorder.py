@@ -51,7 +51,7 @@ class LayerStatistics:
             Moments.none(inside, device, groups),
             torch.zeros(taps, taps, dtype=torch.float64, device=device),
             Moments.none(out, device, groups),
-            Moments.none(out, device, groups).products,
+            Moments.none(out, device, groups).products.float(),
             torch.full((conv.c_out,), torch.inf, device=device),
             torch.full((conv.c_out,), -torch.inf, device=device),
         )
@@ -98,6 +98,14 @@ class Recorder:
             if seen.refusal is None
         ]
 
+    def forget_gradients(self) -> None:
+        """As if none had been sent back yet."""
+        for layers in self.halves:
+            for layer in layers.values():
+                layer.gradients.zero_()
+                layer.lowest.fill_(torch.inf)
+                layer.highest.fill_(-torch.inf)
+
     def _hook(self, seen: Seen) -> Callable[[nn.Module, tuple[Tensor], Tensor], Tensor]:
         conv = seen.conv
         assert conv is not None
@@ -123,6 +131,8 @@ class Recorder:
                 y = y + torch.zeros(1, dtype=y.dtype, device=y.device, requires_grad=True)
             felt = conv.c_out // groups
             chosen = self._choose(seen, y, groups * felt**2, felt)
+            if not y.requires_grad:  # the network's own forward takes no gradients here
+                return y
             values = output_rows(conv, y.detach(), chosen)
             scale = positions_of(conv, y) / chosen.shape[1]
             y.register_hook(lambda g: _feel(layer, values, output_rows(conv, g, chosen), scale))

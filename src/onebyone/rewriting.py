@@ -31,7 +31,14 @@ from onebyone.running import release_memory, suited
 from onebyone.sampling import choose_positions, output_rows, patch_rows, positions_of
 from onebyone.several import packed, takes_packed, unpacked
 from onebyone.statistics import Statistics, observe
-from onebyone.tree import deep_copy, evaluating, hooked, modules_by_name, replace_modules
+from onebyone.tree import (
+    deep_copy,
+    evaluating,
+    hooked,
+    modules_by_name,
+    random_state,
+    replace_modules,
+)  # fmt: skip
 
 CHUNK = 64  # images at once: more would leave the processor's cache
 SOLVING = 1.0  # what the solutions may cost, in passes of the original over the images
@@ -96,7 +103,7 @@ def rewrite(
         _collect(model, jobs, chunks, plan.seed)
     lighter = cut_model(deep_copy(model), plan.narrowings)
     with evaluating(lighter):
-        solvers = _pass_through(lighter, jobs, chunks, progress or (lambda done: None))
+        solvers = _pass_through(lighter, jobs, chunks, progress or (lambda done: None), plan.seed)
     lighter = replace_modules(lighter, solvers)
     return lighter if takes_packed(given) else unpacked(lighter)
 
@@ -210,7 +217,8 @@ def _collect(model: nn.Module, jobs: list[_Job], chunks: list[Tensor], seed: int
         for index, chunk in enumerate(chunks):
             current[0] = index
             counts.clear()
-            model(chunk)
+            with random_state(seed + index):  # as in the pass through the lighter network
+                model(chunk)
 
 
 class _Solver(nn.Module):
@@ -233,7 +241,11 @@ class _Solver(nn.Module):
 
 
 def _pass_through(
-    lighter: nn.Module, jobs: list[_Job], chunks: list[Tensor], progress: Callable[[float], None]
+    lighter: nn.Module,
+    jobs: list[_Job],
+    chunks: list[Tensor],
+    progress: Callable[[float], None],
+    seed: int,
 ) -> dict[str, nn.Module]:
     """Send the chunks through the lighter network in lockstep; the solution of every planned layer."""
     own = modules_by_name(lighter)
@@ -245,7 +257,7 @@ def _pass_through(
         _solve(jobs[index], own[jobs[index].decision.layer])
         progress((index + 1) / len(jobs))
 
-    lockstep.append(Lockstep(shell, chunks, solve))
+    lockstep.append(Lockstep(shell, chunks, solve, seed))
     lockstep[0].run()
     late = [job.decision.layer for job in jobs if job.solution is None]
     if late:

@@ -19,9 +19,15 @@ from torch import Tensor, nn
 
 from onebyone.errors import MissingExtraError, ModelError, OutputError
 from onebyone.exporting.checking import LIMITS
-from onebyone.exporting.network import about_network, dtype_of, network_of, slimmed_facts
+from onebyone.exporting.network import (
+    about_network,
+    dtype_of,
+    network_of,
+    on_cpu_in_float32,
+    slimmed_facts,
+)  # fmt: skip
 from onebyone.exporting.onnx import export_onnx
-from onebyone.exporting.program import export_program, quiet, takes_any_batch
+from onebyone.exporting.program import export_program, first_line, quiet, takes_any_batch
 from onebyone.exporting.rechecking import checked, drawn_images
 from onebyone.exporting.targets import TARGETS
 from onebyone.files import (
@@ -183,10 +189,27 @@ def _write_programs(
     program = export_program(model, inputs)
     if isinstance(program, str):
         return [f"no {PROGRAM} and no {ONNX}: {program}"]
+    notes = []
     buffer = BytesIO()  # torch's own writer tells of a full disk in many words, or not at all
-    with quiet():
-        torch.export.save(program, buffer)
-    (folder / PROGRAM).write_bytes(buffer.getbuffer())
+    try:
+        with quiet():
+            torch.export.save(program, buffer)
+    except Exception as error:  # such as for outputs of classes that it does not know
+        notes.append(f"no {PROGRAM}: torch.export cannot save the network ({first_line(error)})")
+    else:
+        (folder / PROGRAM).write_bytes(buffer.getbuffer())
+    if not takes_any_batch(program):
+        notes.append(
+            f"{PROGRAM} and {ONNX} take one image at a time: torch.export found the network to depend on "
+            "how many there are"
+        )
+    if _dtype_of(inputs) not in LIMITS:  # no runtime of ONNX takes it
+        model = on_cpu_in_float32(model)
+        inputs = tuple(x.float() if x.is_floating_point() else x for x in inputs)
+        program = export_program(model, inputs)
+        notes.append(f"{ONNX} computes in float32")
+    if isinstance(program, str):
+        return [*notes, f"no {ONNX}: {program}"]
     about = about_network(
         inputs, any_batch=takes_any_batch(program), dtype=_dtype_of(inputs),
         preprocess=slimmed.preprocess, classes=slimmed.classes, slimmed=slimmed_facts(plan),
@@ -196,15 +219,15 @@ def _write_programs(
         _check_onnx(model, inputs, folder / ONNX, takes_any_batch(program))
     except (MissingExtraError, ModelError) as error:
         (folder / ONNX).unlink(missing_ok=True)
-        return [f"no {ONNX}: {error}"]
-    return []
+        notes.append(f"no {ONNX}: {error}")
+    return notes
 
 
 def _check_onnx(model: nn.Module, inputs: tuple[Tensor, ...], path: Path, any_batch: bool) -> None:
     """Raise ModelError where onnxruntime computes something else; nothing where it is missing."""
     target = TARGETS["onnx"]
     dtype = _dtype_of(inputs)
-    if target.missing is None and path.is_file() and dtype in LIMITS:
+    if target.missing is None and path.is_file():
         drawn = tuple(drawn_images(x, fixed=not any_batch) for x in inputs)
         checked(target, path, model, drawn, dtype, any_batch, drawn=True)
 

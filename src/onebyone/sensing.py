@@ -13,6 +13,17 @@ from onebyone.running import as_logits, first_output
 from onebyone.tree import tensors_in
 
 TEMPERATURE = 2.0  # training images are often known by heart: their predictions say little at 1
+# PyTorch's words on what has no gradient, or has lost what it would be worked out from.
+UNGRADED = (
+    "modified by an inplace operation",
+    "not implemented",
+    "must implement",
+    "Inference tensors",
+)
+
+
+class NoGradientError(Exception):
+    """The network computes something that gradients cannot be taken of."""
 
 
 def send_back(output: object, images: int, generator: torch.Generator) -> None:
@@ -22,7 +33,8 @@ def send_back(output: object, images: int, generator: torch.Generator) -> None:
     plain one where it is alone; beside others it is scaled so that its relative error counts, as much
     as a nat of the logits' (E‖f − E f‖² is 1 for one image). Outputs without elements, or that do not
     depend on the layers, send nothing.
-    Raises ModelError where an output has NaN or infinite values, or none is floating-point.
+    Raises ModelError where an output has NaN or infinite values, or none is floating-point,
+    NoGradientError where gradients cannot be taken.
     """
     first_output(output)
     found = list({id(t): t for t in tensors_in(output) if t.is_floating_point()}.values())
@@ -39,7 +51,13 @@ def send_back(output: object, images: int, generator: torch.Generator) -> None:
     drawn = [direction(t.detach(), generator, images) for t in sending]
     if len(sending) > 1:
         drawn = [d * _scale(t, images) for t, d in zip(sending, drawn, strict=True)]
-    torch.autograd.backward(sending, [d.to(t) for t, d in zip(sending, drawn, strict=True)])
+    try:
+        torch.autograd.backward(sending, [d.to(t) for t, d in zip(sending, drawn, strict=True)])
+    except RuntimeError as error:
+        if not any(words in str(error) for words in UNGRADED):
+            raise
+        said = str(error).strip().splitlines()[0].partition(": [")[0]
+        raise NoGradientError(f"{type(error).__name__}: {said}") from error
 
 
 def direction(output: Tensor, generator: torch.Generator, images: int | None = None) -> Tensor:

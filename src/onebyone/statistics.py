@@ -13,6 +13,7 @@ from onebyone.agreement import Agreement
 from onebyone.conv import ConvSpec, kernel_of
 from onebyone.data import open_images
 from onebyone.distributed import World
+from onebyone.errors import ModelError
 from onebyone.factorize.metric import shrink, shrinkage_of_halves
 from onebyone.factorize.selection import Order
 from onebyone.factorize.squeeze import input_form
@@ -22,7 +23,7 @@ from onebyone.narrowing.spaces import Space, blocks_read
 from onebyone.plain import plain
 from onebyone.recorder import Half, LayerStatistics, Recorder
 from onebyone.running import call, release_memory, suited
-from onebyone.sensing import send_back, stand_in
+from onebyone.sensing import NoGradientError, send_back, stand_in
 from onebyone.several import packed
 from onebyone.surveying import Survey, survey
 from onebyone.tree import evaluating, frozen, hooked, modules_by_name, random_state
@@ -86,6 +87,7 @@ def observe(
         )
         blocks = blocks_read(spaces)
         recorder, agreement = Recorder(found, len(inputs), generator, blocks), Agreement()
+        unfelt: str | None = None
         with hooked(recorder.attach(model)), torch.enable_grad():
             for index, part in world.share(inputs.split(batch)):
                 # A batch draws the same whichever process it falls to.
@@ -93,7 +95,12 @@ def observe(
                 recorder.half = index % 2
                 with hooked(agreement.attach(model) if not index else []):
                     output = call(model, suited(model, part))
-                send_back(output, len(part), generator)
+                if unfelt is None:
+                    try:
+                        send_back(output, len(part), generator)
+                    except NoGradientError as error:
+                        unfelt = str(error)
+                        recorder.forget_gradients()
                 if progress is not None:
                     progress(min(1.0, (index + 1) * batch / len(inputs)))
     release_memory()
@@ -102,7 +109,9 @@ def observe(
         for half in recorder.halves
     )
     layers = _settled(first, second)
-    notes = (*agreement.notes, *_filled(layers, len(inputs)))
+    _check_finite(layers)
+    why = () if unfelt is None else (f"gradients of its outputs cannot be taken ({unfelt})",)
+    notes = (*agreement.notes, *why, *_filled(layers, len(inputs)))
     needs = _needs(model, layers)
     halves = tuple(Half(half, _needs(model, half)) for half in (first, second))
     orders = channel_orders(spaces, layers, needs, halves)
@@ -135,6 +144,16 @@ def _settled(
             for both, a, b in zip(*groups, strict=True)
         ]).reshape(total.gradients.shape)  # fmt: skip
     return layers
+
+
+def _check_finite(layers: dict[str, LayerStatistics]) -> None:
+    """ModelError where what passes a layer is too large to be multiplied."""
+    for name, seen in layers.items():
+        if not (seen.outputs.products.isfinite().all() and seen.channels.products.isfinite().all()):
+            raise ModelError(
+                f"what passes {name or 'the layer'} on the calibration images is so large that its squares "
+                "overflow: check the images' normalisation, and the weights"
+            )
 
 
 def _filled(layers: dict[str, LayerStatistics], images: int) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ import random
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -158,17 +159,30 @@ def frozen(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def random_numbers_kept() -> Iterator[None]:
     """Random numbers of PyTorch, Python and NumPy go on outside as if nothing had been drawn."""
-    numpy = sys.modules.get("numpy")
-    python = random.getstate()
-    arrays = None if numpy is None else numpy.random.get_state()
+    state = random_numbers()
     try:
-        # All of them by name: PyTorch warns where there are several and none is named.
-        with torch.random.fork_rng(devices=list(range(torch.cuda.device_count()))):
-            yield
+        yield
     finally:
-        random.setstate(python)
-        if numpy is not None:
-            numpy.random.set_state(arrays)
+        draw_from(state)
+
+
+def random_numbers() -> tuple[Any, ...]:
+    """Where the random numbers of PyTorch, Python and NumPy are, for `draw_from`."""
+    numpy = sys.modules.get("numpy")
+    devices = [torch.cuda.get_rng_state(i) for i in range(torch.cuda.device_count())]
+    arrays = None if numpy is None else numpy.random.get_state()
+    return torch.get_rng_state(), devices, random.getstate(), arrays
+
+
+def draw_from(state: tuple[Any, ...]) -> None:
+    """Go on with random numbers from there: two networks that draw some get the same ones."""
+    own, devices, python, arrays = state
+    torch.set_rng_state(own)
+    for index, device in enumerate(devices):
+        torch.cuda.set_rng_state(device, index)
+    random.setstate(python)
+    if arrays is not None:
+        sys.modules["numpy"].random.set_state(arrays)
 
 
 @contextmanager
@@ -233,6 +247,9 @@ def random_state(seed: int) -> Iterator[torch.Generator]:
     """Global random numbers start from `seed` inside and go on outside as if nothing had been drawn."""
     with random_numbers_kept():
         torch.manual_seed(seed)
+        random.seed(seed)
+        if "numpy" in sys.modules:
+            sys.modules["numpy"].random.seed(seed % (1 << 32))
         yield torch.Generator().manual_seed(seed)
 
 

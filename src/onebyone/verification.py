@@ -16,11 +16,20 @@ from onebyone.displaying import Displayed
 from onebyone.errors import DataError, ModelError
 from onebyone.measurement.counting import count
 from onebyone.measurement.latency import Latency, time_models
-from onebyone.running import as_logits, output_of, suited
+from onebyone.running import as_logits, call, first_output, suited
 from onebyone.sampling import choose_positions, output_rows, positions_of
 from onebyone.several import packed, taken_by
 from onebyone.surveying import PLAIN
-from onebyone.tree import evaluating, hooked, modules_by_name
+from onebyone.tree import (
+    draw_from,
+    evaluating,
+    hooked,
+    modules_by_name,
+    random_numbers,
+    random_numbers_kept,
+    random_state,
+    tensors_in,
+)  # fmt: skip
 
 BATCH = 16  # images of the timed batch
 COMPARED = 64  # images at once
@@ -98,7 +107,7 @@ def verify(
     if images is not None:
         model, lighter = packed(model, images.packing), packed(lighter, images.packing)
     tell = progress or (lambda done: None)
-    with evaluating(model), evaluating(lighter), torch.inference_mode():
+    with evaluating(model), evaluating(lighter), random_state(0), torch.inference_mode():
         found = _Comparison(model, lighter)
         layers: tuple[LayerError, ...] = ()
         if images is not None:
@@ -133,31 +142,37 @@ class _Comparison:
         self.networks = (model, lighter)
         self.images = self.labeled = self.same = self.unlike = 0
         self.right = [0, 0]
-        self.total_kl = self.gap = self.square = 0.0
-        self.sum: Tensor | None = None
+        self.total_kl = 0.0
+        self.errors: list[_Error] = []
+        self.drew = False
         self.classes: int | None = None
 
     def add(self, inputs: Tensor, labels: Tensor | None) -> None:
         """One batch through both."""
-        before, after = (output_of(network, inputs).double().cpu() for network in self.networks)
-        if not before.isfinite().all():
+        state = random_numbers()
+        own = _outputs(self.networks[0], inputs)
+        self.drew |= not torch.equal(state[0], torch.get_rng_state())
+        draw_from(state)  # the lighter network draws the same numbers, where it draws any
+        other = _outputs(self.networks[1], inputs)
+        if not all(y.isfinite().all() for y in own):
             raise ModelError(
                 "the original network's output has NaN or infinite values on the held-out images"
             )
-        if not after.isfinite().all():
+        if not all(y.isfinite().all() for y in other):
             raise ModelError(
                 "the lighter network's output has NaN or infinite values: give more calibration "
                 "images, a larger budget, or a network in float32"
             )
         self.images += len(inputs)
-        if before.shape != after.shape:
+        if [y.shape for y in own] != [y.shape for y in other]:
             self.unlike += len(inputs)
             return
-        self.gap += float((before - after).square().sum())
-        self.square += float(before.square().sum())
-        total = before.sum(0)
-        if self.sum is None or self.sum.shape == total.shape:
-            self.sum = total if self.sum is None else self.sum + total
+        if not self.errors:
+            axes = _image_axes(self.networks[0], inputs, own)
+            self.errors = [_Error(axis) for axis in axes]
+        for error, y, t in zip(self.errors, other, own, strict=False):
+            error.add(y, t)
+        before, after = own[0], other[0]
         if before.ndim == 2 and before.shape[1] > 1 and len(before) == len(inputs):
             self._classify(before, after, labels)
 
@@ -193,23 +208,94 @@ class _Comparison:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Why there is no error of the output."""
-        if not self.unlike:
-            return ()
-        return (
-            "the error of the output is not known: the two networks return different numbers of values "
-            f"for {self.unlike:,} of the {self.images:,} images, as detectors do where they find more or "
-            "fewer things; compare them by their own metric",
-        )
+        """Why there is no error of the output, or what it is of."""
+        notes = []
+        if self.unlike:
+            notes.append(
+                "the error of the output is not known: the two networks return different numbers of "
+                f"values for {self.unlike:,} of the {self.images:,} images, as detectors do where they "
+                "find more or fewer things; compare them by their own metric"
+            )
+        elif len(found := self._found()) > 1:
+            notes.append(
+                f"the network returns {len(found)} tensors: the error of the output is the mean of theirs, "
+                f"which are from {min(found):.2g} to {max(found):.2g}"
+            )
+        if self.drew:
+            notes.append(
+                "the network draws random numbers when it runs: both were compared on the same ones"
+            )
+        return tuple(notes)
 
     def output_error(self) -> float | None:
         """Squared error relative to the variance of the original's output over the images."""
-        if self.sum is None or self.unlike or not self.sum.numel():
+        found = [] if self.unlike else self._found()
+        return sum(found) / len(found) if found else None
+
+    def _found(self) -> list[float]:
+        return [value for error in self.errors if (value := error.value) is not None]
+
+
+class _Error:
+    """Running sums of one output's error; `axis` is that of the images."""
+
+    def __init__(self, axis: int) -> None:
+        self.axis, self.rows = axis, 0
+        self.gap = self.square = 0.0
+        self.sum: Tensor | None = None
+        self.even = True  # whether the images' outputs have one shape
+
+    def add(self, given: Tensor, wanted: Tensor) -> None:
+        """One batch of it."""
+        if not wanted.numel():
+            return
+        self.gap += float((wanted - given).square().sum())
+        self.square += float(wanted.square().sum())
+        self.rows += wanted.shape[self.axis] if wanted.ndim else 1
+        total = wanted.sum(self.axis) if wanted.ndim else wanted
+        self.even &= self.sum is None or self.sum.shape == total.shape
+        if self.even:
+            self.sum = total if self.sum is None else self.sum + total
+
+    @property
+    def value(self) -> float | None:
+        """None where there were no values."""
+        if self.sum is None:
             return None
-        variance = self.square - float(self.sum.square().sum()) / self.images
+        variance = self.square - float(self.sum.square().sum()) / self.rows if self.even else 0.0
         # One image alone, or a constant output, has no variance: relative to its size then.
         scale = variance if variance > 1e-9 * self.square else self.square
         return self.gap / scale if scale else 0.0
+
+
+def _outputs(model: nn.Module, inputs: Tensor) -> list[Tensor]:
+    """The floating-point outputs, each once; ModelError without any."""
+    output = call(model, suited(model, inputs))
+    first_output(output)
+    found = {id(t): t for t in tensors_in(output) if t.is_floating_point()}
+    return [t.double().cpu() for t in found.values()]
+
+
+def _image_axes(model: nn.Module, inputs: Tensor, outputs: list[Tensor]) -> list[int]:
+    """The axis of each output that grows with the images: rarely another than the first.
+
+    Sequences may come time first. Which axis it is is told from fewer images where it cannot be seen.
+    """
+    count = len(inputs)
+    if count == 1:
+        return [y.shape.index(1) if 1 in y.shape else 0 for y in outputs]
+    if (all(y.ndim and y.shape[0] == count for y in outputs) and not any(
+        count in y.shape[1:] for y in outputs
+    )):  # fmt: skip
+        return [0] * len(outputs)
+    with random_numbers_kept():
+        fewer = _outputs(model, inputs[1:])
+    axes = []
+    for y, less in zip(outputs, fewer, strict=False):
+        pairs = enumerate(zip(y.shape, less.shape, strict=False))
+        grows = [axis for axis, (n, m) in pairs if n > m] if y.ndim == less.ndim else []
+        axes.append(grows[0] if len(grows) == 1 else 0)
+    return axes + [0] * (len(outputs) - len(axes))
 
 
 def _layer_errors(model: nn.Module, lighter: nn.Module, inputs: Tensor) -> tuple[LayerError, ...]:
@@ -257,9 +343,11 @@ def _layer_errors(model: nn.Module, lighter: nn.Module, inputs: Tensor) -> tuple
         second = [other[n].register_forward_hook(take(n, after=True)) for n in names]
         with hooked(second):
             for part in inputs.split(16):
+                state = random_numbers()
                 for network in (model, lighter):
                     calls.clear()
-                    output_of(network, part)
+                    draw_from(state)
+                    call(network, suited(network, part))
     errors = []
     for name, (rows, gap, square, total) in sums.items():
         variance = float(square - total.square().sum() / rows)

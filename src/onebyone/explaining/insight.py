@@ -172,7 +172,8 @@ def same_image(
 ) -> SameImage | None:
     """The image through both: outputs of the layers that changed, and the likeliest classes.
 
-    None for inputs that are no images. Both networks come back as they were.
+    None for inputs that are no images, and where one alone gives NaN. Both networks come back as they
+    were.
     """
     if image.ndim != 4:
         return None
@@ -180,6 +181,10 @@ def same_image(
     changed = [d.layer for d in chosen.decisions if d.ranks and d.layer in names]
     before, logits = _outputs(model, image, changed)
     after, lighter_logits = _outputs(lighter, image, changed)
+    if not all(
+        y.isfinite().all() for y in (logits, lighter_logits, *before.values(), *after.values())
+    ):
+        return None
     for name, maps in before.items():  # of a narrowed layer, the channels that both have
         rows = kept_entries(name, 0, len(maps), chosen.narrowings)
         before[name] = maps if rows is None else maps[rows]

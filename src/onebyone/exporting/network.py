@@ -135,15 +135,22 @@ def refusal(title: str, network: Network, error: Exception) -> ModelError:
     found = _named(network.program, str(error))
     if found is not None:
         operator, layer = found
+        whose = "" if layer is None else f" of the layer {layer or '(the network)'}"
         return ModelError(
-            f"{title} does not take the operator {operator} of the layer {layer or '(the network)'} "
-            f"({type(error).__name__}): replace that layer, or choose another target"
+            f"{title} does not take the operator {operator}{whose} "
+            f"({type(error).__name__}): replace what calls it, or choose another target"
         )
+    while "\x1b" in first_line(error) and isinstance(error.__cause__, Exception):
+        error = error.__cause__  # the exporter's own pages on what to try; what went wrong is below
     return ModelError(f"{title} export failed ({type(error).__name__}: {first_line(error)})")
 
 
-def _named(program: ExportedProgram, message: str) -> tuple[str, str] | None:
-    """The first operator of the program that a message names, with the layer that calls it."""
+def _named(program: ExportedProgram, message: str) -> tuple[str, str | None] | None:
+    """The first operator of the program that a message names, with the layer that calls it.
+
+    None for the layer where several call it and the message names no call of them.
+    """
+    found: list[tuple[str, str, str]] = []
     for node in program.graph.nodes:
         if node.op != "call_function" or not hasattr(node.target, "name"):
             continue
@@ -151,5 +158,10 @@ def _named(program: ExportedProgram, message: str) -> tuple[str, str] | None:
         base = re.escape(name.partition(".")[0])
         if re.search(rf"\b{space}(\.|::|_){base}\b", message):
             stack = list((node.meta.get("nn_module_stack") or {}).values())
-            return f"{space}::{name}", str(stack[-1][0]) if stack else ""
-    return None
+            found.append((f"{space}::{name}", str(stack[-1][0]) if stack else "", node.name))
+    if not found:
+        return None
+    called = [f for f in found if re.search(rf"\b{re.escape(f[2])}\b", message)]
+    operator, layer, _ = (called or found)[0]
+    several = len({f[1] for f in found if f[0] == operator}) > 1
+    return operator, None if several and not called else layer

@@ -115,9 +115,7 @@ def as_source(made: Mapping[str, Any] | Plan | None) -> dict[str, Any] | None:
     """Where a network came from: as given, or the plan that made it with what that was made from."""
     if not isinstance(made, Plan):
         return None if made is None else dict(made)
-    if made.source is None:
-        return None
-    return dict(made.source) | {"plan": _changes(plan_to_json(made))}
+    return dict(made.source or {}) | {"plan": _changes(plan_to_json(made))}
 
 
 def _changes(values: dict[str, Any]) -> dict[str, Any]:

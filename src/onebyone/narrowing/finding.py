@@ -32,10 +32,11 @@ def find_spaces(model: nn.Module, images: Tensor, survey: Survey) -> tuple[Space
     widths.
     """
     one = suited(model, images[:1])
-    two = suited(model, torch.cat([-images[:1], images[-1:]]))
+    two, other = (suited(model, torch.cat([s * images[:1], -s * images[-1:]])) for s in (-1, 1))
     try:
-        found, operators = _followed(model, survey, one)
-        again = _followed(model, survey, two)[1]
+        found, _ = _followed(model, survey, one)
+        # Of two images each: what is a view of one image may be a copy of several.
+        operators, again = (_followed(model, survey, x)[1] for x in (two, other))
     except Exception:  # whatever a model does to a watched pass: it keeps its widths
         return ()
     spaces = [_space(model, survey, f) for f in found if f.writers and (f.readers or f.refusal)]

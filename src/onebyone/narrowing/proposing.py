@@ -79,12 +79,12 @@ def narrowed_ways(
 
 def widths_kept(statistics: Statistics) -> tuple[str, ...]:
     """Why channels between layers stay as many as they are, each reason once with its layers."""
-    found: dict[str, list[str]] = {}
+    found: dict[str, dict[str, None]] = {}  # a layer that runs several times has several spaces
     for space in statistics.spaces:
         if space.refusal is not None and space.refusal != OUTPUT:
-            found.setdefault(space.refusal, []).append(space.name)
+            found.setdefault(space.refusal, {})[space.name] = None
     return tuple(
-        f"the width stays behind {', '.join(names[:4])}"
+        f"the width stays behind {', '.join([*names][:4])}"
         + (f" and {len(names) - 4} more" if len(names) > 4 else "")
         + f": {reason}"
         for reason, names in found.items()

@@ -13,7 +13,7 @@ from onebyone.errors import DataError, ModelError, TrainingError
 from onebyone.recovery.features import Taps, block_ends
 from onebyone.recovery.recipe import Recipe
 from onebyone.running import call, suited
-from onebyone.tree import tensors_in
+from onebyone.tree import draw_from, random_numbers, tensors_in
 
 TINY = 1e-12
 
@@ -36,7 +36,7 @@ class Objective:
 
     over the block ends b that both networks have (Romero et al., "FitNets", 2015, without the
     regressors: names and shapes are equal). Outputs that are not class logits (N, classes) are
-    compared by E‖y − y_t‖² / E‖y_t‖² instead of the divergence.
+    compared by E‖y − y_t‖² / E‖y_t‖² instead of the divergence; of several outputs all count alike.
     Raises TrainingError where there is neither a teacher nor labels to learn from.
     """
 
@@ -64,9 +64,11 @@ class Objective:
         """The loss of a batch that suits the student; labels are (N,) class numbers or None."""
         wanted: tuple[Tensor, ...] = ()
         if self.teacher is not None:
+            state = random_numbers()
             with torch.no_grad():
-                wanted = _floats(call(self.teacher, inputs))
-        given = _floats(call(self.run, inputs))
+                wanted = floats(call(self.teacher, inputs))
+            draw_from(state)
+        given = floats(call(self.run, inputs))
         value = self._outputs(given, wanted, labels)
         if self._taps and self.recipe.features > 0:
             own, others = (taps.take() for taps in self._taps)
@@ -91,18 +93,27 @@ class Objective:
                     "with labels for a classifier"
                 )
             return hard
-        check_alike(logits, wanted[0])
-        if is_logits(logits):
-            soft = _divergence(logits, wanted[0], self.recipe.temperature)
-        else:  # a network may give more in training than in eval mode: the first is in both
-            both = len(given) if len(given) == len(wanted) else 1
-            pairs = zip(given[:both], wanted[:both], strict=True)
-            soft = torch.stack([distance(y, t) for y, t in pairs]).sum()
+        soft = away(given, wanted, self.recipe.temperature)
         share = self.recipe.soft
         return soft if hard is None else share * soft + (1 - share) * hard
 
 
-def _floats(output: object) -> tuple[Tensor, ...]:
+def away(given: tuple[Tensor, ...], wanted: tuple[Tensor, ...], temperature: float) -> Tensor:
+    """How far outputs are from those wanted: the sum of divergences of logits and distances of others.
+
+    A network may give more in training than in eval mode: where the numbers of outputs differ, the first
+    is in both. Others of different shapes, as lists of boxes are, cannot be compared and do not count.
+    """
+    check_alike(given[0], wanted[0])
+    both = len(given) if len(given) == len(wanted) else 1
+    return torch.stack([
+        _divergence(y, t, temperature) if is_logits(y) else distance(y, t)
+        for y, t in zip(given[:both], wanted[:both], strict=True)
+        if y.shape == t.shape
+    ]).sum()  # fmt: skip
+
+
+def floats(output: object) -> tuple[Tensor, ...]:
     """The floating-point tensors of an output, in float32."""
     found = tuple(t.float() for t in tensors_in(output) if t.is_floating_point())
     if not found:

@@ -12,9 +12,9 @@ from torch.nn import functional as F
 
 from onebyone.data import Images
 from onebyone.distributed import World
-from onebyone.recovery.objective import check_alike, check_labels, distance, is_logits
-from onebyone.running import output_of
-from onebyone.tree import evaluating
+from onebyone.recovery.objective import away, check_labels, floats, is_logits
+from onebyone.running import call, suited
+from onebyone.tree import draw_from, evaluating, random_numbers
 
 AT_ONCE = 128
 
@@ -55,14 +55,18 @@ def score(model: nn.Module, teacher: nn.Module | None, images: Images, world: Wo
     """The score over all processes, each of which takes a share of the batches.
 
     The loss is the divergence from the teacher's prediction, or the labels' cross-entropy where there
-    is no teacher, or the relative squared error of outputs that are no class logits.
+    is no teacher, or the relative squared error of outputs that are no class logits; of several outputs
+    the sum.
     """
     sums = torch.zeros(5, dtype=torch.float64)  # images, labeled right, labels, agreeing, loss
     with evaluating(model), torch.inference_mode():
         for _, (inputs, labels) in world.share(images.batches(AT_ONCE)):
-            given = output_of(model, inputs).float()
-            wanted = None if teacher is None else output_of(teacher, inputs).float()
-            sums += _part(given, wanted, None if labels is None else labels.to(given.device))
+            state = random_numbers()
+            given = floats(call(model, suited(model, inputs)))
+            draw_from(state)
+            wanted = None if teacher is None else floats(call(teacher, suited(teacher, inputs)))
+            labels = None if labels is None else labels.to(given[0].device)
+            sums += _part(given, wanted, labels, len(inputs))
     world.add(sums)
     count, right, labeled, same, loss = sums.tolist()
     known = teacher is not None and same >= 0
@@ -72,21 +76,21 @@ def score(model: nn.Module, teacher: nn.Module | None, images: Images, world: Wo
     )  # fmt: skip
 
 
-def _part(given: Tensor, wanted: Tensor | None, labels: Tensor | None) -> Tensor:
-    """One batch's part of the sums."""
-    count, right, labeled, same, loss = len(given), 0, 0, 0, 0.0
+def _part(
+    outputs: tuple[Tensor, ...],
+    wanted: tuple[Tensor, ...] | None,
+    labels: Tensor | None,
+    count: int,
+) -> Tensor:
+    """One batch's part of the sums; classes are those of the first output."""
+    given, right, labeled, same, loss = outputs[0], 0, 0, 0.0, 0.0
+    if is_logits(given) and labels is not None:
+        check_labels(labels, given.shape[1])
+        right, labeled = int((given.argmax(1) == labels).sum()), count
+        loss = float(F.cross_entropy(given, labels, reduction="sum"))
     if wanted is not None:
-        check_alike(given, wanted)
-    if is_logits(given):
-        log = given.log_softmax(1)
-        if labels is not None:
-            check_labels(labels, given.shape[1])
-            right, labeled = int((given.argmax(1) == labels).sum()), count
-            loss = float(F.nll_loss(log, labels, reduction="sum"))
-        if wanted is not None:
-            same = int((given.argmax(1) == wanted.argmax(1)).sum())
-            loss = float(F.kl_div(log, wanted.log_softmax(1), reduction="sum", log_target=True))
-    elif wanted is not None:
+        loss = count * float(away(outputs, wanted, 1.0))
         same = -torch.inf  # of classes there are none
-        loss = count * float(distance(given, wanted))
+        if is_logits(given):
+            same = float((given.argmax(1) == wanted[0].argmax(1)).sum())
     return torch.tensor([count, right, labeled, same, loss], dtype=torch.float64)

@@ -1,0 +1,118 @@
+"""Networks that draw random numbers when they run: original and lighter one draw the same."""
+
+from __future__ import annotations
+
+import copy
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import onebyone as obo
+from onebyone.lockstep import Lockstep
+from onebyone.tree import draw_from, random_numbers
+
+
+class Noisy(nn.Module):
+    """Adds noise to its features, as generators and variational autoencoders do."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.first, self.second = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 24, 3, padding=1)
+        self.third, self.last = nn.Conv2d(24, 24, 3, padding=1), nn.Conv2d(24, 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.second(self.first(x).relu()).relu()
+        if self.kind == "dropout":
+            x = F.dropout(x, 0.3)
+        elif self.kind == "numpy":
+            x = x * torch.from_numpy(np.random.rand(len(x), 1, 1, 1)).to(x)
+        elif self.kind == "python":
+            x = x * (0.5 + random.random())
+        else:
+            x = x + 0.5 * torch.randn(len(x), 1, *x.shape[2:])
+        return self.last(self.third(x).relu())
+
+
+KINDS = pytest.mark.parametrize("kind", ["noise", "dropout", "numpy", "python"])
+
+
+def noisy(kind: str) -> nn.Module:
+    torch.manual_seed(0)
+    return Noisy(kind).eval()
+
+
+def pictures(n: int = 96) -> Tensor:
+    g = torch.Generator().manual_seed(1)
+    coarse = torch.randn(n, 3, 4, 4, generator=g)
+    return F.interpolate(coarse, size=(12, 12), mode="bilinear")
+
+
+@KINDS
+def test_a_network_is_equal_to_its_copy(kind: str) -> None:
+    model = noisy(kind)
+    found = obo.verify(model, copy.deepcopy(model), pictures(48), latency=False)
+    assert found.output_error == 0
+    if kind in ("noise", "dropout"):  # PyTorch's own numbers
+        assert any("draws random numbers" in note for note in found.notes)
+
+
+@KINDS
+def test_slimming_is_towards_the_same_draws(kind: str) -> None:
+    """Towards others, what cannot be known of them would shrink all layers behind to the mean."""
+    images = pictures(192)
+    slimmed = obo.slim(noisy(kind), images[:128], macs=0.9, held_out=images[128:], latency=False)
+    error = slimmed.verification.output_error
+    assert error is not None
+    assert error < 0.05
+
+
+def test_training_compares_the_same_draws() -> None:
+    model = noisy("noise")
+    recipe = obo.Recipe(batch_size=16, precision="float32")
+    tuned = obo.fine_tune(model, pictures(64), teacher=model, epochs=1, recipe=recipe)
+    assert tuned.before is not None
+    assert tuned.before.loss < 1e-9
+
+
+def test_none_of_it_is_drawn_outside() -> None:
+    model = noisy("numpy")
+    for call in (lambda: obo.verify(model, model, pictures(8), latency=False),):
+        torch.manual_seed(5)
+        np.random.seed(5)
+        random.seed(5)
+        wanted = torch.rand(1), np.random.rand(), random.random()
+        torch.manual_seed(5)
+        np.random.seed(5)
+        random.seed(5)
+        call()
+        assert (torch.rand(1), np.random.rand(), random.random()) == wanted
+
+
+def test_chunks_that_take_turns_draw_as_if_alone() -> None:
+    class Drawing(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            chunk = pass_through.chunk
+            for stop in range(3):
+                drawn.setdefault(chunk, []).append((float(torch.rand(1)), random.random()))
+                pass_through.wait(stop)
+            return x
+
+    drawn: dict[int, list[tuple[float, float]]] = {}
+    pass_through = Lockstep(Drawing(), [torch.zeros(1)] * 3, lambda stop: None, seed=7)
+    before = random_numbers()
+    pass_through.run()
+    together, alone = dict(drawn), {}
+    for chunk in range(3):
+        drawn.clear()
+        pass_through = Lockstep(Drawing(), [torch.zeros(1)], lambda stop: None, seed=7 + chunk)
+        pass_through.run()
+        alone[chunk] = drawn[0]
+    assert together == alone
+    assert len({tuple(values) for values in together.values()}) == 3
+    assert torch.equal(before[0], random_numbers()[0])
+    draw_from(before)
