@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import tempfile
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from onebyone.exporting import targets
 from onebyone.exporting.checking import LIMITS, Limit, check
 from onebyone.exporting.export import examine
 from onebyone.exporting.folding import fold
+from onebyone.exporting.network import Network, exported, refusal
 from onebyone.exporting.program import export_program, takes_any_batch
 from onebyone.exporting.rechecking import read_about, recheck
 from onebyone.exporting.records import check_replaceable, read_records, write_record
@@ -333,6 +335,16 @@ class TestOnnx:
         assert found.check.error < 1e-5
         assert next(model.parameters()).dtype == torch.float16
 
+    def test_no_layer_is_named_where_several_call_the_operator(self) -> None:
+        layers = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3)).eval()
+        program = exported(layers, (X[:1],))
+        first, second = (n for n in program.graph.nodes if "conv2d" in str(n.target))
+        told = str(refusal("ONNX", Network(program, (X[:1],)), ValueError("no aten::conv2d")))
+        assert "does not take the operator aten::conv2d (ValueError)" in told
+        for node, layer in ((first, "0"), (second, "2")):
+            error = ValueError(f"no aten::conv2d in {node.name}")
+            assert f"of the layer {layer} " in str(refusal("ONNX", Network(program, ()), error))
+
     def test_a_layer_whose_operator_is_not_taken_is_named(self, tmp_path: Path) -> None:
         class Odd(nn.Module):
             def forward(self, x: Tensor) -> Tensor:
@@ -584,3 +596,11 @@ def test_files_of_others_are_not_replaced(tmp_path: Path) -> None:
     write_record(tmp_path, {"file": "model.xml"})
     check_replaceable(path, "openvino")
     assert json.loads((tmp_path / files.EXPORTS).read_text())["exports"] == [{"file": "model.xml"}]
+
+
+def test_a_traced_network_is_told_why_not() -> None:
+    """TorchScript has no signature to look at."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        traced = torch.jit.trace(network(), X[:1])
+    assert isinstance(export_program(traced, X[:1]), str)  # type: ignore[arg-type]

@@ -630,3 +630,23 @@ def test_a_plan_of_another_network_is_refused(
         obo.rewrite(settled(Mobile(24)), plan, inputs)
     with pytest.raises(PlanError):
         obo.rewrite(settled(Branches()), plan, inputs)
+
+
+class Reshaped(nn.Module):
+    """What is a view of one image is a copy of two: other operators, the same control flow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 12, 3), nn.ReLU(), nn.Conv2d(12, 12, 3), nn.ReLU(), nn.Conv2d(12, 8, 3)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, other = self.features(x).chunk(2, 1)
+        return one.reshape(len(x), 4, -1).mean(2) + other.contiguous().mean((2, 3))
+
+
+def test_a_view_of_one_image_is_no_control_flow() -> None:
+    torch.manual_seed(0)
+    found = obo.observe(Reshaped().eval(), images(16, 3, 12, 12)).spaces
+    assert {space.name for space in found if space.refusal is None} == {"features.0", "features.2"}

@@ -129,7 +129,7 @@ def test_names_say_where_each_tensor_is() -> None:
     [
         ({"x": {}}, "empty"),
         ({"x": [torch.zeros(2, 1), "a"]}, r"its 'x\[1\]' is str"),
-        ({"x": {"a.b": torch.zeros(2, 1), "a": torch.zeros(2, 1)}}, "part of another"),
+        ({"x.a.b": torch.zeros(2, 1), "x.a": torch.zeros(2, 1)}, "part of another"),
         ({"x[0]": torch.zeros(2, 1), "x": torch.zeros(2, 1)}, "part of another"),
         ({"x[0]": torch.zeros(2, 1), "x[2]": torch.zeros(2, 1)}, "of the list 'x' there are 0, 2"),
         ({"x[a]": torch.zeros(2, 1), "y": torch.zeros(2, 1)}, r"'x\[a\]' is no name"),
@@ -141,20 +141,24 @@ def test_what_fits_into_no_list_or_dict(given: dict[str, Any], message: str) -> 
         open_images(given)
 
 
-@pytest.mark.parametrize(
-    ("inputs", "message"),
-    [
-        (([torch.zeros(1, 2), None], torch.zeros(1, 1)), r"batch\[1\] is NoneType"),
-        (({"a.b": torch.zeros(1, 2)}, torch.zeros(1, 1)), "keys have no dots"),
-    ],
-)
-def test_what_is_no_nest_of_tensors(inputs: tuple[Any, ...], message: str) -> None:
-    model, _ = fusion()
-    if "dots" in message:  # inside it is a place of its own: a name that reads as two keys is one
-        assert packing_of(model, inputs).names == ("batch.a.b", "scale")
-        return
-    with pytest.raises(ModelError, match=message):
-        flat(model, inputs)
+def test_what_is_no_tensor_in_an_example() -> None:
+    with pytest.raises(ModelError, match=r"batch\[1\] is NoneType"):
+        flat(fusion()[0], ([torch.zeros(1, 2), None], torch.zeros(1, 1)))
+
+
+@pytest.mark.parametrize("key", ["a.b", "a[0]", "", 3])
+def test_keys_of_which_no_name_can_be_made(key: Any) -> None:
+    """Read as two keys, the network would get another dict."""
+    with pytest.raises(DataError, match="has the key"):
+        open_images({"x": {key: torch.zeros(2, 1)}})
+    with pytest.raises(DataError, match="has the key"):
+        packing_of(fusion()[0], ({key: torch.zeros(1, 2)}, torch.zeros(1, 1)))
+
+
+def test_deepen_refuses_what_is_no_batch() -> None:
+    model, example = fusion()[0], (torch.tensor(1.0), torch.zeros(1, 1))
+    with pytest.raises(DataError, match="one image"):
+        obo.deepen(model, example, obo.Budget(macs=1.0), reference=model)
 
 
 @both

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -18,6 +18,7 @@ from safetensors.torch import load_file, load_model
 from torch import Tensor, nn
 
 from onebyone import files, saving
+from onebyone.deepening.deepening import deepen
 from onebyone.errors import MissingExtraError, ModelError, OutputError, PlanError
 from onebyone.loading import load
 from onebyone.planning import plan
@@ -304,6 +305,72 @@ class TestRoundTrip:
         assert any("control flow depends on its data" in note for note in notes)
         assert "no model.pt2 and no model.onnx" in notes[-1]
         assert_same(done.model, load(folder, architecture=model).model, pictures(3, 12, 12, seed=1))
+
+
+class Pair(NamedTuple):
+    """What torch.export saves for no one that has not been told of it."""
+
+    one: Tensor
+    other: Tensor
+
+
+def saved_notes(model: nn.Module, folder: Path) -> list[str]:
+    """Notes on files of the network slimmed and saved there."""
+    slimmed_of(model, macs=0.7).save(folder)
+    notes = json.loads((folder / "plan.json").read_text())["notes"]
+    return [note for note in notes if "model." in note]
+
+
+class TestPrograms:
+    def test_outputs_of_a_class_that_torch_export_does_not_know(self, tmp_path: Path) -> None:
+        class Two(Net):
+            def forward(self, x: Tensor) -> Any:
+                return Pair(super().forward(x), x.mean((2, 3)))
+
+        (note,) = saved_notes(network(Two), tmp_path / "out")
+        assert note.startswith("no model.pt2: torch.export cannot save the network")
+        assert not (tmp_path / "out" / "model.pt2").exists()
+
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+    def test_onnx_of_types_that_no_runtime_takes(self, dtype: torch.dtype, tmp_path: Path) -> None:
+        runtime = pytest.importorskip("onnxruntime")
+        model = network(Net).to(dtype)
+        assert saved_notes(model, tmp_path / "out") == ["model.onnx computes in float32"]
+        session = runtime.InferenceSession(str(tmp_path / "out" / "model.onnx"))
+        inputs = pictures(3, 12, 12, n=5, seed=1)
+        (found,) = session.run(None, {session.get_inputs()[0].name: inputs.numpy()})
+        with torch.no_grad():
+            wanted = load(tmp_path / "out", architecture=model).model(inputs.to(dtype))
+        tolerance = 1e-4 if dtype == torch.float64 else 0.05
+        torch.testing.assert_close(
+            torch.from_numpy(found), wanted.float(), rtol=tolerance, atol=tolerance
+        )
+
+    def test_one_image_at_a_time_is_told(self, tmp_path: Path) -> None:
+        class Fixed(Net):
+            def forward(self, x: Tensor) -> Tensor:
+                if len(x) == 1:
+                    return super().forward(x * 1.0)
+                return super().forward(x)
+
+        assert saved_notes(network(), tmp_path / "any") == []
+        notes = saved_notes(network(Fixed), tmp_path / "one")
+        assert any("one image at a time" in note for note in notes)
+
+
+def test_deepened_from_a_network_without_a_source(tmp_path: Path) -> None:
+    """The plan that it was made from is all that tells of the network in between."""
+    model = network()
+    slimmed = slimmed_of(model, macs=0.4)
+    deeper = deepen(slimmed.model, pictures(3, 12, 12, n=1), Budget(macs=1.0), reference=model,
+                    source=slimmed.plan)  # fmt: skip
+    folder = deeper.save(tmp_path / "deeper")
+    inputs = pictures(3, 12, 12, seed=1)
+    assert_same(deeper.model, load(folder, architecture=model).model, inputs)
+    damaged = json.loads((folder / "plan.json").read_text()) | {"source": {}}
+    (folder / "plan.json").write_text(json.dumps(damaged))
+    with pytest.raises(PlanError, match="names no network"):
+        load(folder, architecture=model)
 
 
 WITHOUT = """

@@ -191,3 +191,73 @@ def test_progress_rises_to_one() -> None:
     assert told == sorted(told)
     assert told[-1] == 1
     assert len(told) > 2
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_moments_of_features_about_a_large_mean(groups: int) -> None:
+    """In a float32 sum of squares they are nothing but rounding."""
+    torch.manual_seed(0)
+    rows = 1000 + 0.01 * torch.randn(400, 4 * groups)
+    moments = Moments.none(4, groups=groups)
+    for part in rows.split(64):
+        moments.add(part)
+    parts = rows.reshape(400, groups, 4).transpose(0, 1)
+    wanted = torch.stack([covariance(x) for x in parts])
+    found = moments.covariance.reshape(wanted.shape)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-9)
+
+
+class NoGradients(nn.Module):
+    """Of which autograd can make nothing, or not all: by how it is written, or by what it computes."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.first, self.last = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 8, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kind == "backbone":
+            with torch.no_grad():
+                x = self.first(x).relu()
+            return self.last(x)
+        if self.kind == "whole":
+            with torch.no_grad():
+                return self.last(self.first(x).relu())
+        if self.kind == "in place":  # the gradient of a sigmoid is worked out from what it gave
+            x = self.last(self.first(x).relu()).sigmoid()
+            x[:, :2] = x[:, :2] * 2 - 0.5
+            return x
+        return self.last(Sign.apply(self.first(x)))  # type: ignore[arg-type]
+
+
+class Sign(torch.autograd.Function):
+    """Without a backward."""
+
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:  # type: ignore[override]
+        return x.sign() * x.abs().sqrt()
+
+
+@pytest.mark.parametrize(
+    ("kind", "unfelt"),
+    [
+        ("backbone", "first:"),
+        ("whole", "first, last:"),
+        ("in place", "first, last:"),
+        ("own", "first, last:"),
+    ],
+)
+def test_layers_without_gradients_keep_their_own_outputs(kind: str, unfelt: str) -> None:
+    torch.manual_seed(0)
+    model, pictures = NoGradients(kind).eval(), images(64, 3, 8, 8)
+    slimmed = obo.slim(model, pictures, macs=0.6, held_out=16, latency=False)
+    assert any(f"reaches {unfelt}" in note for note in slimmed.plan.notes)
+    cannot = [note for note in slimmed.plan.notes if "cannot be taken" in note]
+    assert bool(cannot) == (kind in ("in place", "own"))
+    assert slimmed.verification.output_error is not None
+    assert slimmed.verification.output_error < 1
+
+
+def test_what_is_too_large_to_be_multiplied_is_told() -> None:
+    with pytest.raises(ModelError, match="so large that its squares overflow"):
+        statistics.observe(tiny(), 1e25 * images(20, 3, 5, 5))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from onebyone.tree import draw_from, random_numbers, random_state
+from onebyone.tree import draw_from, random_numbers, random_numbers_kept
 
 
 class _Stopped(BaseException):
@@ -22,8 +22,8 @@ class Lockstep:
     A chunk calls `wait(stop)` from inside the network; when every chunk that is still under way
     waits, `solve(stop)` runs for the lowest waiting stop and the chunks that wait there go on. So a
     layer is solved when all the chunks have reached it, also where control flow depends on data.
-    A network that draws random numbers draws those of `seed` plus the chunk's index, whatever the others
-    draw in between.
+    Each chunk draws its own random numbers, from `starts` on where they are given (`random_numbers`),
+    whatever the others draw in between.
     """
 
     def __init__(
@@ -31,10 +31,10 @@ class Lockstep:
         model: nn.Module,
         chunks: Sequence[Tensor],
         solve: Callable[[int], None],
-        seed: int = 0,
+        starts: Sequence[tuple[Any, ...]] = (),
     ) -> None:
-        self.model, self.chunks, self.solve, self.seed = model, chunks, solve, seed
-        self.drawn: dict[int, tuple[Any, ...]] = {}
+        self.model, self.chunks, self.solve = model, chunks, solve
+        self.drawn = dict(enumerate(starts))
         self.turn = [threading.Semaphore(0) for _ in chunks]
         self.yielded = threading.Semaphore(0)
         self.waiting: dict[int, int] = {}
@@ -81,7 +81,7 @@ class Lockstep:
 
     def _go_on(self, chunk: int) -> None:
         """One chunk to its next stop or its end, with random numbers of its own."""
-        with random_state(self.seed + chunk):
+        with random_numbers_kept():
             if chunk in self.drawn:
                 draw_from(self.drawn[chunk])
             self.turn[chunk].release()

@@ -36,15 +36,16 @@ class Moments:
         """Take these rows in; each has the numbers of all groups."""
         if not len(rows):
             return
-        self.samples += len(rows)
         mean = rows.mean(0)
         rows = rows - mean
-        total = (len(rows) * mean.double() + rows.sum(0)).reshape(self.total.shape)
         centred = torch.zeros(self.products.shape, dtype=rows.dtype, device=rows.device)
         add_products(centred, rows)
-        self.products += centred
-        self.products += total[..., :, None] * total[..., None, :] / len(rows)
+        rest = rows.sum(0).double()  # what rounding left of the mean
+        total = len(rows) * mean.double() + rest
+        rest, total = (part.reshape(self.total.shape) for part in (rest, total))
+        self.samples += len(rows)
         self.total += total
+        self.products += centred + (_square(total) - _square(rest)) / len(rows)
 
     @property
     def size(self) -> int:
@@ -70,7 +71,7 @@ class Moments:
         """Centred second moments, in float64; of few samples shrunk, so that no direction is free."""
         mean = self.total / self.samples
         found = self.products.to(torch.float64, copy=True).div_(self.samples)
-        found.sub_(mean[..., :, None] * mean[..., None, :])
+        found.sub_(_square(mean))
         if not self.few:
             return found
         groups = [
@@ -78,6 +79,10 @@ class Moments:
             for one in found.reshape(-1, self.size, self.size)
         ]
         return torch.stack(groups).reshape(found.shape)
+
+
+def _square(values: Float[Tensor, "*groups d"]) -> Float[Tensor, "*groups d d"]:
+    return values[..., :, None] * values[..., None, :]
 
 
 def add_products(

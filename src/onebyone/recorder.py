@@ -129,10 +129,10 @@ class Recorder:
                 layer.outputs.add(output_rows(conv, y.detach(), chosen))
             if not y.requires_grad:
                 y = y + torch.zeros(1, dtype=y.dtype, device=y.device, requires_grad=True)
-            felt = conv.c_out // groups
-            chosen = self._choose(seen, y, groups * felt**2, felt)
             if not y.requires_grad:  # the network's own forward takes no gradients here
                 return y
+            felt = conv.c_out // groups
+            chosen = self._choose(seen, y, groups * felt**2, felt)
             values = output_rows(conv, y.detach(), chosen)
             scale = positions_of(conv, y) / chosen.shape[1]
             y.register_hook(lambda g: _feel(layer, values, output_rows(conv, g, chosen), scale))

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import ceil
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +37,7 @@ from onebyone.tree import (
     evaluating,
     hooked,
     modules_by_name,
+    random_numbers,
     random_state,
     replace_modules,
 )  # fmt: skip
@@ -100,10 +102,10 @@ def rewrite(
     size = max(1, min(CHUNK, memory // max(40 * statistics.survey.live_bytes, 1)))
     chunks = [suited(model, part) for part in inputs.split(size)]
     with evaluating(model):
-        _collect(model, jobs, chunks, plan.seed)
+        drawn = _collect(model, jobs, chunks, plan.seed)
     lighter = cut_model(deep_copy(model), plan.narrowings)
     with evaluating(lighter):
-        solvers = _pass_through(lighter, jobs, chunks, progress or (lambda done: None), plan.seed)
+        solvers = _pass_through(lighter, jobs, chunks, drawn, progress or (lambda done: None))
     lighter = replace_modules(lighter, solvers)
     return lighter if takes_packed(given) else unpacked(lighter)
 
@@ -185,8 +187,13 @@ def _metrics(job: _Job) -> Tensor:
     return torch.stack([factor(group, METRIC_SHRINKAGE) for group in gradients])
 
 
-def _collect(model: nn.Module, jobs: list[_Job], chunks: list[Tensor], seed: int) -> None:
-    """One pass of the original: its outputs at sampled positions are the targets."""
+def _collect(
+    model: nn.Module, jobs: list[_Job], chunks: list[Tensor], seed: int
+) -> list[tuple[Any, ...]]:
+    """One pass of the original: its outputs at sampled positions are the targets.
+
+    Gives where random numbers were before each chunk: the lighter network is to draw the same.
+    """
     *starts, images = itertools.accumulate((len(chunk) for chunk in chunks), initial=0)
     current: list[int] = [0]
     counts: Counter[int] = Counter()
@@ -213,12 +220,14 @@ def _collect(model: nn.Module, jobs: list[_Job], chunks: list[Tensor], seed: int
         return take
 
     handles = [job.layer.register_forward_hook(hook(job)) for job in jobs]
-    with torch.no_grad(), hooked(handles):
+    drawn = []
+    with torch.no_grad(), hooked(handles), random_state(seed):
         for index, chunk in enumerate(chunks):
             current[0] = index
             counts.clear()
-            with random_state(seed + index):  # as in the pass through the lighter network
-                model(chunk)
+            drawn.append(random_numbers())
+            model(chunk)
+    return drawn
 
 
 class _Solver(nn.Module):
@@ -244,8 +253,8 @@ def _pass_through(
     lighter: nn.Module,
     jobs: list[_Job],
     chunks: list[Tensor],
+    drawn: list[tuple[Any, ...]],
     progress: Callable[[float], None],
-    seed: int,
 ) -> dict[str, nn.Module]:
     """Send the chunks through the lighter network in lockstep; the solution of every planned layer."""
     own = modules_by_name(lighter)
@@ -257,7 +266,7 @@ def _pass_through(
         _solve(jobs[index], own[jobs[index].decision.layer])
         progress((index + 1) / len(jobs))
 
-    lockstep.append(Lockstep(shell, chunks, solve, seed))
+    lockstep.append(Lockstep(shell, chunks, solve, drawn))
     lockstep[0].run()
     late = [job.decision.layer for job in jobs if job.solution is None]
     if late:

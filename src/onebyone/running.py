@@ -61,13 +61,18 @@ def output_of(model: nn.Module, inputs: Tensor) -> Tensor:
 
 def first_output(output: object) -> Tensor:
     """The first floating-point tensor in what a network returned; ModelError if it has none."""
-    for found in tensors_in(output):
-        if torch.is_floating_point(found):
-            return found
-    raise ModelError(
-        f"the network returns no floating-point tensor but {type(output).__name__}: there is nothing to "
-        "keep close to"
-    )
+    return float_outputs(output)[0]
+
+
+def float_outputs(output: object) -> list[Tensor]:
+    """The floating-point tensors in what a network returned, each once; ModelError if it has none."""
+    found = {id(t): t for t in tensors_in(output) if t.is_floating_point()}
+    if not found:
+        raise ModelError(
+            f"the network returns no floating-point tensor but {type(output).__name__}: there is nothing "
+            "to keep close to"
+        )
+    return list(found.values())
 
 
 def as_logits(output: Tensor) -> Tensor:

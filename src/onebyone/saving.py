@@ -198,11 +198,6 @@ def _write_programs(
         notes.append(f"no {PROGRAM}: torch.export cannot save the network ({first_line(error)})")
     else:
         (folder / PROGRAM).write_bytes(buffer.getbuffer())
-    if not takes_any_batch(program):
-        notes.append(
-            f"{PROGRAM} and {ONNX} take one image at a time: torch.export found the network to depend on "
-            "how many there are"
-        )
     if _dtype_of(inputs) not in LIMITS:  # no runtime of ONNX takes it
         model = on_cpu_in_float32(model)
         inputs = tuple(x.float() if x.is_floating_point() else x for x in inputs)
@@ -220,6 +215,12 @@ def _write_programs(
     except (MissingExtraError, ModelError) as error:
         (folder / ONNX).unlink(missing_ok=True)
         notes.append(f"no {ONNX}: {error}")
+    written = [name for name in (PROGRAM, ONNX) if (folder / name).is_file()]
+    if written and not takes_any_batch(program):
+        notes.append(
+            f"{' and '.join(written)} for one image at a time: torch.export found the network to depend "
+            "on how many there are"
+        )
     return notes
 
 

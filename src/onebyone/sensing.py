@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from onebyone.errors import ModelError
-from onebyone.running import as_logits, first_output
-from onebyone.tree import tensors_in
+from onebyone.running import as_logits, float_outputs
 
 TEMPERATURE = 2.0  # training images are often known by heart: their predictions say little at 1
 # PyTorch's words on what has no gradient, or has lost what it would be worked out from.
@@ -36,8 +35,7 @@ def send_back(output: object, images: int, generator: torch.Generator) -> None:
     Raises ModelError where an output has NaN or infinite values, or none is floating-point,
     NoGradientError where gradients cannot be taken.
     """
-    first_output(output)
-    found = list({id(t): t for t in tensors_in(output) if t.is_floating_point()}.values())
+    found = float_outputs(output)
     if not all(t.isfinite().all() for t in found):
         raise ModelError(
             "the model's output has NaN or infinite values on the calibration images: check its "

@@ -17,11 +17,14 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_map
 
 from onebyone.errors import DataError, ModelError
-from onebyone.tree import shallow_copy
+from onebyone.tree import shallow_copy, tensors_in
 
 WHOLE = 1 << 24  # up to here float32 has every whole number
 PACKED = "onebyone_packed"  # in the class, or a graph's `meta`, of a network that takes them packed
-NAME = re.compile(r"[^.\[\]]+((\[\d+\])|(\.[^.\[\]]+))*")  # x, x[0] of a list, x.key of a dict
+KEY = re.compile(r"[^.\[\]]+")
+NAME = re.compile(
+    rf"{KEY.pattern}((\[\d+\])|(\.{KEY.pattern}))*"
+)  # x, x[0] of a list, x.key of a dict
 POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
@@ -129,12 +132,19 @@ def pack(
 
 
 def leaves(name: Any, value: Any) -> Iterator[tuple[Any, Any]]:
-    """What is in lists and dicts, in order, each with the name of its place."""
+    """What is in lists and dicts, in order, each with the name of its place.
+
+    Raises DataError for keys of which no name can be made.
+    """
     if isinstance(value, list | tuple):
         for place, item in enumerate(value):
             yield from leaves(f"{name}[{place}]", item)
     elif isinstance(value, Mapping):
         for key, item in value.items():
+            if not isinstance(key, str) or not KEY.fullmatch(key):
+                raise DataError(
+                    f"the dict {name} has the key {key!r}: texts without dots and brackets are expected"
+                )
             yield from leaves(f"{name}.{key}", item)
     else:
         yield name, value
@@ -216,9 +226,13 @@ def packed(model: nn.Module, packing: Packing | None) -> nn.Module:
         parts = packing.apart(values)
         return kind.forward(self, *(parts[name] for name in order))
 
-    copied = shallow_copy(model)
-    own = {"forward": forward, "__module__": kind.__module__, PACKED: (packing, order)}
-    copied.__class__ = type(kind.__name__, (kind,), own)
+    return _with(model, forward=forward, **{PACKED: (packing, order)})
+
+
+def _with(model: nn.Module, **own: Any) -> nn.Module:
+    """A copy that shares all weights, of a class of the same name with these attributes of its own."""
+    copied, kind = shallow_copy(model), type(model)
+    copied.__class__ = type(kind.__name__, (kind,), {"__module__": kind.__module__, **own})
     return copied
 
 
@@ -339,11 +353,7 @@ def flat(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[nn.Module, tuple[Te
         parts = nested(packing.names, list(tensors))
         return kind.forward(self, *(parts[name] for name in order))
 
-    copied = shallow_copy(model)
-    copied.__class__ = type(
-        kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__}
-    )
-    return copied, tuple(leaf for x in inputs for _, leaf in leaves("", x))
+    return _with(model, forward=forward), tuple(tensors_in(inputs))
 
 
 def pack_example(
@@ -354,7 +364,7 @@ def pack_example(
     Raises DataError where that is of other inputs.
     """
     own = packing_of(model, inputs)
-    named = dict(zip(own.names, (leaf for x in inputs for _, leaf in leaves("", x)), strict=True))
+    named = dict(zip(own.names, tensors_in(inputs), strict=True))
     if packing is None:
         return pack(named)
     if packing.by_name != own.by_name:
@@ -365,17 +375,18 @@ def pack_example(
 
 
 def packing_of(model: nn.Module, inputs: tuple[Any, ...]) -> Packing:
-    """How these inputs, as the network is called with them, are packed; ModelError for no tensors."""
+    """How these inputs, as the network is called with them, are packed.
+
+    Raises ModelError for what is no tensor, DataError for keys of which no name can be made.
+    """
     kinds = list(inspect.signature(model.forward).parameters.values())
     names = [p.name for p in kinds if p.kind in POSITIONAL][: len(inputs)]
     names += [f"input_{i}" for i in range(len(names), len(inputs))]  # what *args take has no names
     found = [pair for name, x in zip(names, inputs, strict=True) for pair in leaves(name, x)]
     wrong = [f"{name} is {type(x).__name__}" for name, x in found if not isinstance(x, Tensor)]
-    wrong += [f"{name!r} is no name" for name, _ in found if not NAME.fullmatch(name)]
     if wrong:
         raise ModelError(
-            f"of what the network takes, {', '.join(wrong)}: tensors are taken, and lists and dicts of "
-            "tensors whose keys have no dots or brackets"
+            f"of what the network takes, {', '.join(wrong)}: tensors are taken, and lists and dicts of them"
         )
     shapes = tuple(tuple(x.shape[1:]) for _, x in found)
     return Packing(tuple(name for name, _ in found), shapes, tuple(x.dtype for _, x in found))

@@ -159,27 +159,38 @@ def frozen(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def random_numbers_kept() -> Iterator[None]:
     """Random numbers of PyTorch, Python and NumPy go on outside as if nothing had been drawn."""
-    state = random_numbers()
+    others = _others()
     try:
-        yield
+        # All of them by name: PyTorch warns where there are several and none is named.
+        with torch.random.fork_rng(devices=list(range(torch.cuda.device_count()))):
+            yield
     finally:
-        draw_from(state)
+        _set_others(others)
 
 
 def random_numbers() -> tuple[Any, ...]:
     """Where the random numbers of PyTorch, Python and NumPy are, for `draw_from`."""
-    numpy = sys.modules.get("numpy")
     devices = [torch.cuda.get_rng_state(i) for i in range(torch.cuda.device_count())]
-    arrays = None if numpy is None else numpy.random.get_state()
-    return torch.get_rng_state(), devices, random.getstate(), arrays
+    return torch.get_rng_state(), devices, _others()
 
 
 def draw_from(state: tuple[Any, ...]) -> None:
     """Go on with random numbers from there: two networks that draw some get the same ones."""
-    own, devices, python, arrays = state
+    own, devices, others = state
     torch.set_rng_state(own)
     for index, device in enumerate(devices):
         torch.cuda.set_rng_state(device, index)
+    _set_others(others)
+
+
+def _others() -> tuple[Any, Any]:
+    """Where those of Python and NumPy are."""
+    numpy = sys.modules.get("numpy")
+    return random.getstate(), None if numpy is None else numpy.random.get_state()
+
+
+def _set_others(state: tuple[Any, Any]) -> None:
+    python, arrays = state
     random.setstate(python)
     if arrays is not None:
         sys.modules["numpy"].random.set_state(arrays)
@@ -247,9 +258,6 @@ def random_state(seed: int) -> Iterator[torch.Generator]:
     """Global random numbers start from `seed` inside and go on outside as if nothing had been drawn."""
     with random_numbers_kept():
         torch.manual_seed(seed)
-        random.seed(seed)
-        if "numpy" in sys.modules:
-            sys.modules["numpy"].random.seed(seed % (1 << 32))
         yield torch.Generator().manual_seed(seed)
 
 

@@ -16,7 +16,7 @@ from onebyone.displaying import Displayed
 from onebyone.errors import DataError, ModelError
 from onebyone.measurement.counting import count
 from onebyone.measurement.latency import Latency, time_models
-from onebyone.running import as_logits, call, first_output, suited
+from onebyone.running import as_logits, call, float_outputs, suited
 from onebyone.sampling import choose_positions, output_rows, positions_of
 from onebyone.several import packed, taken_by
 from onebyone.surveying import PLAIN
@@ -28,7 +28,6 @@ from onebyone.tree import (
     random_numbers,
     random_numbers_kept,
     random_state,
-    tensors_in,
 )  # fmt: skip
 
 BATCH = 16  # images of the timed batch
@@ -269,11 +268,8 @@ class _Error:
 
 
 def _outputs(model: nn.Module, inputs: Tensor) -> list[Tensor]:
-    """The floating-point outputs, each once; ModelError without any."""
-    output = call(model, suited(model, inputs))
-    first_output(output)
-    found = {id(t): t for t in tensors_in(output) if t.is_floating_point()}
-    return [t.double().cpu() for t in found.values()]
+    """The floating-point outputs, in float64; ModelError without any."""
+    return [t.double().cpu() for t in float_outputs(call(model, suited(model, inputs)))]
 
 
 def _image_axes(model: nn.Module, inputs: Tensor, outputs: list[Tensor]) -> list[int]:
@@ -284,12 +280,13 @@ def _image_axes(model: nn.Module, inputs: Tensor, outputs: list[Tensor]) -> list
     count = len(inputs)
     if count == 1:
         return [y.shape.index(1) if 1 in y.shape else 0 for y in outputs]
-    if (all(y.ndim and y.shape[0] == count for y in outputs) and not any(
-        count in y.shape[1:] for y in outputs
-    )):  # fmt: skip
+    if all(y.ndim and y.shape[0] == count and count not in y.shape[1:] for y in outputs):
         return [0] * len(outputs)
-    with random_numbers_kept():
-        fewer = _outputs(model, inputs[1:])
+    try:
+        with random_numbers_kept():
+            fewer = _outputs(model, inputs[1:])
+    except ModelError:  # it takes no such number of them
+        return [0] * len(outputs)
     axes = []
     for y, less in zip(outputs, fewer, strict=False):
         pairs = enumerate(zip(y.shape, less.shape, strict=False))

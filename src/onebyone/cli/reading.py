@@ -180,15 +180,14 @@ def read_model(
     several: bool = False,
 ) -> Loaded:  # fmt: skip
     """The network, checked to take batches of any size, and one tensor of them unless `several` may be."""
-    from torch.utils._pytree import tree_leaves
-
     from onebyone.errors import ModelError
     from onebyone.loading import load
+    from onebyone.tree import tensors_in
 
     loaded = load(spec, weights=weights, input_size=size, trust=trust)
     if loaded.fixed_batch is not None:
         raise ModelError("; ".join(loaded.notes))
-    batches = loaded.of_tensors and all(x.ndim for x in tree_leaves(loaded.inputs))
+    batches = loaded.of_tensors and all(x.ndim for x in tensors_in(loaded.inputs))
     if not batches or (loaded.several and not several):
         number, kind = len(loaded.inputs), type(loaded.inputs[0]).__name__
         takes = f"{number} inputs" if number > 1 else f"a {kind}"
@@ -215,10 +214,10 @@ def with_inputs(loaded: Loaded, sizes: Sequence[tuple[int, ...]]) -> Loaded:
 
 def room(memory: int, loaded: Loaded, preprocess: Preprocess | None) -> int:
     """How many images fit in a quarter of the memory, as float32; there are two sets of them."""
-    from torch.utils._pytree import tree_leaves
+    from onebyone.tree import tensors_in
 
     shape: Any = preprocess.size if preprocess else loaded.example.shape[1:]
-    values = prod(shape) + sum(prod(x.shape[1:]) for x in tree_leaves(loaded.inputs)[1:])
+    values = prod(shape) + sum(prod(x.shape[1:]) for x in [*tensors_in(loaded.inputs)][1:])
     return max(LEAST, memory // 4 // (4 * values))
 
 

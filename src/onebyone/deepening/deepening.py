@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from onebyone.clock import Clock, Progress
 from onebyone.data import Images, check_held_out, check_images, open_images
@@ -167,7 +167,9 @@ def _image(
 ) -> tuple[Tensor, Packing | None]:
     """One image, or several inputs side by side as the images have them."""
     packing = None if images is None else images.packing
-    if isinstance(example, tuple):
+    if isinstance(example, tuple) and all(
+        isinstance(x, Tensor) and x.ndim for x in tree_leaves(example)
+    ):
         return pack_example(model, tree_map_only(Tensor, lambda x: x[:1], example), packing)
     if packing is not None:
         raise DataError(f"the inputs are {packing.text}: give a tuple of them as the example, too")

@@ -19,7 +19,7 @@ from onebyone.narrowing.spaces import kept_entries
 from onebyone.planning import Planner
 from onebyone.plans import Budget, Measured, Plan
 from onebyone.running import call, first_output, suited
-from onebyone.tree import evaluating, hooked, modules_by_name
+from onebyone.tree import evaluating, hooked, modules_by_name, random_state
 
 # The fractions kept, the most telling first: planning stops when its time is used up.
 FRACTIONS = (0.5, 0.25, 0.75, 0.33, 0.15, 0.9, 0.2, 0.6, 0.1, 0.4, 0.8, 0.05)
@@ -211,7 +211,7 @@ def _outputs(model: nn.Module, image: Tensor, names: list[str]) -> tuple[dict[st
         return hook
 
     handles = [modules[n].register_forward_hook(take(n)) for n in names if n in modules]
-    with hooked(handles), evaluating(model), torch.inference_mode():
+    with hooked(handles), evaluating(model), random_state(0), torch.inference_mode():
         output = first_output(call(model, suited(model, image[:1])))
     return caught, output.detach().float().cpu()
 

@@ -17,7 +17,7 @@ from onebyone.errors import ModelError
 from onebyone.explaining.packing import Levels, in_levels, packed
 from onebyone.explaining.photos import Photo
 from onebyone.running import call, suited
-from onebyone.tree import evaluating, hooked, modules_by_name
+from onebyone.tree import evaluating, hooked, modules_by_name, random_state
 
 MOST_LAYERS = 8
 MOST_BYTES = 1_750_000  # of all layers together, before they are packed
@@ -170,7 +170,7 @@ def _run(
 
         return hook
 
-    with evaluating(model), torch.inference_mode():
+    with evaluating(model), random_state(0), torch.inference_mode():
         every = pointwise_layers(model)
         with hooked([module.register_forward_hook(take(n)) for n, module in every.items()]):
             call(model, suited(model, image))

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.export import Dim, ExportedProgram
+from torch.export import ExportedProgram
 from torch.utils._pytree import tree_map_only
 
 from onebyone.errors import OneByOneError
 from onebyone.exporting.network import FLOAT16, FLOAT32, INT8, Network, refusal
-from onebyone.exporting.program import silent
+from onebyone.exporting.program import export_any_batch, silent
 from onebyone.tree import deep_copy
 
 NUMBERS = (FLOAT32, FLOAT16, INT8)
@@ -51,14 +51,9 @@ def _program(network: Network) -> ExportedProgram:
         module = _quantized(module, network)
     elif network.dtype == FLOAT16:
         module = _Half(module)
-    batch = Dim("batch", min=1, max=MOST_BATCH)
-    if not network.any_batch:
-        return torch.export.export(module, network.inputs)
-    pairs = tuple(torch.cat([x, x]) if x.ndim else x for x in network.inputs)
-    shapes: Any = tuple({0: batch} if x.ndim else None for x in network.inputs)
-    if isinstance(module, _Half):
-        shapes = (shapes,)
-    return torch.export.export(module, pairs, dynamic_shapes=shapes)
+    if network.any_batch:
+        return export_any_batch(module, network.inputs, MOST_BATCH)
+    return torch.export.export(module, network.inputs)
 
 
 class _Half(nn.Module):

@@ -151,17 +151,20 @@ def _named(program: ExportedProgram, message: str) -> tuple[str, str | None] | N
     None for the layer where several call it and the message names no call of them.
     """
     found: list[tuple[str, str, str]] = []
+    rest = message  # a call may be named like its operator
     for node in program.graph.nodes:
         if node.op != "call_function" or not hasattr(node.target, "name"):
             continue
         space, _, name = str(node.target.name()).partition("::")
         base = re.escape(name.partition(".")[0])
-        if re.search(rf"\b{space}(\.|::|_){base}\b", message):
+        operator = rf"\b{space}(\.|::|_){base}\b"
+        if re.search(operator, message):
+            rest = re.sub(operator, "", rest)
             stack = list((node.meta.get("nn_module_stack") or {}).values())
             found.append((f"{space}::{name}", str(stack[-1][0]) if stack else "", node.name))
     if not found:
         return None
-    called = [f for f in found if re.search(rf"\b{re.escape(f[2])}\b", message)]
+    called = [f for f in found if re.search(rf"\b{re.escape(f[2])}\b", rest)]
     operator, layer, _ = (called or found)[0]
     several = len({f[1] for f in found if f[0] == operator}) > 1
     return operator, None if several and not called else layer

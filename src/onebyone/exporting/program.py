@@ -31,12 +31,9 @@ def export_program(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Ex
     first = next(model.parameters(), None)
     if first is not None and first.is_floating_point():
         inputs = tuple(x.to(first.dtype) if x.is_floating_point() else x for x in inputs)
-    batch = Dim("batch", min=1, max=MOST_BATCH)
-    pairs = tuple(torch.cat([x, x]) if x.ndim else x for x in inputs)
-    shapes = _by_parameter(model, tuple({0: batch} if x.ndim else None for x in inputs))
     with evaluating(model), quiet():
         try:
-            return torch.export.export(model, pairs, dynamic_shapes=shapes)
+            return export_any_batch(model, inputs)
         except Exception:  # the model fixes its batch size, or cannot be traced at all
             pass
         try:
@@ -48,13 +45,19 @@ def export_program(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Ex
             )
 
 
-def _by_parameter(model: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
-    """What belongs to each input, with those that *args takes in one tuple, as torch.export has them."""
+def export_any_batch(
+    model: nn.Module, inputs: tuple[Tensor, ...], most: int = MOST_BATCH
+) -> ExportedProgram:
+    """The program with any batch size up to `most`; raises what torch.export does where there is none."""
+    batch = Dim("batch", min=1, max=most)
+    pairs = tuple(torch.cat([x, x]) if x.ndim else x for x in inputs)
+    shapes: tuple[Any, ...] = tuple({0: batch} if x.ndim else None for x in inputs)
     kinds = [p.kind for p in inspect.signature(model.forward).parameters.values()]
-    if inspect.Parameter.VAR_POSITIONAL not in kinds:
-        return given
-    named = kinds.index(inspect.Parameter.VAR_POSITIONAL)
-    return (*given[:named], given[named:]) if given[named:] else given
+    if inspect.Parameter.VAR_POSITIONAL in kinds:  # what *args takes is one tuple for torch.export
+        named = kinds.index(inspect.Parameter.VAR_POSITIONAL)
+        if shapes[named:]:
+            shapes = (*shapes[:named], shapes[named:])
+    return torch.export.export(model, pairs, dynamic_shapes=shapes)
 
 
 def takes_any_batch(program: ExportedProgram) -> bool:

@@ -26,8 +26,8 @@ from onebyone.plain import plain
 from onebyone.plan_files import SCHEMA, plan_from_json, plan_to_json
 from onebyone.plans import Plan
 from onebyone.preprocessing import Preprocess
-from onebyone.several import Packing, leaves, packed, unpacked
-from onebyone.tree import deep_copy, modules_by_name, replace_modules
+from onebyone.several import Packing, packed, unpacked
+from onebyone.tree import deep_copy, modules_by_name, replace_modules, tensors_in
 
 FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 Build = Callable[[Mapping[str, Any], tuple[int, ...] | None], nn.Module]
@@ -224,7 +224,7 @@ def _examples(
     if packing is None:
         return (example,)
     inputs = tree_map(torch.clone, tuple(packing.apart(example).values()))
-    return tuple(leaf for x in inputs for _, leaf in leaves("", x)) if program else inputs
+    return tuple(tensors_in(inputs)) if program else inputs
 
 
 def replanned(model: nn.Module, plan: Plan) -> nn.Module:
