@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import inspect
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +14,7 @@ from types import ModuleType
 import pytest
 
 import onebyone
+from onebyone.cli.app import COMMANDS as LISTED
 
 ROOT = Path(onebyone.__file__).parent
 
@@ -183,6 +186,13 @@ COMMANDS = (
     "slim", "finetune", "deepen", "verify", "export", "bench", "measure", "compare", "diff", "explain",
     "demo",
 )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_list_of_commands_says_what_their_own_help_begins_with(name: str) -> None:
+    command = getattr(importlib.import_module(f"onebyone.cli.{name}"), name)
+    assert LISTED[name] == inspect.getdoc(command).split("\n\n")[0].replace("\n", " ")
+    assert set(LISTED) == set(COMMANDS)
 
 
 @pytest.mark.parametrize("command", [[], *([c] for c in COMMANDS)])
