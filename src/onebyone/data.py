@@ -55,6 +55,11 @@ class Images:
             raise DataError(f"{n} images were asked for: at least 1 is needed")
         return self if n >= len(self) else self._at(_shuffled(len(self), seed)[:n])
 
+    def led_by(self, place: int) -> Images:
+        """The same images, with the one at this place first."""
+        others = [i for i in range(len(self)) if i != place]
+        return self._at(torch.tensor([place, *others])) if place else self
+
     def split(self, held_out: float, seed: int = 0) -> tuple[Images, Images]:
         """A random split into (the rest, the held-out images).
 

@@ -14,6 +14,7 @@ from onebyone.errors import ModelError
 from onebyone.matching import Key, match
 from onebyone.measurement.counting import Count, count
 from onebyone.sides import Side, sides, split
+from onebyone.tree import check_networks
 
 Status = Literal["unchanged", "changed", "renamed", "added", "removed"]
 STATUSES: tuple[Status, ...] = ("changed", "renamed", "added", "removed", "unchanged")
@@ -88,6 +89,7 @@ def diff(
     added 1
     renamed 1 name
     """
+    check_networks(before=before, after=after)
     if len(example) == 1 and isinstance(example[0], tuple):
         example = example[0]
     other = example if after_example is None else after_example

@@ -115,6 +115,8 @@ class Recorder:
             block = self.blocks.get(seen.layer, 0)
             layers = self.halves[self.half]
             layer = layers.setdefault(seen.layer, LayerStatistics.none(conv, block, x.device))
+            if not y.numel():  # rows that the network chooses itself, and chose none of
+                return y
             inside, taps = layer.channels.size, len(layer.taps)
             groups = 1 if conv.depthwise else conv.groups
             width = inside or conv.c_out // groups

@@ -18,6 +18,7 @@ from onebyone.recovery.fine_tuning import FineTuned, fine_tune
 from onebyone.recovery.recipe import Recipe
 from onebyone.searching import Found
 from onebyone.several import packed
+from onebyone.surveying import telling
 
 HELD_OUT_SHARE, MOST_HELD_OUT = 8, 2000
 
@@ -57,6 +58,7 @@ class Recovering:
             return tuned
 
         made = plain(packed(self.model, used.packing), used.inputs[:1])
+        used = used.led_by(telling(made.model, used.inputs))
         found = slim_in_steps(
             made.model, used, steps, recover, memory=self.memory, seed=self.seed, clock=self.clock
         )

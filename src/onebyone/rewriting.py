@@ -33,6 +33,7 @@ from onebyone.sampling import choose_positions, output_rows, patch_rows, positio
 from onebyone.several import packed, takes_packed, unpacked
 from onebyone.statistics import Statistics, observe
 from onebyone.tree import (
+    check_networks,
     deep_copy,
     evaluating,
     hooked,
@@ -94,6 +95,7 @@ def rewrite(
     to the kept layers). The result has plain PyTorch layers only.
     Raises PlanError for a plan of another network.
     """
+    check_networks(model=model)
     every, given = open_images(images), model
     inputs = every.inputs
     model = plain(packed(model, every.packing), inputs[:1]).model
@@ -207,7 +209,7 @@ def _collect(
             # layer may run on something else than images, such as a table of relative positions.
             drawn, first = (len(y), 0) if over else (items * images, items * starts[key[0]])
             generator = torch.Generator().manual_seed(hash((seed, job.index, key[1])) % (1 << 62))
-            wanted = ceil(job.effort.rows / (drawn * job.calls))
+            wanted = ceil(job.effort.rows / max(drawn * job.calls, 1))
             every = choose_positions(drawn, positions_of(job.conv, y), wanted, generator)
             chosen = every[first:][: len(y)]
             job.positions[key] = chosen

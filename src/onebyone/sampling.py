@@ -41,13 +41,13 @@ def output_rows(
     positions = positions.to(output.device)
     channels = output.shape[1] if conv.kernel else output.shape[-1]
     if conv.kernel:
-        flat = output.reshape(len(output), channels, -1)
+        flat = output.flatten(2)  # also of no items, where a size of -1 is not known
         if positions.shape[1] == flat.shape[2]:
             # A copy always: an in-place activation behind the layer overwrites its output.
             return flat.transpose(1, 2).reshape(-1, channels).to(torch.float32, copy=True)
         index = positions[:, None].expand(-1, channels, -1)
         return flat.gather(2, index).transpose(1, 2).reshape(-1, channels).float()
-    flat = output.reshape(len(output), -1, channels)
+    flat = output.reshape(len(output), prod(output.shape[1:-1]), channels)
     index = positions[..., None].expand(-1, -1, channels)
     return flat.gather(1, index).reshape(-1, channels).float()
 

@@ -27,6 +27,8 @@ from onebyone.running import suited
 from onebyone.searching import Found, Trial, smallest
 from onebyone.several import as_called, packed, unpacked
 from onebyone.statistics import observe
+from onebyone.surveying import telling
+from onebyone.tree import check_networks
 from onebyone.verification import Verification, verify
 
 CALIBRATION = 512
@@ -104,6 +106,7 @@ def slim(
     each, as `recipe` says, towards the original and the labels where there are any.
     Raises BudgetError, DataError, ModelError, PlanError or TrainingError, each with one clear message.
     """
+    check_networks(model=model)
     clock = Clock(progress)
     timed = latency if isinstance(latency, bool) else True
     budget = check_budget(macs, params, max_drop, plan, None if latency is timed else latency)
@@ -136,6 +139,7 @@ def slim(
     with clock.step("observe"):
         padded = plain(packed(model, every.packing), used.inputs[:1])
         model = padded.model
+        used = used.led_by(telling(model, used.inputs))
         statistics = observe(model, used, seed=seed, memory=memory, progress=clock.tell)
     trial = Trial(model, used, statistics, memory, clock)
     found, note = _found(trial, budget, max_drop, plan, kept_back, clocked)

@@ -15,10 +15,19 @@ from onebyone.errors import ModelError
 from onebyone.measurement.counting import count
 from onebyone.running import call, suited
 from onebyone.sampling import positions_of
-from onebyone.tree import hooked, modules_by_name, replace_modules, shallow_copy, tensors_in
+from onebyone.tree import (
+    evaluating,
+    hooked,
+    modules_by_name,
+    random_state,
+    replace_modules,
+    shallow_copy,
+    tensors_in,
+)
 
 PLAIN = (*CONVOLUTIONS.values(), *TRANSPOSED.values(), nn.Linear)
 CONV_LIKE = (nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear)
+TRIED = 16  # images among which `telling` looks
 QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torchao")
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -99,6 +108,38 @@ def survey(model: nn.Module, image: Tensor) -> Survey:
     )  # fmt: skip
 
 
+@torch.no_grad()
+def telling(model: nn.Module, images: Tensor) -> int:
+    """The place of the image that reaches the most layers: of a detector, one where it finds something.
+
+    0 where the first does as well as those after it, or the network fails on it.
+    """
+    layers = [m for m in modules_by_name(model).values() if isinstance(m, CONV_LIKE)]
+    reached: set[int] = set()
+
+    def reach(module: nn.Module, _: object, output: object) -> None:
+        if sum(t.numel() for t in tensors_in(output)):
+            reached.add(id(module))
+
+    best, most = 0, -1
+    with (
+        evaluating(model),
+        random_state(0),
+        hooked([m.register_forward_hook(reach) for m in layers]),
+    ):
+        for place, image in enumerate(images[:TRIED].split(1)):
+            reached.clear()
+            try:
+                call(model, suited(model, image))
+            except ModelError:
+                break
+            if len(reached) > most:
+                best, most = place, len(reached)
+            if most == len(layers):
+                break
+    return best
+
+
 def _check_kind(model: nn.Module) -> None:
     """Raise ModelError for networks whose layers cannot be seen, or are quantized already."""
     for name, module in modules_by_name(model).items():
@@ -170,7 +211,7 @@ class _Watcher:
             before[0] += len(output) * positions_of(conv, args[0])
             before[1] += len(output) * positions_of(conv, output)
             before[2] += len(output) * _between(conv, args[0], output)
-            self.items[name] = len(output)
+            self.items[name] = max(len(output), self.items.get(name, 0))
 
         return hook
 
@@ -181,6 +222,11 @@ class _Watcher:
         if refusal is None and not self.calls[name]:
             refusal = (
                 "its forward never ran on the first image (unused, or other code uses its weight)"
+            )
+        if refusal is None and self.items.get(name) == 0:
+            refusal = (
+                "nothing reaches it on the first image (a batch of none): give an image first on which "
+                "the network finds something"
             )
         refusal = refusal or self.odd.get(name) or read
         return Seen(

@@ -17,6 +17,23 @@ from onebyone.closures import Functions
 from onebyone.errors import ModelError
 
 
+def check_networks(**given: Any) -> None:
+    """Raise ModelError, by the argument's name, for what is no network (None where one may be left out)."""
+    for name, model in given.items():
+        if model is None or isinstance(model, nn.Module):
+            continue
+        kind, advice = type(model).__name__, ""
+        if isinstance(getattr(model, "model", None), nn.Module):
+            advice = ": give its .model"
+        elif isinstance(model, type):
+            kind, advice = f"the class {model.__name__}", ": give an instance of it"
+        elif isinstance(model, Mapping):
+            advice = ": build the network and give it these weights with load_state_dict"
+        elif isinstance(model, str):
+            advice = f": give onebyone.load({model!r}).model"
+        raise ModelError(f"{name}= is {kind}, and a network (torch.nn.Module) is expected{advice}")
+
+
 def modules_by_name(model: nn.Module) -> dict[str, nn.Module]:
     """Every module once, by its first qualified name; the root's name is the empty string.
 

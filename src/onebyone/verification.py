@@ -21,6 +21,7 @@ from onebyone.sampling import choose_positions, output_rows, positions_of
 from onebyone.several import packed, taken_by
 from onebyone.surveying import PLAIN
 from onebyone.tree import (
+    check_networks,
     draw_from,
     evaluating,
     hooked,
@@ -99,6 +100,7 @@ def verify(
     they were. Raises DataError where neither data nor example is given or a label is out of range,
     ModelError where a network fails or gives NaN.
     """
+    check_networks(model=model, lighter=lighter)
     images = None if data is None else open_images(data)
     if images is None and example is None:
         raise DataError("there is nothing to verify on: give images, or an example input")
@@ -310,7 +312,7 @@ def _layer_errors(model: nn.Module, lighter: nn.Module, inputs: Tensor) -> tuple
         def hook(_: nn.Module, args: object, y: object) -> None:
             key = (name, calls[name])
             calls[name] += 1
-            if not isinstance(y, Tensor) or y.ndim < 2:
+            if not isinstance(y, Tensor) or y.ndim < 2 or not y.numel():
                 return
             if conv.kernel and y.ndim != len(conv.kernel) + 2:
                 return

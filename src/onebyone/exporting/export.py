@@ -33,6 +33,7 @@ from onebyone.exporting.targets import Target, target_of
 from onebyone.files import check_writable, share
 from onebyone.plans import Plan
 from onebyone.preprocessing import Preprocess
+from onebyone.tree import check_networks
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,7 @@ def export(
     ModelError where the target does not take the network or the check fails, OutputError where
     nothing can be written. No file is left then, and one that stood at the path stays as it was.
     """
+    check_networks(model=model, original=original)
     path = Path(path)
     chosen = target_of(path, target)
     check_dtype(chosen, dtype)

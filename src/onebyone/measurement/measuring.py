@@ -18,6 +18,7 @@ from onebyone.measurement.memory import Memory, measure_memory
 from onebyone.measurement.preparing import Setting, batch_of, prepared
 from onebyone.measurement.roofline import Machine, Placement, measure_machine, place
 from onebyone.measurement.timing import SECONDS
+from onebyone.tree import check_networks
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,7 @@ def measure(
     measure the limits of the machine anew. partial: what ran before a failure, with `failure` set.
     Raises ModelError where the network fails on the example.
     """
+    check_networks(model=model)
     inputs = example if isinstance(example, tuple) else (example,)
     counted = count(model, *inputs, partial=partial)
     layers = {name: LayerMeasurement(**vars(layer)) for name, layer in counted.layers.items()}
