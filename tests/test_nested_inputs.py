@@ -83,6 +83,10 @@ def data_for(name: str, n: int = 48) -> dict[str, Any]:
 
 
 MADE = {"two_clips": two_clips, "fusion": fusion}
+ONNX_NAMES = {
+    "two_clips": ["clips_0", "clips_1"],
+    "fusion": ["batch_kind", "batch_image", "batch_depth", "scale"],
+}
 both = pytest.mark.parametrize("name", MADE)
 
 
@@ -186,7 +190,7 @@ def test_slims_saves_and_loads(name: str, tmp_path: Path) -> None:
 
 @both
 def test_exports_take_the_tensors_one_by_one(name: str, tmp_path: Path) -> None:
-    pytest.importorskip("onnxruntime")
+    onnxruntime = pytest.importorskip("onnxruntime")
     model, _ = MADE[name]()
     lighter = slimmed(name)
     export = obo.export(
@@ -195,6 +199,9 @@ def test_exports_take_the_tensors_one_by_one(name: str, tmp_path: Path) -> None:
     assert export.any_batch
     assert export.check.failure is None
     assert export.original_bytes is not None
+    session = onnxruntime.InferenceSession(str(tmp_path / "net.onnx"))
+    named = [i.name for i in session.get_inputs()]
+    assert named == ONNX_NAMES[name]
 
 
 @both

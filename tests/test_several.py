@@ -241,7 +241,8 @@ class TestSlim:
         folder = slimmed.save(tmp_path / "out")
         session = onnxruntime.InferenceSession(str(folder / "model.onnx"))
         order = ("image", "depth", "step", "conditions")
-        feed = {i.name: given[n].numpy() for i, n in zip(session.get_inputs(), order, strict=True)}
+        assert [i.name for i in session.get_inputs()] == [*order]
+        feed = {name: given[name].numpy() for name in order}
         found = torch.as_tensor(session.run(None, feed)[0])
         torch.testing.assert_close(found, call(slimmed.model, given), atol=1e-4, rtol=1e-4)
 

@@ -36,7 +36,7 @@ def export_onnx(network: Network, path: Path) -> None:
         with quiet():
             torch.onnx.export(
                 network.program, f=str(path), dynamo=True, external_data=False, verbose=False,
-                input_names=_names("input", len(network.inputs)),
+                input_names=_names(network),
             )  # fmt: skip
             if network.dtype == FLOAT16:
                 _to_float16(path)
@@ -53,8 +53,14 @@ def export_onnx(network: Network, path: Path) -> None:
     path.write_bytes(made.SerializeToString())
 
 
-def _names(stem: str, number: int) -> list[str]:
-    return [stem] if number == 1 else [f"{stem}_{i}" for i in range(number)]
+def _names(network: Network) -> list[str]:
+    """What the file calls its inputs: several bear the names that the network's forward has for them."""
+    program = network.program
+    if len(network.inputs) == 1:
+        return ["input"]
+    taken = {*program.state_dict, *program.constants}
+    names = map(str, program.graph_signature.user_inputs)
+    return [f"{name}_input" if name in taken else name for name in names]
 
 
 def _to_float16(path: Path) -> None:
@@ -89,7 +95,7 @@ def _reader(network: Network) -> Any:
 
     assert network.calibration is not None
     parts: Iterator[Tensor] = iter(network.calibration.split(1))
-    (name,) = _names("input", len(network.inputs))
+    (name,) = _names(network)
 
     class Reader(CalibrationDataReader):
         def get_next(self) -> dict[str, Any] | None:  # type: ignore[override]
