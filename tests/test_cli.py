@@ -359,6 +359,13 @@ class TestSlim:
 
 
 @pytest.mark.usefixtures("no_onnx")
+    def test_what_could_not_be_written_is_told(self, place: Path, no_onnx: None) -> None:
+        found = done(f"{MINE} --macs 0.6 -o out")
+        assert "note: no model.onnx: left out by the test" in found.stderr
+        assert "model.pt2" in found.stderr
+        assert "no model" not in found.stdout
+
+
 class TestMemory:
     def opened(self, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         """The picture files that are decoded from here on."""

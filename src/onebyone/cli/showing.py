@@ -97,7 +97,12 @@ def show_slimmed(slimmed: Slimmed | Deepened, folder: Path | None, as_json: bool
     else:
         show(plan_table(slimmed.plan), summary(slimmed.verification, slimmed.plan))
     if folder is not None:
+        from onebyone.files import PLAN
+        from onebyone.plan_files import read_plan
+
         note(f"written to {folder}; open {folder / 'report.html'} in a browser", _sizes(folder))
+        told = read_plan(folder / PLAN).notes
+        note(*(text for text in told if text not in slimmed.plan.notes))
 
 
 def _sizes(folder: Path) -> str:
