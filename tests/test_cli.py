@@ -357,8 +357,6 @@ class TestSlim:
         assert "48 held-out images" in " ".join(result.stdout.split())
         assert "top-1 accuracy" in done("verify out --data pics --no-latency --trust").stdout
 
-
-@pytest.mark.usefixtures("no_onnx")
     def test_what_could_not_be_written_is_told(self, place: Path, no_onnx: None) -> None:
         found = done(f"{MINE} --macs 0.6 -o out")
         assert "note: no model.onnx: left out by the test" in found.stderr
@@ -366,6 +364,7 @@ class TestSlim:
         assert "no model" not in found.stdout
 
 
+@pytest.mark.usefixtures("no_onnx")
 class TestMemory:
     def opened(self, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         """The picture files that are decoded from here on."""
