@@ -253,6 +253,25 @@ class TestRefusals:
         assert tree(place) == before
 
 
+def test_a_seed_has_64_bits(place: Path) -> None:
+    refused = call(f"{MINE} --macs 0.6 --seed 99999999999999999999999 -o out")
+    assert refused.exit_code == 2
+    assert "more than the 64 bits of a seed" in " ".join(refused.stderr.split())
+    assert not Path("out").exists()
+
+
+def test_a_module_is_no_function(place: Path) -> None:
+    refused = call(f"slim nets:torch {PICTURES} --macs 0.6 -o out")
+    assert refused.exit_code == 2
+    assert "nets:torch is a module: name a function" in " ".join(refused.stderr.split())
+
+
+def test_what_does_not_exist_is_told_before_how_to_read_it(place: Path) -> None:
+    refused = call("slim nets:net --input 3x16x16 --data nowhere --macs 0.6 -o out")
+    assert refused.exit_code == 2
+    assert "nowhere does not exist" in " ".join(refused.stderr.split())
+
+
 @pytest.mark.usefixtures("no_onnx")
 class TestSlim:
     def test_a_network_of_ones_own(self, place: Path) -> None:

@@ -217,6 +217,32 @@ class TestFolders:
         assert images.labels is None
         assert "not named like the network's 2 classes" in images.notes[0]
 
+    def test_an_empty_class_folder_leaves_no_labels_as_it_would_shift_them(
+        self, class_folder: Path
+    ) -> None:
+        (class_folder / "ape").mkdir()
+        (class_folder / ".cache").mkdir()
+        images = open_images(class_folder, RGB)
+        assert images.labels is None
+        assert "the folder 'ape'" in images.notes[0]
+        named = open_images(class_folder, RGB, classes=("Dog", "fish", "CAT", "bird"))
+        assert named.labels is not None
+        (class_folder / "ape").rmdir()
+        assert open_images(class_folder, RGB).labels is not None
+
+    @pytest.mark.parametrize(("mode", "most"), [("F", 1.0), ("F", 255.0), ("I", 255), ("I", 65535)])
+    def test_gray_pictures_of_floating_point_and_of_32_bits(
+        self, mode: str, most: float, tmp_path: Path
+    ) -> None:
+        ramp = np.linspace(0, most, 256)[None].repeat(8, 0)
+        picture = Image.fromarray(ramp.astype(np.float32 if mode == "F" else np.int32))
+        assert picture.mode == mode
+        picture.save(tmp_path / "a.tiff")
+        shape = Preprocess((1, 8, 256), (0.0,), (1.0,))
+        found = open_images(tmp_path, shape).inputs[0, 0]
+        wanted = torch.linspace(0, 1, 256).expand(8, 256)
+        torch.testing.assert_close(found, wanted, atol=0.01, rtol=0)
+
     def test_names_that_folders_cannot_have(self, tmp_path: Path) -> None:
         for name in ("t-shirt_top", "ankle-boot"):
             (tmp_path / name).mkdir()

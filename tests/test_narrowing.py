@@ -194,6 +194,62 @@ def test_spaces_of_an_inverted_residual() -> None:
     check_spaces_of_mobile()
 
 
+def of_instances(affine: bool, tracked: bool = False) -> nn.Module:
+    def norm(c: int) -> nn.Module:
+        return nn.InstanceNorm2d(c, affine=affine, track_running_stats=tracked)
+
+    return nn.Sequential(
+        nn.Conv2d(4, 12, 3, padding=1), norm(12), nn.ReLU(),
+        nn.Conv2d(12, 8, 3, padding=1), norm(8), nn.ReLU(), nn.Conv2d(8, 4, 3, padding=1),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("tracked", [False, True])
+@pytest.mark.parametrize("affine", [True, False])
+def test_instance_normalization_keeps_channels_apart(affine: bool, tracked: bool) -> None:
+    spaces = found_in(settled(of_instances(affine, tracked)), images(4, 4, 8, 8))
+    assert {n: s.refusal for n, s in spaces.items() if n in "03"} == {"0": None, "3": None}
+    own = {"weight", "bias"} if affine else set()
+    own |= {"running_mean", "running_var"} if tracked else set()
+    own = own or {"num_features"}
+    assert {c.tensor for c in spaces["0"].cuts if c.tensor.startswith("1.")} == {
+        f"1.{name}" for name in own
+    }
+
+
+def test_networks_with_instance_normalization_are_narrowed_and_load_again(tmp_path: Path) -> None:
+    model, inputs = settled(of_instances(affine=False)), images(80, 4, 8, 8)
+    model[3].weight.data[:, 6:] = 0  # type: ignore[index, union-attr] # half of them are not needed
+    found = obo.slim(model, inputs, macs=0.6, held_out=16, latency=False)
+    widths = {n.layer: n.width for n in found.plan.narrowings}
+    assert widths["0"] <= 6
+    norms = [m for m in found.model.modules() if isinstance(m, nn.InstanceNorm2d)]
+    assert [m.num_features for m in norms] == [widths["0"], widths.get("3", 8)]
+    again = obo.load(found.save(tmp_path / "out")).model
+    torch.testing.assert_close(again(inputs[:3]), found.model(inputs[:3]))
+
+
+def test_the_memory_format_hides_no_width() -> None:
+    layers = [
+        nn.Conv2d(4, 12, 3),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(12, 5),
+    ]
+    model = settled(nn.Sequential(*layers))
+    inputs = images(4, 4, 8, 8)
+    plain = found_in(model, inputs)["0"]
+    last = found_in(model.to(memory_format=torch.channels_last), inputs)["0"]
+    assert plain.refusal is None
+    assert last == plain
+
+
+def test_one_channel_is_no_width() -> None:
+    model = nn.Sequential(nn.Conv2d(4, 1, 3), nn.PReLU(1), nn.Conv2d(1, 5, 3))
+    assert found_in(model.eval(), images(4, 4, 8, 8))["0"].refusal == "it is one channel"
+
+
 def test_branches_side_by_side_are_spaces_of_their_own() -> None:
     spaces = found_in(settled(Branches()), images(4, 4, 8, 8))
     assert {n: s.refusal for n, s in spaces.items() if n in "ab"} == {"a": None, "b": None}

@@ -60,9 +60,9 @@ class Agreement:
             return ()
         return (
             "the calibration images are unlike those that the network was trained on: what arrives in its "
-            f"{len(self.gaps)} normalisation layers is {found:.1f} nats from their running statistics, "
-            f"where {FAR} or less is usual. Check that the images are of the same kind, with the channels "
-            "in the same order, and normalised as in training",
+            f"{len(self.gaps)} normalisation layer{'s' * (len(self.gaps) > 1)} is {found:.2g} nats from "
+            f"their running statistics, where {FAR} or less is usual. Check that the images are of the "
+            "same kind, with the channels in the same order, and normalised as in training",
         )
 
 

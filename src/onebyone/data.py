@@ -215,7 +215,7 @@ def _from_file(
             with loaded:
                 arrays = dict(loaded)
     except Exception as error:
-        said = PICKLED if "pickle" in str(error) else error
+        said = PICKLED if "pickle" in str(error) or "Python objects" in str(error) else error
         raise DataError(f"{path} cannot be read as an array of numbers: {said}") from error
     named = {k: arrays[k] for k in names} if names and set(names) <= set(arrays) else {}
     inputs = next((arrays[k] for k in ("images", "x", "arr_0") if k in arrays), None)

@@ -91,6 +91,8 @@ def list_folder(
 
 def _files(path: Path, preprocess: Preprocess | None) -> tuple[Preprocess, list[Path]]:
     """The image files in a folder, sorted, and how to read them."""
+    if not path.exists():
+        raise DataError(f"{path} does not exist: give a folder of images, a .npy or a .npz file")
     if preprocess is None:
         raise DataError(
             f"how the network takes pictures is not known, so {path} cannot be read: give --size "
@@ -150,9 +152,17 @@ def _labels(
     parts = [f.relative_to(path).parts for f in files]
     if any(len(p) == 1 for p in parts):
         mixed = any(len(p) > 1 for p in parts)
-        note = f"no labels: {path} holds images outside its class folders"
+        stray = next(f.name for f, p in zip(files, parts, strict=True) if len(p) == 1)
+        note = f"no labels: {path} holds images outside its class folders, such as {stray}"
         return None, (note,) if mixed else ()
     names = sorted({p[0] for p in parts})
+    empty = [p.name for p in path.iterdir() if p.is_dir() and p.name[0] != "."]
+    empty = sorted(set(empty).difference(names))
+    if classes is None and empty:
+        return None, (
+            f"no labels: the folder {empty[0]!r} in {path} holds no image, so that it is not known which "
+            "number the classes behind it have (fill it, or take it out)",
+        )
     order = _order(names, classes)
     if order is None:
         return None, (

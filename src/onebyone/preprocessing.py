@@ -119,9 +119,17 @@ def _center_crop(image: Image, height: int, width: int) -> Image:
 
 
 def eight_bits(image: Image) -> Image:
-    """16-bit gray pictures scaled to 8 bits; PIL's own conversion clips them to white."""
+    """Gray pictures of 16 bits or of floating point scaled to 8 bits, which PIL's own conversion clips.
+
+    Those of floating point reach to 1, or as far as whole numbers do.
+    """
     from PIL import Image as pil
 
-    if not image.mode.startswith("I;16"):
+    if not image.mode.startswith(("I", "F")):
         return image
-    return pil.fromarray((np.asarray(image).astype(np.float32) / 257).round().astype(np.uint8))
+    values = np.asarray(image).astype(np.float32)
+    most = float(values.max())
+    scale = 1 / 257 if image.mode.startswith("I;16") or most > 255 else 1.0
+    if image.mode == "F" and most <= 1:
+        scale = 255.0
+    return pil.fromarray((values * scale).round().clip(0, 255).astype(np.uint8))

@@ -98,14 +98,6 @@ class Recorder:
             if seen.refusal is None
         ]
 
-    def forget_gradients(self) -> None:
-        """As if none had been sent back yet."""
-        for layers in self.halves:
-            for layer in layers.values():
-                layer.gradients.zero_()
-                layer.lowest.fill_(torch.inf)
-                layer.highest.fill_(-torch.inf)
-
     def _hook(self, seen: Seen) -> Callable[[nn.Module, tuple[Tensor], Tensor], Tensor]:
         conv = seen.conv
         assert conv is not None

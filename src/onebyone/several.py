@@ -357,7 +357,9 @@ def flat(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[nn.Module, tuple[Te
     names = ["self"]
     for name in packing.names:
         plain = re.sub(r"\W+", "_", name).strip("_")
-        names.append(plain if plain.isidentifier() and plain not in names else f"input_{len(names)}")
+        names.append(
+            plain if plain.isidentifier() and plain not in names else f"input_{len(names)}"
+        )
     parameters = [inspect.Parameter(n, inspect.Parameter.POSITIONAL_OR_KEYWORD) for n in names]
     forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return _with(model, forward=forward), tuple(tensors_in(inputs))

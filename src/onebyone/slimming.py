@@ -280,9 +280,10 @@ def set_apart(
     """
     used, kept_back = _parted(images, held_out, calibration, labels, seed)
     if labels and (kept_back is None or kept_back.labels is None):
+        why = f" ({'; '.join(images.notes)})" if images.labels is None and images.notes else ""
         raise DataError(
-            "max_drop needs labels: give images with labels (a folder with one subfolder a class, "
-            "or a tuple of images and labels), or a budget (macs, params) instead"
+            f"max_drop needs labels{why}: give images with labels (a folder with one subfolder a "
+            "class, or a tuple of images and labels), or a budget (macs, params) instead"
         )
     return used, kept_back
 

@@ -88,22 +88,22 @@ def observe(
         )
         blocks = blocks_read(spaces)
         recorder, agreement = Recorder(found, len(inputs), generator, blocks), Agreement()
-        unfelt: str | None = None
-        with hooked(recorder.attach(model)), torch.enable_grad():
+
+        def record(sent: bool) -> None:
+            recorder.halves = {}, {}
             for index, part in world.share(inputs.split(batch)):
                 # A batch draws the same whichever process it falls to.
                 generator.manual_seed(hash((seed, index)) % (1 << 62))
                 recorder.half = index % 2
                 with hooked(agreement.attach(model) if not index else []):
                     output = call(model, suited(model, part))
-                if unfelt is None:
-                    try:
-                        send_back(output, len(part), generator)
-                    except NoGradientError as error:
-                        unfelt = str(error)
-                        recorder.forget_gradients()
+                if sent:
+                    send_back(output, len(part), generator)
                 if progress is not None:
                     progress(min(1.0, (index + 1) * batch / len(inputs)))
+
+        with hooked(recorder.attach(model)), torch.enable_grad():
+            unfelt = _recorded(record)
     release_memory()
     first, second = (
         _summed({name: seen.to("cpu") for name, seen in half.items()}, found, blocks, world)
@@ -112,7 +112,7 @@ def observe(
     layers = _settled(first, second)
     _check_finite(layers)
     why = () if unfelt is None else (f"gradients of its outputs cannot be taken ({unfelt})",)
-    notes = (*agreement.notes, *why, *_filled(layers, len(inputs)))
+    notes = (*agreement.notes, *why, *_filled(layers, (first, second), len(inputs)))
     needs = _needs(model, layers)
     halves = tuple(Half(half, _needs(model, half)) for half in (first, second))
     orders = channel_orders(spaces, layers, needs, halves)
@@ -121,6 +121,25 @@ def observe(
         _only(found, layers), len(inputs), layers, seed, spaces, needs, orders, kernels, notes,
         halves,
     )  # fmt: skip
+
+
+def _recorded(record: Callable[[bool], None]) -> str | None:
+    """One pass with gradients, or one without where there are none; why there are none.
+
+    What a network overwrites that its gradients need is copied then, which takes time and memory.
+    """
+    try:
+        record(True)
+        return None
+    except NoGradientError:
+        pass
+    try:
+        with torch.autograd.graph.allow_mutation_on_saved_tensors():
+            record(True)
+        return None
+    except NoGradientError as error:
+        record(False)
+        return str(error)
 
 
 def _settled(
@@ -157,7 +176,9 @@ def _check_finite(layers: dict[str, LayerStatistics]) -> None:
             )
 
 
-def _filled(layers: dict[str, LayerStatistics], images: int) -> tuple[str, ...]:
+def _filled(
+    layers: dict[str, LayerStatistics], halves: tuple[dict[str, LayerStatistics], ...], images: int
+) -> tuple[str, ...]:
     """Moments for layers that no gradient reached; notes on those, and on layers of few samples."""
     dense = {name: seen for name, seen in layers.items() if seen.outputs.size}
     unfelt = stand_in(
@@ -165,6 +186,10 @@ def _filled(layers: dict[str, LayerStatistics], images: int) -> tuple[str, ...]:
         {name: seen.outputs.covariance for name, seen in dense.items()},
         images,
     )
+    for name in unfelt:
+        ran = [half[name] for half in halves if name in half]
+        for half in ran:
+            half.gradients.copy_(layers[name].gradients / len(ran))
     few = tuple(name for name, seen in dense.items() if seen.outputs.few or seen.channels.few)
     notes = []
     if unfelt:

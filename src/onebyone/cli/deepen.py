@@ -118,7 +118,10 @@ def deepen(
     ] = "2GiB",
     threads: Annotated[int | None, values.threads_option("CPU threads to use.", WORK)] = None,
     seed: Annotated[
-        int, typer.Option(rich_help_panel=WORK, help="The same seed gives the same network.")
+        int,
+        typer.Option(
+            rich_help_panel=WORK, callback=values.seed, help="The same seed gives the same network."
+        ),
     ] = 0,
     latency: Annotated[
         bool, typer.Option(rich_help_panel=WORK, help="Time both networks on this machine.")

@@ -165,7 +165,9 @@ def finetune(
         ),
     ] = "auto",
     threads: Annotated[int | None, values.threads_option("CPU threads to use.", WORK)] = None,
-    seed: Annotated[int, typer.Option(rich_help_panel=WORK, help="For order and changes.")] = 0,
+    seed: Annotated[
+        int, typer.Option(rich_help_panel=WORK, callback=values.seed, help="For order and changes.")
+    ] = 0,
     latency: Annotated[
         bool, typer.Option(rich_help_panel=WORK, help="Time both networks on this machine.")
     ] = True,

@@ -135,7 +135,11 @@ def slim(
     threads: Annotated[int | None, values.threads_option("CPU threads to use.", WORK)] = None,
     seed: Annotated[
         int,
-        typer.Option(rich_help_panel=WORK, help="The same seed gives the same plan and weights."),
+        typer.Option(
+            rich_help_panel=WORK,
+            callback=values.seed,
+            help="The same seed gives the same plan and weights.",
+        ),
     ] = 0,
     runtime: Annotated[
         str,

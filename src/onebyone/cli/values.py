@@ -163,3 +163,10 @@ def memory(text: str, option: str = "--memory") -> int:
             param_hint=option,
         )
     return size
+
+
+def seed(given: int) -> int:
+    """What random numbers can start from: 64 bits."""
+    if not -(1 << 63) <= given < 1 << 63:
+        raise typer.BadParameter(f"{given} has more than the 64 bits of a seed: give a smaller one")
+    return given

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from torch import nn
@@ -30,6 +31,10 @@ def find_factory(spec: str) -> tuple[Any, Callable[[], Any]]:
     module_name, _, attribute = spec.partition(":")
     module = _imported(module_name, spec)
     factory = getattr(module, attribute, None)
+    if isinstance(factory, ModuleType):
+        raise ModelError(
+            f"{module_name}:{attribute} is a module: name a function in it that makes the model"
+        )
     if not callable(factory):
         near = difflib.get_close_matches(attribute, [n for n in dir(module) if n[0] != "_"])
         hint = (

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from onebyone.errors import PlanError
-from onebyone.narrowing.spaces import Cut, Narrowing
+from onebyone.narrowing.spaces import NUMBER, Cut, Narrowing
 from onebyone.tree import modules_by_name
 
 FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -42,6 +42,8 @@ def tensor_of(modules: dict[str, nn.Module], cut: Cut) -> Tensor | None:
     module = modules.get(cut.module)
     if module is None:
         return None
+    if cut.name == NUMBER and isinstance(module, nn.modules.instancenorm._InstanceNorm):
+        return torch.empty(module.num_features, device="meta")
     found = module._parameters.get(cut.name)
     return module._buffers.get(cut.name) if found is None else found
 
@@ -65,6 +67,9 @@ def _check(modules: dict[str, nn.Module], cut: Cut, channels: int) -> None:
 
 
 def _cut(module: nn.Module, cut: Cut, dropped: set[int]) -> None:
+    if cut.name == NUMBER:
+        module.num_features -= len(dropped)  # type: ignore[operator]
+        return
     own = module._parameters if module._parameters.get(cut.name) is not None else module._buffers
     tensor = own[cut.name]
     assert tensor is not None

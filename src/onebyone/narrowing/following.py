@@ -28,8 +28,10 @@ from onebyone.narrowing.marks import (
     starts,
     viewed,
 )  # fmt: skip
-from onebyone.narrowing.spaces import OUTPUT, Cut, tensor_name
+from onebyone.narrowing.spaces import NUMBER, OUTPUT, Cut, tensor_name
 from onebyone.tree import modules_by_name, tensors_in
+
+INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 
 
 class Follower(TorchDispatchMode):
@@ -56,6 +58,10 @@ class Follower(TorchDispatchMode):
             module = self.modules[name]
             handles.append(module.register_forward_pre_hook(self._enter))
             handles.append(module.register_forward_hook(self._leave(name)))
+        for name, module in self.modules.items():
+            if isinstance(module, INSTANCE_NORMS):
+                handles.append(module.register_forward_pre_hook(self._enter))
+                handles.append(module.register_forward_hook(self._leave_norm(name)))
         return handles
 
     def _enter(self, module: nn.Module, args: tuple) -> None:
@@ -66,6 +72,21 @@ class Follower(TorchDispatchMode):
             self.inside -= 1
             self.operators.append(name)
             self._layer(name, args[0], output)
+
+        return leave
+
+    def _leave_norm(self, name: str) -> Callable[[nn.Module, tuple, Tensor], None]:
+        """PyTorch runs it on all channels of all images as one batch: it is taken as a whole."""
+
+        def leave(module: nn.Module, args: tuple, output: Tensor) -> None:
+            self.inside -= 1
+            self.operators.append("instance_norm")
+            own = [t for t in (*module.parameters(), *module.buffers()) if t.ndim]
+            mark = self._mark(args[0])
+            if not own and isinstance(mark, Tag) and mark.axis == 1:
+                count = Cut(tensor_name(name, NUMBER), 0)
+                self._attach(mark.segments, Vector(0, (count,)))
+            self._normalize("instance_norm", [args[0], *own], output)
 
         return leave
 
@@ -147,6 +168,10 @@ class Follower(TorchDispatchMode):
             return self._lost(name, tensors, outputs)
         source, output = tensors[0], outputs[0]
         mark = self._mark(source)
+        if (
+            name == "as_strided_" and output.shape == source.shape
+        ):  # in memory alone (channels last)
+            return None
         if pointwise:
             return self._elementwise(name, tensors, outputs)
         if name in NORMS:
@@ -267,7 +292,7 @@ class Follower(TorchDispatchMode):
             space = self._new(conv.c_out, f"the grouped layer {name} writes it")
         else:
             self._read(name, conv, x)
-            space = self._new(conv.c_out)
+            space = self._new(conv.c_out, "it is one channel" if conv.c_out == 1 else None)
         found = self.spaces[space]
         found.writers.append(name)
         found.cuts += self._rows(name)

@@ -10,6 +10,11 @@ from onebyone.conv import ConvSpec
 OUTPUT = "the network gives it out"
 
 
+NUMBER = (
+    "num_features"  # of a normalization without tensors: it is cut as one with an entry a channel
+)
+
+
 @dataclass(frozen=True)
 class Cut:
     """Where the channels of a space lie in a parameter or buffer.
