@@ -604,3 +604,36 @@ def test_a_traced_network_is_told_why_not() -> None:
         warnings.simplefilter("ignore", DeprecationWarning)
         traced = torch.jit.trace(network(), X[:1])
     assert isinstance(export_program(traced, X[:1]), str)  # type: ignore[arg-type]
+
+
+class Conditional(nn.Module):
+    """Kernels mixed for each image, in a convolution with as many groups as images (Yang 2019)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = nn.Parameter(torch.randn(3, 8, 4, 3, 3))
+        self.stem, self.route, self.last = nn.Conv2d(3, 4, 3), nn.Linear(4, 3), nn.Conv2d(8, 24, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        mixed = torch.einsum("ne,eoihw->noihw", self.route(x.mean((2, 3))).softmax(1), self.experts)
+        n, _, height, width = x.shape
+        rows = x.reshape(1, n * 4, height, width)
+        y = nn.functional.conv2d(rows, mixed.reshape(n * 8, 4, 3, 3), groups=n)
+        return self.last(y.reshape(n, 8, height - 2, width - 2))
+
+
+@ONNX
+def test_what_is_taken_for_one_image_alone_is_written_for_one(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, image = Conditional().eval(), pictures(3, 12, 12, n=1)
+    found = obo.export(model, image, tmp_path / "net.onnx", latency=False)
+    assert not found.any_batch
+    assert found.check.failure is None
+    assert read_about(tmp_path / "net.onnx")["inputs"][0]["shape"][0] == 1
+    slimmed = obo.slim(model, pictures(3, 12, 12, n=32), macs=0.7, latency=False)
+    folder = slimmed.save(tmp_path / "out")
+    assert (folder / "model.onnx").is_file()
+    notes = obo.read_plan(folder / "plan.json").notes
+    assert any(n.startswith("model.onnx for one image at a time: for any number, ") for n in notes)
+    assert examine(slimmed.model, image, folder / "model.onnx", latency=False).check.failure is None

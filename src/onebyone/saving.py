@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from onebyone.errors import MissingExtraError, ModelError, OutputError
 from onebyone.exporting.checking import LIMITS
@@ -205,18 +206,32 @@ def _write_programs(
         notes.append(f"{ONNX} computes in float32")
     if isinstance(program, str):
         return [*notes, f"no {ONNX}: {program}"]
-    about = about_network(
-        inputs, any_batch=takes_any_batch(program), dtype=_dtype_of(inputs),
-        preprocess=slimmed.preprocess, classes=slimmed.classes, slimmed=slimmed_facts(plan),
-    )  # fmt: skip
-    try:
+    free = takes_any_batch(program)
+
+    def write_onnx(program: ExportedProgram) -> None:
+        about = about_network(
+            inputs, any_batch=takes_any_batch(program), dtype=_dtype_of(inputs),
+            preprocess=slimmed.preprocess, classes=slimmed.classes, slimmed=slimmed_facts(plan),
+        )  # fmt: skip
         export_onnx(network_of(program, inputs, about=about), folder / ONNX)
         _check_onnx(model, inputs, folder / ONNX, takes_any_batch(program))
-    except (MissingExtraError, ModelError) as error:
-        (folder / ONNX).unlink(missing_ok=True)
+
+    try:
+        write_onnx(program)
+    except MissingExtraError as error:
         notes.append(f"no {ONNX}: {error}")
+    except ModelError as error:
+        fixed = export_program(model, inputs, any_batch=False) if free else ""
+        try:
+            if isinstance(fixed, str):
+                raise error
+            write_onnx(fixed)
+            notes.append(f"{ONNX} for one image at a time: for any number, {error}")
+        except ModelError:
+            (folder / ONNX).unlink(missing_ok=True)
+            notes.append(f"no {ONNX}: {error}")
     written = [name for name in (PROGRAM, ONNX) if (folder / name).is_file()]
-    if written and not takes_any_batch(program):
+    if written and not free:
         notes.append(
             f"{' and '.join(written)} for one image at a time: torch.export found the network to depend "
             "on how many there are"

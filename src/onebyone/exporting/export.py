@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from onebyone.errors import ModelError, OneByOneError, OutputError
 from onebyone.exporting.checking import Check
@@ -164,8 +165,19 @@ class _Job:
     classes: tuple[str, ...] | None
 
     def write(self, model: nn.Module, path: Path, plan: Plan | None) -> bool:
-        """Write the files; whether they take any batch."""
+        """Write the files; whether they take any batch. Some operators are taken for one image alone."""
         program = exported(model, self.inputs)
+        try:
+            return self._written(program, path, plan)
+        except ModelError:
+            if not (takes_any_batch(program) and self.target.any_batch):
+                raise
+            with suppress(ModelError):
+                fixed = exported(model, self.inputs, any_batch=False)
+                return self._written(fixed, path, plan)
+            raise
+
+    def _written(self, program: ExportedProgram, path: Path, plan: Plan | None) -> bool:
         free = takes_any_batch(program) and self.target.any_batch
         about = about_network(
             self.inputs, any_batch=free, dtype=self.dtype, preprocess=self.preprocess,

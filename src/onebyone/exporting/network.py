@@ -63,9 +63,11 @@ def network_of(
     return Network(program, inputs, dtype, calibration, said)
 
 
-def exported(model: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram:
+def exported(
+    model: nn.Module, inputs: tuple[Tensor, ...], *, any_batch: bool = True
+) -> ExportedProgram:
     """The program of a float32 network on the processor; ModelError where there is none."""
-    program = export_program(on_cpu_in_float32(model), inputs)
+    program = export_program(on_cpu_in_float32(model), inputs, any_batch=any_batch)
     if isinstance(program, str):
         raise ModelError(
             f"{program}; what runs outside PyTorch must be traced, so control flow that depends on "

@@ -21,7 +21,9 @@ from onebyone.tree import evaluating
 MOST_BATCH = 4096
 
 
-def export_program(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> ExportedProgram | str:
+def export_program(
+    model: nn.Module, example: Tensor | tuple[Tensor, ...], *, any_batch: bool = True
+) -> ExportedProgram | str:
     """The program with any batch size, else with the example's; or the reason why there is none.
 
     example: (1, C, H, W), or the tuple of what a call takes, each with the batch as its first axis;
@@ -32,10 +34,10 @@ def export_program(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Ex
     if first is not None and first.is_floating_point():
         inputs = tuple(x.to(first.dtype) if x.is_floating_point() else x for x in inputs)
     with evaluating(model), quiet():
-        try:
-            return export_any_batch(model, inputs)
-        except Exception:  # the model fixes its batch size, or cannot be traced at all
-            pass
+        if any_batch:
+            # The model may fix its batch size, or cannot be traced at all.
+            with contextlib.suppress(Exception):
+                return export_any_batch(model, inputs)
         try:
             return torch.export.export(model, inputs)
         except Exception as error:
