@@ -59,7 +59,7 @@ class Follower(TorchDispatchMode):
             handles.append(module.register_forward_pre_hook(self._enter))
             handles.append(module.register_forward_hook(self._leave(name)))
         for name, module in self.modules.items():
-            if isinstance(module, INSTANCE_NORMS):
+            if type(module) in INSTANCE_NORMS:  # a class of its own may do more
                 handles.append(module.register_forward_pre_hook(self._enter))
                 handles.append(module.register_forward_hook(self._leave_norm(name)))
         return handles
