@@ -77,7 +77,7 @@ class Paced:
         """The sentence for people."""
         ratio, wanted = self.ratio, self.plan.budget.latency
         return (
-            f"latency={wanted}: in {runtime} on {threads} thread{'s' * (threads != 1)} the network takes "
+            f"latency={wanted}: in {_place(runtime, threads)} the network takes "
             f"{ratio.median:.3f} ± {ratio.doubt * ratio.median:.3f} of the original's time "
             f"({ratio.before_ms:.3g} → {ratio.after_ms:.3g} ms, {ratio.rounds} interleaved rounds)"
         )
@@ -124,7 +124,7 @@ def paced(
     found, tried = _search(plain, budget, planned, times, watch, progress)
     if found is None:
         raise BudgetError(
-            f"latency={budget.latency} cannot be met in {runtime} on {threads} threads: the lowest that "
+            f"latency={budget.latency} cannot be met in {_place(runtime, threads)}: the lowest that "
             f"was measured is {min(tried):.3f} of the original's time"
         )
     return found
@@ -186,7 +186,12 @@ def _next(
 
 
 def _said(error: BudgetError, watch: Stopwatch) -> str:
-    return f"{error} in {watch.runtime} on {watch.threads} threads, by the times of its layers"
+    return f"{error} in {_place(watch.runtime, watch.threads)}, by the times of its layers"
+
+
+def _place(runtime: str, threads: int) -> str:
+    """Where it was timed: onnxruntime 1.20 on 1 thread."""
+    return f"{runtime} on {threads} thread{'s' * (threads != 1)}"
 
 
 def timed_plan(budget: Budget, planned: Callable[[Budget, Times], Plan], times: LayerTimes) -> Plan:
