@@ -9,6 +9,7 @@ from test_tree import check_untouched
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
+import onebyone as obo
 from onebyone.errors import ModelError
 from onebyone.loading import load
 from onebyone.measurement.memory import measure_memory
@@ -119,3 +120,25 @@ def test_no_gradient_is_told() -> None:
     with pytest.raises(ModelError, match="no training step can be measured"):
         measure_memory(model, torch.randn(1, 4, 8, 8))
     assert measure_memory(model, torch.randn(1, 4, 8, 8), training=False).training is None
+
+
+def test_a_backward_pass_of_the_networks_own_that_fails_is_told() -> None:
+    class Overwriting(nn.Module):  # a partial convolution as it is written for inference
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.part = conv(4, 8), conv(2, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x).clone()
+            x[:, :2] = self.part(x[:, :2])
+            return x
+
+    model, image = Overwriting(), torch.randn(1, 4, 8, 8)
+    with pytest.raises(
+        ModelError, match=r"backward pass fails .*modified by an inplace operation\)"
+    ):
+        measure_memory(model, image)
+    found = obo.measure(model, image, memory=True, latency=False)
+    assert found.memory is not None
+    assert found.memory.training is None
+    assert any(note.startswith("no training step: its own backward") for note in found.notes)
