@@ -141,4 +141,4 @@ def test_a_backward_pass_of_the_networks_own_that_fails_is_told() -> None:
     found = obo.measure(model, image, memory=True, latency=False)
     assert found.memory is not None
     assert found.memory.training is None
-    assert any(note.startswith("no training step: its own backward") for note in found.notes)
+    assert any(note.startswith("no training step: the network's backward") for note in found.notes)

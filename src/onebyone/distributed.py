@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from onebyone.errors import LostError
+from onebyone.errors import LostError, line_of
 
 WAIT = timedelta(minutes=30)  # the slowest step that others may have to wait for
 Item = TypeVar("Item")
@@ -101,10 +101,9 @@ def losses_told() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         # gloo's own failures have no class of their own.
         if isinstance(error, dist.DistError) or any(w in str(error) for w in ("gloo", "NCCL")):
-            raise LostError(LOST.format(said=said)) from error
+            raise LostError(LOST.format(said=line_of(error) or type(error).__name__)) from error
         raise
 
 

@@ -48,3 +48,8 @@ class TrainingError(OneByOneError):
 
 class LostError(TrainingError):
     """Another of the processes that worked together is gone."""
+
+
+def line_of(error: BaseException) -> str:
+    """The first line of what an error says; "" where it says nothing."""
+    return str(error).strip().partition("\n")[0]

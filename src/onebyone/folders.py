@@ -91,8 +91,6 @@ def list_folder(
 
 def _files(path: Path, preprocess: Preprocess | None) -> tuple[Preprocess, list[Path]]:
     """The image files in a folder, sorted, and how to read them."""
-    if not path.exists():
-        raise DataError(f"{path} does not exist: give a folder of images, a .npy or a .npz file")
     if preprocess is None:
         raise DataError(
             f"how the network takes pictures is not known, so {path} cannot be read: give --size "

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from onebyone.errors import ModelError, OneByOneError
+from onebyone.errors import ModelError, OneByOneError, line_of
 from onebyone.several import as_bytes, packing_in
 from onebyone.tree import tensors_in
 
@@ -29,8 +29,8 @@ def call(model: Callable[..., object], *inputs: object) -> object:
     except (OneByOneError, MemoryError):
         raise
     except Exception as error:
-        said = str(error).strip().splitlines()[0] if str(error).strip() else ""
-        if isinstance(error, RuntimeError) and ("alloc" in said or "out of memory" in said):
+        why = line_of(error)
+        if isinstance(error, RuntimeError) and ("alloc" in why or "out of memory" in why):
             raise
         found = list(tensors_in(inputs))
         shapes = " and ".join("×".join(map(str, t.shape)) or "one number" for t in found)
@@ -40,7 +40,7 @@ def call(model: Callable[..., object], *inputs: object) -> object:
             given = f"the inputs {packing.text}"
         raise ModelError(
             f"the network fails on {given if found else 'what it is given'} "
-            f"({type(error).__name__}: {said}): give as many inputs as its forward takes, with the "
+            f"({type(error).__name__}: {why}): give as many inputs as its forward takes, with the "
             f"channels and the size that suit it{as_bytes(packing)}"
         ) from error
 

@@ -26,6 +26,7 @@ from onebyone.exporting.network import (
     network_of,
     on_cpu_in_float32,
     slimmed_facts,
+    write_as_taken,
 )  # fmt: skip
 from onebyone.exporting.onnx import export_onnx
 from onebyone.exporting.program import export_program, first_line, quiet, takes_any_batch
@@ -217,19 +218,12 @@ def _write_programs(
         _check_onnx(model, inputs, folder / ONNX, takes_any_batch(program))
 
     try:
-        write_onnx(program)
-    except MissingExtraError as error:
+        why = write_as_taken(model, inputs, program, write_onnx)
+    except (MissingExtraError, ModelError) as error:
+        (folder / ONNX).unlink(missing_ok=True)
         notes.append(f"no {ONNX}: {error}")
-    except ModelError as error:
-        fixed = export_program(model, inputs, any_batch=False) if free else ""
-        try:
-            if isinstance(fixed, str):
-                raise error
-            write_onnx(fixed)
-            notes.append(f"{ONNX} for one image at a time: for any number, {error}")
-        except ModelError:
-            (folder / ONNX).unlink(missing_ok=True)
-            notes.append(f"no {ONNX}: {error}")
+    else:
+        notes += [f"{ONNX} for one image at a time: for any number, {why}"] if why else []
     written = [name for name in (PROGRAM, ONNX) if (folder / name).is_file()]
     if written and not free:
         notes.append(

@@ -8,7 +8,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from onebyone.errors import ModelError
+from onebyone.errors import ModelError, line_of
 from onebyone.running import as_logits, float_outputs
 
 TEMPERATURE = 2.0  # training images are often known by heart: their predictions say little at 1
@@ -54,8 +54,9 @@ def send_back(output: object, images: int, generator: torch.Generator) -> None:
     except RuntimeError as error:
         if not any(words in str(error) for words in UNGRADED):
             raise
-        said = str(error).strip().splitlines()[0].partition(": [")[0]
-        raise NoGradientError(f"{type(error).__name__}: {said}") from error
+        raise NoGradientError(
+            f"{type(error).__name__}: {line_of(error).partition(': [')[0]}"
+        ) from error
 
 
 def direction(output: Tensor, generator: torch.Generator, images: int | None = None) -> Tensor:

@@ -27,6 +27,7 @@ from onebyone.exporting.network import (
     network_of,
     on_cpu_in_float32,
     slimmed_facts,
+    write_as_taken,
 )
 from onebyone.exporting.program import takes_any_batch
 from onebyone.exporting.rechecking import as_taken, checked, images_for, ready, recheck
@@ -167,17 +168,14 @@ class _Job:
     def write(self, model: nn.Module, path: Path, plan: Plan | None) -> bool:
         """Write the files; whether they take any batch. Some operators are taken for one image alone."""
         program = exported(model, self.inputs)
-        try:
-            return self._written(program, path, plan)
-        except ModelError:
-            if not (takes_any_batch(program) and self.target.any_batch):
-                raise
-            with suppress(ModelError):
-                fixed = exported(model, self.inputs, any_batch=False)
-                return self._written(fixed, path, plan)
-            raise
+        free = takes_any_batch(program) and self.target.any_batch
+        if not free:
+            self._write(program, path, plan)
+            return False
+        write = partial(self._write, path=path, plan=plan)
+        return write_as_taken(model, self.inputs, program, write) is None
 
-    def _written(self, program: ExportedProgram, path: Path, plan: Plan | None) -> bool:
+    def _write(self, program: ExportedProgram, path: Path, plan: Plan | None) -> None:
         free = takes_any_batch(program) and self.target.any_batch
         about = about_network(
             self.inputs, any_batch=free, dtype=self.dtype, preprocess=self.preprocess,
@@ -187,7 +185,6 @@ class _Job:
             program, self.inputs, dtype=self.dtype, calibration=self.calibration, about=about
         )
         _write(self.target, network, path)
-        return free
 
     def write_original(self, original: nn.Module | None, files: dict[str, Path]) -> tuple[str, ...]:
         """Write the original too, add its file as `before`; notes where that fails."""

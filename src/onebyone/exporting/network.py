@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,17 +65,38 @@ def network_of(
     return Network(program, inputs, dtype, calibration, said)
 
 
-def exported(
-    model: nn.Module, inputs: tuple[Tensor, ...], *, any_batch: bool = True
-) -> ExportedProgram:
+def exported(model: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram:
     """The program of a float32 network on the processor; ModelError where there is none."""
-    program = export_program(on_cpu_in_float32(model), inputs, any_batch=any_batch)
+    program = export_program(on_cpu_in_float32(model), inputs)
     if isinstance(program, str):
         raise ModelError(
             f"{program}; what runs outside PyTorch must be traced, so control flow that depends on "
             "values has to go"
         )
     return program
+
+
+def write_as_taken(
+    model: nn.Module,
+    inputs: tuple[Tensor, ...],
+    program: ExportedProgram,
+    write: Callable[[ExportedProgram], None],
+) -> ModelError | None:
+    """Write the network's program, or one for one image where that of any batch is not taken: why.
+
+    Raises what `write` does where neither is taken.
+    """
+    free = takes_any_batch(program)
+    try:
+        write(program)
+        return None
+    except ModelError as error:
+        fixed = export_program(model, inputs, any_batch=False) if free else ""
+        if not isinstance(fixed, str):
+            with suppress(ModelError):
+                write(fixed)
+                return error
+        raise
 
 
 def on_cpu_in_float32(model: nn.Module) -> nn.Module:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from onebyone.errors import line_of
 from onebyone.tree import evaluating
 
 MOST_BATCH = 4096
@@ -69,7 +70,7 @@ def takes_any_batch(program: ExportedProgram) -> bool:
 
 def first_line(error: Exception) -> str:
     """What matters of an exporter's message, which can be pages long."""
-    return (str(error).strip().splitlines() or [""])[0][:200]
+    return line_of(error)[:200]
 
 
 @contextlib.contextmanager

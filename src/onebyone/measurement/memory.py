@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_iter
 
-from onebyone.errors import ModelError
 from onebyone.measurement.modes import Mode, opened, opens, operator_name
 from onebyone.measurement.owning import Owners, packages, packed, packer, storage, tensors
-from onebyone.measurement.preparing import total
+from onebyone.measurement.preparing import backward, total
 from onebyone.measurement.recording import Recorder, watched
 from onebyone.measurement.rehearsing import Stage, rehearse
 
@@ -97,16 +96,7 @@ def _training(stage: Stage) -> Peak:
     with stage.place(), torch.enable_grad(), watched(tracker.recorder), tracker:
         loss = total(stage.run())
         tracker.role = "gradient"
-        try:
-            loss.backward()
-        except RuntimeError as error:
-            if "out of memory" in str(error):
-                raise
-            said = str(error).strip().partition("\n")[0].partition(": [")[0]
-            raise ModelError(
-                f"its own backward pass fails ({type(error).__name__}: {said}), as of networks that are "
-                "made for inference alone"
-            ) from error
+        backward(loss)
     return tracker.peak()
 
 

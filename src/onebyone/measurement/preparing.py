@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_iter, tree_map
 
-from onebyone.errors import DataError, ModelError
+from onebyone.errors import DataError, ModelError, line_of
 from onebyone.measurement.rehearsing import check_shapes
 from onebyone.measurement.timing import cpu_threads
 from onebyone.running import call, wants_gradients
@@ -263,6 +263,7 @@ def backward(loss: Tensor) -> None:
     except (ModelError, MemoryError):
         raise
     except Exception as error:
+        why = f"{type(error).__name__}: {line_of(error).partition(': [')[0]}"
         raise ModelError(
-            f"the network's backward pass fails ({type(error).__name__}: {error}): time inference only"
+            f"the network's backward pass fails ({why}): time inference only"
         ) from error

@@ -17,7 +17,7 @@ from torch.utils._device import DeviceContext, _device_constructors
 from torch.utils._pytree import tree_iter, tree_map
 
 from onebyone.closures import Functions
-from onebyone.errors import ModelError
+from onebyone.errors import ModelError, line_of
 from onebyone.running import call, wants_gradients
 from onebyone.tree import deep_copy, guarded, held_tensors, kept, random_numbers_kept, uncollected
 
@@ -97,8 +97,7 @@ def _rehearsed(
         if shapes_only or unkept(error):
             raise
         cause = error.__cause__ or error
-        said = str(cause).strip().splitlines()[0] if str(cause).strip() else ""
-        why = f"{type(cause).__name__}: {said}"
+        why = f"{type(cause).__name__}: {line_of(cause)}"
     with _with_values(model) as own:
         # What has run on shapes alone so far may lie on another device than the weights.
         weight = next(held_tensors(own), None)
