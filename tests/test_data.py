@@ -243,6 +243,15 @@ class TestFolders:
         wanted = torch.linspace(0, 1, 256).expand(8, 256)
         torch.testing.assert_close(found, wanted, atol=0.01, rtol=0)
 
+    def test_pictures_with_what_is_no_number_are_left_out(self, tmp_path: Path) -> None:
+        for name, value in (("a", 0.5), ("b", np.nan)):
+            values = np.full((8, 8), value, np.float32)
+            Image.fromarray(values).save(tmp_path / f"{name}.tiff")
+        found = open_images(tmp_path, GRAY)
+        assert len(found) == 1
+        assert "NaN or infinite" in found.skipped[0]
+        assert "b.tiff" in found.skipped[0]
+
     def test_names_that_folders_cannot_have(self, tmp_path: Path) -> None:
         for name in ("t-shirt_top", "ankle-boot"):
             (tmp_path / name).mkdir()

@@ -121,13 +121,16 @@ def _center_crop(image: Image, height: int, width: int) -> Image:
 def eight_bits(image: Image) -> Image:
     """Gray pictures of 16 bits or of floating point scaled to 8 bits, which PIL's own conversion clips.
 
-    Those of floating point reach to 1, or as far as whole numbers do.
+    Those of floating point reach to 1, or as far as whole numbers do. Raises DataError for what is no
+    number.
     """
     from PIL import Image as pil
 
     if not image.mode.startswith(("I", "F")):
         return image
     values = np.asarray(image).astype(np.float32)
+    if not np.isfinite(values).all():
+        raise DataError("the picture holds NaN or infinite values: give one of numbers alone")
     most = float(values.max())
     scale = 1 / 257 if image.mode.startswith("I;16") or most > 255 else 1.0
     if image.mode == "F" and most <= 1:
