@@ -4,12 +4,14 @@
     python benchmarks/peers.py                                   # both built-in networks, no fine-tuning
     python benchmarks/peers.py --finetune 1
     python benchmarks/peers.py --latency --page docs/peers.md --plot docs/peers.png
+    python benchmarks/peers.py --networks mobilenet efficientnet --weights edge --levels 0.5 0.35 0.25
 
-All get the same 512 training images, with labels (onebyone, the low-rank methods and the decomposers
-look at none), and are measured on the 5,000 built-in test images. Each row is made in a process of its
-own; its seconds (of the processor) and its memory are those of compressing alone, above what Python,
-PyTorch, the network and the images take. Rows are kept in the cache and are not run again.
-`compressors.py` says what must be installed; what is missing is left out.
+The networks of the last line are those that `examples/train_edge.py` writes to that folder. All get the
+same 512 training images, with labels (onebyone, the low-rank methods and the decomposers look at none),
+and are measured on the 5,000 built-in test images. Each row is made in a process of its own; its
+seconds (of the processor) and its memory are those of compressing alone, above what Python, PyTorch,
+the network and the images take. Rows are kept in the cache and are not run again. `compressors.py` says
+what must be installed; what is missing is left out.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import edge_networks
 import fashion
 import torch
 from compressors import COMPRESSORS
@@ -38,6 +41,7 @@ from onebyone.recovery.recipe import PRECISIONS
 from onebyone.searching import accuracy
 
 NETWORKS = ("vgg", "resnet")
+TRAINED = tuple(edge_networks.NETWORKS)
 LEVELS = (0.8, 0.5, 0.33, 0.2, 0.1)
 IMAGES = 512
 TIMED_SECONDS = 5.0
@@ -46,7 +50,7 @@ TIMED_SECONDS = 5.0
 def row(network: str, method: str, macs: float, given: argparse.Namespace) -> dict[str, Any]:
     """One network made lighter in one way, and measured; run in a process of its own."""
     torch.set_num_threads(given.threads)
-    model = obo.load(f"demo:{network}").model
+    model = _load(network, given.weights)
     train, test = obo.Images(*fashion.read_split(given.data, "train")), obo.open_images("demo:test")
     images = train.take(IMAGES, given.seed)
     chosen = next(c for c in COMPRESSORS if c.name == method)
@@ -71,6 +75,12 @@ def row(network: str, method: str, macs: float, given: argparse.Namespace) -> di
     if given.finetune:
         found |= {"epochs": given.finetune, "tuned": _tuned(model, lighter, train, test, given)}
     return found
+
+
+def _load(network: str, folder: Path) -> nn.Module:
+    if network in NETWORKS:
+        return obo.load(f"demo:{network}").model
+    return obo.load(f"edge_networks:{network}", weights=folder / f"{network}.safetensors").model
 
 
 def _peak() -> int:
@@ -238,7 +248,10 @@ def plot(rows: dict[str, Any], given: argparse.Namespace) -> None:
 def main() -> None:
     names = [c.name for c in COMPRESSORS]
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS + TRAINED, default=list(NETWORKS))
+    parser.add_argument(
+        "--weights", type=Path, default=Path("edge"), help="folder of train_edge.py"
+    )
     parser.add_argument("--methods", nargs="+", choices=names, default=names)
     parser.add_argument("--levels", type=float, nargs="+", default=list(LEVELS))
     parser.add_argument("--seed", type=int, default=0, help="of the draw of images")
