@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from onebyone import folders
-from onebyone.data import DEMO_PREPROCESS, Images, check_images, open_images
+from onebyone.data import DEMO_PREPROCESS, Images, check_held_out, check_images, open_images
 from onebyone.errors import DataError
 from onebyone.preprocessing import Preprocess
 
@@ -421,3 +421,17 @@ class TestPreprocess:
     def test_refusals(self, values: dict[str, Any]) -> None:
         with pytest.raises(DataError):
             Preprocess(**{"size": (3, 8, 8), "mean": (0.5,), "std": (0.5,), **values})
+
+
+def test_arrays_of_a_file_that_nothing_reads(tmp_path: Path) -> None:
+    np.savez(tmp_path / "some.npz", x=np.zeros((4, 1, 6, 6), np.float32), depth=np.zeros((4, 1)))
+    (note,) = open_images(tmp_path / "some.npz").notes
+    assert note.startswith("arrays that nothing reads: depth (")
+    np.savez(tmp_path / "bad.npz", x=np.full((4, 1, 6, 6), np.nan, np.float32))
+    with pytest.raises(DataError, match=r"bad\.npz: 4 of 4 images hold NaN"):
+        open_images(tmp_path / "bad.npz")
+
+
+def test_held_out_images_are_named() -> None:
+    with pytest.raises(DataError, match="held_out: the images have 1 channel "):
+        check_held_out(Images(random(2, 1, 8, 8)), torch.zeros(1, 3, 8, 8), None)

@@ -637,3 +637,28 @@ def test_what_is_taken_for_one_image_alone_is_written_for_one(tmp_path: Path) ->
     notes = obo.read_plan(folder / "plan.json").notes
     assert any(n.startswith("model.onnx for one image at a time: for any number, ") for n in notes)
     assert examine(slimmed.model, image, folder / "model.onnx", latency=False).check.failure is None
+
+
+class Windows(nn.Module):
+    """Attention inside windows, over five axes: images, windows, heads, pixels, channels of a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.last = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.stem(x)
+        n, _, h, w = y.shape
+        z = y.view(n, 2, 8, h // 4, 4, w // 4, 4).permute(0, 3, 5, 1, 4, 6, 2)
+        z = z.reshape(n, h * w // 16, 2, 16, 8)
+        z = nn.functional.scaled_dot_product_attention(z, z, z, is_causal=True)
+        z = z.reshape(n, h // 4, w // 4, 2, 4, 4, 8).permute(0, 3, 6, 1, 4, 2, 5)
+        return self.last(z.reshape(n, 16, h, w))
+
+
+@ONNX
+def test_attention_over_five_axes(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    found = obo.export(Windows().eval(), pictures(3, 8, 8), tmp_path / "net.onnx", latency=False)
+    assert found.any_batch
+    assert found.check.failure is None

@@ -69,6 +69,16 @@ class TestComparison:
         expected = (after.argmax(1) == labels).double().mean()
         assert found.after.accuracy == pytest.approx(float(expected))
 
+    @pytest.mark.parametrize(("right", "told"), [(20, True), (45, False)])
+    def test_labels_that_are_right_by_chance_only(self, right: int, told: bool) -> None:
+        """A quarter is right by chance."""
+        before = rows(80)
+        labels = (before.argmax(1) + (torch.arange(80) >= right)) % 4
+        found = verify(Table(before), Table(before), numbered(80, labels), latency=False)
+        assert found.before.accuracy == right / 80
+        said = f"the original is right on {right} of 80 images, no more than by chance"
+        assert any(said in note for note in found.notes) == told
+
     def test_equal_networks(self) -> None:
         found = verify(convolutional(), convolutional(), pictures(), latency=False)
         assert (found.agreement, found.kl, found.output_error) == (1.0, 0.0, 0.0)

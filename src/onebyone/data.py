@@ -150,21 +150,28 @@ def check_held_out(held_out: Images, example: Tensor, packing: Packing | None) -
             f"the inputs are {described(packing)}, those held out {described(held_out.packing)}: give "
             "both with the same names, in the same order"
         )
-    check_images(held_out, example)
+    check_images(held_out, example, "held_out: ")
 
 
-def check_images(images: Images | Tensor, example: Tensor) -> None:
-    """Raise `DataError` where the images have not the axes or channels of the network's example."""
+def check_images(images: Images | Tensor, example: Tensor, where: str = "") -> None:
+    """Raise `DataError` where the images have not the axes or channels of the network's example.
+
+    `where` stands before the message: what they are, or where they are from.
+    """
     inputs = images.inputs if isinstance(images, Images) else images
     given, taken = _shape(inputs), _shape(example)
     if inputs.ndim != example.ndim:
-        raise DataError(f"the images are {given} each, the network takes {taken}")
+        raise DataError(f"{where}the images are {given} each, the network takes {taken}")
     if inputs.shape[1] != example.shape[1]:
         raise DataError(
-            f"the images have {inputs.shape[1]} channels ({given}), the network takes "
+            f"{where}the images have {_channels(inputs.shape[1])} ({given}), the network takes "
             f"{example.shape[1]} ({taken}): give images of that kind, or load the network with "
             "another input size"
         )
+
+
+def _channels(count: int) -> str:
+    return "1 channel" if count == 1 else f"{count} channels"
 
 
 def _shape(inputs: Tensor) -> str:
@@ -217,6 +224,17 @@ def _from_file(
     except Exception as error:
         said = PICKLED if "pickle" in str(error) or "Python objects" in str(error) else error
         raise DataError(f"{path} cannot be read as an array of numbers: {said}") from error
+    try:
+        return _from_arrays(arrays, preprocess, limit, seed, names)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+
+
+def _from_arrays(
+    arrays: Mapping[str, np.ndarray], preprocess: Preprocess | None, limit: int | None, seed: int,
+    names: tuple[str, ...],
+) -> Images:  # fmt: skip
+    """The images among a file's arrays, with a note of those that nothing reads."""
     named = {k: arrays[k] for k in names} if names and set(names) <= set(arrays) else {}
     inputs = next((arrays[k] for k in ("images", "x", "arr_0") if k in arrays), None)
     labels = next((arrays[k] for k in ("labels", "y") if k in arrays and k not in named), None)
@@ -227,17 +245,23 @@ def _from_file(
     if inputs is None:
         expected = ", ".join(names) or "`images` (or `x`, `arr_0`)"
         raise DataError(
-            f"{path} has the arrays {', '.join(arrays) or 'none'}: {expected} {'are' if names else 'is'} "
+            f"it has the arrays {', '.join(arrays) or 'none'}: {expected} {'are' if names else 'is'} "
             "expected, and `labels` (or `y`) where there are labels"
         )
     count = len(inputs) if inputs.ndim else 0
+    unread = [k for k, v in arrays.items() if v is not inputs and v is not labels]
+    notes = (
+        (f"arrays that nothing reads: {', '.join(unread)} (several inputs, one of them called "
+         "`images`, `x` or `arr_0`, are given as a dict)",)
+        if unread else ()
+    )  # fmt: skip
     if labels is not None:
         labels = _classes(labels, count)
     if limit is not None and limit < count:
         index = _shuffled(count, seed)[:limit]
         inputs = inputs[index.numpy()]
         labels = None if labels is None else labels[index]
-    return Images(_inputs(inputs, preprocess), labels)
+    return Images(_inputs(inputs, preprocess), labels, notes=notes)
 
 
 def _several(given: Mapping[str, Tensor | np.ndarray], labels: Any = None) -> Images:
@@ -307,7 +331,7 @@ def _check_channels(values: Tensor, preprocess: Preprocess) -> None:
     if values.ndim < 3 or values.shape[1] != preprocess.size[0]:
         raise DataError(
             f"the images are {_shape(values) or 'single numbers'} each, the network takes "
-            f"{preprocess.size[0]} channels: (N, {preprocess.size[0]}, H, W) is expected"
+            f"{_channels(preprocess.size[0])}: (N, {preprocess.size[0]}, H, W) is expected"
         )
 
 

@@ -231,4 +231,4 @@ def _larger(x: Tensor, by: int) -> Tensor:
 
 
 def _named(names: list[str]) -> str:
-    return names[0] + (f" and {len(names) - 1} others" if len(names) > 1 else "")
+    return f"layer {names[0]}" + (f" and {len(names) - 1} others" if len(names) > 1 else "")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, sqrt
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,7 @@ from onebyone.tree import (
 BATCH = 16  # images of the timed batch
 COMPARED = 64  # images at once
 LAYER_IMAGES = 128  # images on which the layers' errors are measured
+LEAST_JUDGED = 16  # labeled images, to say that the original is right by chance only
 ROWS = 4096  # sampled outputs of a layer for its error
 
 
@@ -209,7 +210,7 @@ class _Comparison:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Why there is no error of the output, or what it is of."""
+        """Why there is no error of the output, or what it is of; labels that are perhaps no labels."""
         notes = []
         if self.unlike:
             notes.append(
@@ -226,6 +227,15 @@ class _Comparison:
             notes.append(
                 "the network draws random numbers when it runs: both were compared on the same ones"
             )
+        if self.classes and self.labeled >= LEAST_JUDGED:
+            chance = 1 / self.classes
+            spread = sqrt(chance * (1 - chance) / self.labeled)
+            if self.right[0] / self.labeled <= chance + spread:
+                notes.append(
+                    f"the original is right on {self.right[0]:,} of {self.labeled:,} images, no more than "
+                    "by chance: it is not trained, or the labels are not in its own order (folders of "
+                    f"classes are numbered by their names from 0, the network has {self.classes:,} classes)"
+                )
         return tuple(notes)
 
     def output_error(self) -> float | None:

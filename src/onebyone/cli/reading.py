@@ -164,15 +164,14 @@ def place(device: str) -> torch.device:
     """The device that an option names; auto is this process's GPU if there is one."""
     import torch
 
-    from onebyone.errors import ModelError
+    from onebyone.errors import ModelError, line_of
 
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
-        said = str(error).splitlines()[0]
-        raise ModelError(f"the device {device!r} cannot be used here: {said}") from None
+        raise ModelError(f"the device {device!r} cannot be used here: {line_of(error)}") from None
 
 
 def read_model(
@@ -275,7 +274,7 @@ def _check_suits(images: Images, loaded: Loaded, data: str) -> None:
     from onebyone.several import packing_of
 
     if not loaded.several and images.packing is None:
-        check_images(images, loaded.example)
+        check_images(images, loaded.example, f"{data}: ")
         return
     taken, given = packing_of(loaded.model, loaded.inputs), images.packing
     if given is None or given.by_name != taken.by_name:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.export import ExportedProgram
 
 from onebyone.errors import MissingExtraError, ModelError
 from onebyone.exporting.network import FLOAT16, FLOAT32, INT8, Network, refusal
@@ -35,8 +36,8 @@ def export_onnx(network: Network, path: Path) -> None:
     try:
         with quiet():
             torch.onnx.export(
-                network.program, f=str(path), dynamo=True, external_data=False, verbose=False,
-                input_names=_names(network),
+                _with_attention(network.program), f=str(path), dynamo=True, external_data=False,
+                verbose=False, input_names=_names(network),
             )  # fmt: skip
             if network.dtype == FLOAT16:
                 _to_float16(path)
@@ -51,6 +52,21 @@ def export_onnx(network: Network, path: Path) -> None:
     entry = made.metadata_props.add()
     entry.key, entry.value = "onebyone", network.about_text
     path.write_bytes(made.SerializeToString())
+
+
+def _with_attention(program: ExportedProgram) -> ExportedProgram:
+    """Attention over other than four axes as matrix products: the exporter knows four axes only."""
+    attention = torch.ops.aten.scaled_dot_product_attention.default
+    nodes = [n for n in program.graph.nodes if n.target is attention]
+    if all(n.args[0].meta["val"].ndim == 4 for n in nodes):
+        return program
+
+    def products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, p: float = 0.0,
+                 causal: bool = False, **given: Any) -> Tensor:  # fmt: skip
+        made = torch.ops.aten._scaled_dot_product_attention_math
+        return made(q, k, v, mask, p, causal, None, **given)[0]
+
+    return program.run_decompositions({attention: products})
 
 
 def _names(network: Network) -> list[str]:

@@ -78,6 +78,8 @@ def load(
 def _hint(text: str) -> str:
     if os.sep in text or Path(text).suffix in (".py", ".pth"):
         return " (there is no such folder)" if not Path(text).exists() else ""
+    if Path(text).is_file():
+        return " (that file holds no network)"
     near = difflib.get_close_matches(text, ["demo"])
     return (
         " (did you mean demo?)" if near else f" (did you mean torchvision:{text} or timm:{text}?)"

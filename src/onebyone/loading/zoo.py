@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from onebyone.errors import DataError, MissingExtraError, ModelError
+from onebyone.errors import DataError, MissingExtraError, ModelError, line_of
 from onebyone.loading.weights import mismatches, unprefixed
 from onebyone.preprocessing import Preprocess
 
@@ -85,7 +85,7 @@ def fetch(zoo: Zoo, spec: str) -> nn.Module:
     except Exception as error:
         raise ModelError(
             f"the pretrained weights of {spec} cannot be fetched ({type(error).__name__}: "
-            f"{_first_line(error)}). Give them as a file (--weights FILE), or take random ones "
+            f"{line_of(error)}). Give them as a file (--weights FILE), or take random ones "
             "(--weights random)"
         ) from error
 
@@ -133,7 +133,7 @@ def mismatched(package: str, error: Exception) -> str:
         beside = "unknown"
     return (
         f"{package} cannot be imported: torchvision {beside} was not built for the installed torch "
-        f"{torch.__version__} ({_first_line(error)}). Install a matching pair, from one index: "
+        f"{torch.__version__} ({line_of(error)}). Install a matching pair, from one index: "
         "pip install --force-reinstall torch torchvision"
     )
 
@@ -207,7 +207,3 @@ def _no_pickle() -> Iterator[None]:
             del os.environ[name]
         else:
             os.environ[name] = before
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0]
