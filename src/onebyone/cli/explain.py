@@ -100,7 +100,7 @@ def explain(
         _write_figure(figure, model, (image, layer, weights, input_size, size, mean, std, open_it))
         return
     pictures = Pictures.parse(size, mean, std)
-    shape = values.lengths(input_size, "--input", (3,))
+    shape = values.lengths(input_size, "--input", (2, 3, 4))
     if model is None and any((weights, shape, size, mean, std)):
         raise typer.BadParameter("say which network these options are for", param_hint="MODEL")
     with failures("a smaller --size or --input") as outcome:
@@ -109,9 +109,15 @@ def explain(
         )
         with progress() as tell:
             tell("load", 0)
+            from onebyone.errors import ModelError
             from onebyone.explaining.explaining import explain as make
 
             loaded = None if model is None else read_model(model, weights, shape, trust)
+            if loaded is not None and loaded.example.ndim != 4:
+                raise ModelError(
+                    f"{model} takes inputs of {'×'.join(map(str, loaded.example.shape[1:]))}: the page "
+                    "shows networks of images (C×H×W); onebyone measure and diff take this one"
+                )
             preprocess = _preprocess(loaded, pictures)
             tell("load", 1)
             tell("explain", 0)

@@ -170,7 +170,10 @@ def slim(
     timed: Annotated[
         bool,
         typer.Option(
-            " /--no-latency", rich_help_panel=WORK, help="Do not time both networks in PyTorch."
+            " /--no-latency",
+            rich_help_panel=WORK,
+            show_default=False,
+            help="Do not time both networks in PyTorch.",
         ),
     ] = True,
 ) -> None:
@@ -187,7 +190,8 @@ def slim(
       [bold]onebyone slim my_code:make_net --weights best.pt --input 3x128x128 \\
           --mean 0.5 --std 0.25 --data images/ --max-drop 0.01 -o out/[/bold]
     Far down, in steps with training between (or onebyone finetune afterwards):
-      [bold]onebyone slim demo --data demo:test --macs 0.1 --steps 3 --finetune-epochs 2 -o out/[/bold]
+      [bold]onebyone slim demo --data demo:test --macs 0.1 --steps 3 \\
+          --finetune-epochs 2 -o out/[/bold]
     Look at the plan first, edit it, apply it:
       [bold]onebyone slim demo --data demo --macs 0.4 --plan-only -o plan.json
       onebyone slim demo --data demo --plan plan.json -o out/[/bold]

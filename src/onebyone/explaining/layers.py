@@ -86,6 +86,15 @@ def choose(model: nn.Module, names: Sequence[str] | None = None) -> dict[str, nn
     """
     found = pointwise_layers(model)
     if not found:
+        others = [
+            m for m in modules_by_name(model).values() if isinstance(m, nn.Conv1d | nn.Conv3d)
+        ]
+        if others:
+            raise ModelError(
+                f"{type(model).__name__} has {type(others[0]).__name__} layers and no 1×1 convolution of "
+                "pictures: the page shows networks of images (N, C, H, W); onebyone measure and diff take "
+                "this one"
+            )
         raise ModelError(
             f"{type(model).__name__} has no 1×1 convolution to show: slim it first, which puts some in "
             "(onebyone slim MODEL --data DIR --macs 0.5 -o out/), and give out/ here; or leave the "

@@ -81,9 +81,8 @@ def _hint(text: str) -> str:
     if Path(text).is_file():
         return " (that file holds no network)"
     near = difflib.get_close_matches(text, ["demo"])
-    return (
-        " (did you mean demo?)" if near else f" (did you mean torchvision:{text} or timm:{text}?)"
-    )
+    near = near or [f"{z}:{text}" for z in ("torchvision", "timm") if zoo.may_have(z, text)]
+    return f" (did you mean {' or '.join(near)}?)" if near else ""
 
 
 def _load_folder(

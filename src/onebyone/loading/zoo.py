@@ -77,6 +77,15 @@ def timm_model(name: str) -> Zoo:
     )
 
 
+def may_have(package: str, name: str) -> bool:
+    """Whether it has a model of that name, or is not installed so that one cannot know."""
+    try:
+        found = _import(package)
+    except MissingExtraError:
+        return True
+    return found.is_model(name) if package == "timm" else name in found.models.list_models()
+
+
 def fetch(zoo: Zoo, spec: str) -> nn.Module:
     """The model with its makers' weights; raises `ModelError` if they cannot be fetched."""
     try:

@@ -173,7 +173,7 @@ export class Layer {
     this.count.value = top;
     this.countSaid.textContent = top;
     const left = 1 - difference(own, shifted) ** 2;
-    this.carried.textContent = `${spell(100 * Math.max(left, 0), 3)} %`;
+    this.carried.textContent = own.some((v) => v !== own[0]) ? `${spell(100 * Math.max(left, 0), 3)} %` : "nothing";
   }
 
   drawInput(entry, c, whole) {

@@ -46,7 +46,7 @@ export class Picture {
     if (side < 6) this.drawSmall(values, most, H, W, shown);
     else this.drawCells(values, most, side, shown);
     this.frame.style.aspectRatio = `${W} / ${H}`;
-    this.scale.textContent = caption ?? `−${spell(most, 3)} … ${spell(most, 3)}`;
+    this.scale.textContent = caption ?? (values.some((v) => v !== 0) ? `−${spell(most, 3)} … ${spell(most, 3)}` : "0 everywhere");
   }
 
   drawSmall(values, most, H, W, shown) {
