@@ -80,7 +80,8 @@ def row(network: str, method: str, macs: float, given: argparse.Namespace) -> di
 def _load(network: str, folder: Path) -> nn.Module:
     if network in NETWORKS:
         return obo.load(f"demo:{network}").model
-    return obo.load(f"edge_networks:{network}", weights=folder / f"{network}.safetensors").model
+    weights = folder / f"{network}.safetensors"
+    return obo.load(f"edge_networks:{network}", weights=weights, input_size=(1, 28, 28)).model
 
 
 def _peak() -> int:

@@ -108,7 +108,8 @@ def main() -> None:
     args = parser.parse_args()
     torch.manual_seed(0)
     spec = f"demo:{args.network}" if args.network in ("vgg", "resnet") else args.network
-    model = obo.load(spec, weights=args.weights).model
+    size = None if spec.startswith("demo:") else (1, 28, 28)
+    model = obo.load(spec, weights=args.weights, input_size=size).model
     before = accuracy(model, obo.open_images("demo:test"))
     title = (
         f"{spec}, top-1 {before:.2%}; {args.images} unlabeled images, no fine-tuning, "

@@ -500,6 +500,25 @@ def test_fine_tuning_makes_something_of_it() -> None:
     assert result.model.get_submodule("conv").training == model.training
 
 
+def test_an_interrupted_training_is_in_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    from onebyone.recovery import training
+
+    def interrupted(self: object, *batch: object) -> float:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training.Training, "_step", interrupted)
+    trap = TRAPS["plain"]
+    images = trap.images(48)
+    labels = images.mean((1, 2, 3)).gt(0.3).long()
+    result = deepened(
+        trap.model(), trap, data=(images, labels), held_out=(images, labels), epochs=1, batches=6,
+        recipe=obo.Recipe(batch_size=16),
+    )  # fmt: skip
+    assert result.tuned is not None
+    assert result.tuned.ended == "interrupted"
+    assert "the training was interrupted at epoch 0.00" in result.plan.notes
+
+
 # --- saved, loaded, nested
 
 

@@ -706,3 +706,16 @@ def test_a_view_of_one_image_is_no_control_flow() -> None:
     torch.manual_seed(0)
     found = obo.observe(Reshaped().eval(), images(16, 3, 12, 12)).spaces
     assert {space.name for space in found if space.refusal is None} == {"features.0", "features.2"}
+
+
+def test_what_a_narrowing_cuts_cannot_stay_as_it_is(
+    observed: tuple[nn.Module, Tensor, obo.Statistics],
+) -> None:
+    model, _, statistics = observed
+    plan = obo.plan(model, statistics, Budget(macs=0.6))
+    assert plan.narrowings
+    values = plan_files.plan_to_json(plan)
+    cut = next(v for v, d in zip(values["layers"], plan.decisions, strict=True) if d.shape)
+    cut["form"] = "refuse"
+    with pytest.raises(PlanError, match="a narrowing leaves out channels of it"):
+        plan_files.plan_from_json(values)

@@ -143,6 +143,7 @@ DAMAGE: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "ranks a list": (_layer("ranks", [4, 8]), "ranks"),
     "geometry": (lambda v: v["layers"][0]["conv"].update(kernel=3), "damaged"),
     "geometry unknown": (lambda v: v["layers"][0]["conv"].update(depth=3), "depth"),
+    "seed too long": (lambda v: v.update(seed=1 << 70), "64 bits"),
     "layers a word": (lambda v: v.update(layers="all"), "damaged"),
 }
 

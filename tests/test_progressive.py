@@ -113,6 +113,17 @@ def test_the_original_is_the_teacher_of_every_step(monkeypatch: pytest.MonkeyPat
     assert lighter == 3 * [count(model, data.inputs[:1]).macs]
 
 
+def test_an_interrupted_training_ends_the_slimming(monkeypatch: pytest.MonkeyPatch) -> None:
+    from onebyone.recovery import training
+
+    def interrupted(self, *batch):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training.Training, "_step", interrupted)
+    with pytest.raises(KeyboardInterrupt, match="interrupted at epoch 0"):
+        obo.slim(net(), labeled(80), macs=0.5, steps=2, finetune_epochs=1, **SLIM)
+
+
 def test_held_out_images_are_in_no_training(monkeypatch: pytest.MonkeyPatch) -> None:
     from onebyone import recovering
 
@@ -138,6 +149,9 @@ def test_held_out_images_are_in_no_training(monkeypatch: pytest.MonkeyPatch) -> 
     [
         ({"max_drop": 0.1, "steps": 2}, "go with a budget"),
         ({"macs": 0.5, "steps": 99}, "99 steps do not fit"),
+        ({"macs": 0.5, "steps": 2.5}, r"2\.5 steps do not fit: give a whole number"),
+        ({"max_drop": "0.01"}, "max_drop='0.01' is no loss of accuracy"),
+        ({"macs": torch.tensor(0.5)}, "is not a budget: give the fraction to keep, a number"),
         ({"macs": 0.5, "steps": 2}, "finetune_epochs=0 does not fit: each step ends in a training"),
         ({"macs": 0.5, "finetune_epochs": -1}, "finetune_epochs=-1 does not fit"),
         ({"macs": 0.5, "steps": 2, "finetune_epochs": 1, "held_out": 500}, "cannot be set apart"),

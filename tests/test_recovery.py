@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import onebyone as obo
-from onebyone.errors import DataError, OneByOneError, TrainingError
+from onebyone.errors import DataError, ModelError, OneByOneError, TrainingError
 from onebyone.pools import open_pool
 from onebyone.recovery import training as loop
 from onebyone.recovery.augmentation import augmented
@@ -285,6 +286,43 @@ class TestEnding:
         assert tuned.best == max(i for i in range(3) if holds_up(scores[i], scores[:i]))
         assert scores[tuned.best].value > scores[0].value
 
+    @pytest.mark.parametrize("inside", [False, True])
+    def test_an_interrupt_leaves_a_checkpoint_of_one_moment(
+        self, inside: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Between two steps, or where the signal comes in the middle of one; resumed to the bit."""
+        monkeypatch.setattr(loop, "TELL_SECONDS", 0.0)
+        data, recipe = labeled(96), replace(QUICK, epochs=2)
+        whole = obo.fine_tune(net(), data, recipe=recipe, held_out=data)
+        calls, step = [], loop.Training._step
+
+        def signaled(self: loop.Training, *batch: Any) -> float:
+            value = step(self, *batch)
+            calls.append(value)
+            if len(calls) == 2:
+                signal.raise_signal(signal.SIGINT)
+                calls.append(0.0)  # the signal waits for the end of the step
+            return value
+
+        def interrupt(status: Status) -> None:
+            raise KeyboardInterrupt
+
+        if inside:
+            monkeypatch.setattr(loop.Training, "_step", signaled)
+        file = tmp_path / "state.safetensors"
+        options: dict[str, Any] = {} if inside else {"progress": interrupt}
+        handler = signal.getsignal(signal.SIGINT)
+        first = obo.fine_tune(net(), data, recipe=recipe, held_out=data, checkpoint=file, **options)
+        assert signal.getsignal(signal.SIGINT) is handler
+        assert first.ended == "interrupted"
+        assert first.images == 16 * (2 if inside else 1)
+        assert len(calls) == (3 if inside else 0)
+        again = obo.fine_tune(
+            net(), data, recipe=recipe, held_out=data, checkpoint=file, resume=True
+        )
+        assert equal(again.model, whole.model)
+        assert [m.score for m in again.measured] == [m.score for m in whole.measured]
+
     def test_divergence_stops_and_keeps_the_best(self) -> None:
         model, data = net(), labeled(96)
         recipe = replace(QUICK, epochs=9, learning_rate=1e9, clip=0.0, warmup=1.0, augment=())
@@ -318,12 +356,22 @@ class TestBadInput:
             ({"soft": 1.5}, "soft=1.5 does not fit: give a number from 0 to 1"),
             ({"augment": ("flip",)}, "'flip' is not known"),
             ({"batch_size": 0}, "batch_size=0"),
+            (
+                {"batch_size": 8.0},
+                r"batch_size=8\.0 does not fit: give a whole number of 1 or more",
+            ),
             ({"patience": 0}, "patience=0"),
         ],
     )
     def test_recipes(self, change: dict[str, Any], message: str) -> None:
         with pytest.raises(TrainingError, match=message):
             obo.Recipe(**change)
+
+    def test_a_last_batch_of_one_image(self) -> None:
+        model = nn.Sequential(nn.Flatten(), nn.Linear(200, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+        parts = [(images(n, 2, 10, 10), torch.zeros(n, dtype=torch.long)) for n in (16, 1)]
+        with pytest.raises(ModelError, match=r"single image is too little .* drop_last=True"):
+            obo.fine_tune(model, parts, recipe=replace(QUICK, epochs=2), held_out=0)
 
     def test_a_recipe_survives_json(self) -> None:
         recipe = obo.Recipe(augment=("mirror",), patience=3, learning_rate=0.1)

@@ -368,6 +368,9 @@ def test_plans_of_other_networks_are_refused() -> None:
     wider.conv = nn.Conv2d(16, 24, 5, padding=2)
     with pytest.raises(PlanError, match="conv"):
         obo.rewrite(wider, plan, inputs)
+    short = replace(plan, decisions=plan.decisions[1:])
+    with pytest.raises(PlanError, match=f"what becomes of layer '{plan.decisions[0].layer}'"):
+        obo.rewrite(model, short, inputs)
     hooked = TRAPS["hooks"].model()
     with pytest.raises(PlanError, match="hooks"):
         obo.rewrite(hooked, plan, inputs)

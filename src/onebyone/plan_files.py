@@ -96,7 +96,7 @@ def plan_from_json(values: Any, where: str = "the plan") -> Plan:
             raise PlanError(f"{where} has the layer {twice[0]!r} twice: leave one of them out")
         return Plan(
             Budget(**values["budget"]), decisions, tuple(map(_whole, values["input_shape"])),
-            _integer(values["other_macs"]), _integer(values["other_params"]), _integer(values["seed"]),
+            _integer(values["other_macs"]), _integer(values["other_params"]), _seed(values["seed"]),
             _source(values["source"]), tuple(map(str, values["notes"])),
             tuple(map(_step_from_json, values.get("schedule", ()))),
             tuple(
@@ -133,6 +133,12 @@ def _integer(value: Any) -> int:
     return value
 
 
+def _seed(value: Any) -> int:
+    if not -(1 << 63) <= _integer(value) < 1 << 63:
+        raise ValueError(f"the seed {value} has more than 64 bits")
+    return value
+
+
 def _whole(value: Any) -> int:
     if _integer(value) < 0:
         raise ValueError(f"{value!r} stands where a whole number is expected")
@@ -156,6 +162,11 @@ def _decision_from_json(
             raise PlanError(
                 f"{where}: there is no form {form!r}; the forms are {', '.join(FORMS)} and refuse "
                 "(left as it is)"
+            )
+        if form == "refuse" and shape != conv:
+            raise PlanError(
+                f"{where}: a narrowing leaves out channels of it, so it cannot stay as it is: give the "
+                "form narrow, or take that narrowing out"
             )
         ranks: tuple[int, ...] = ()
         if form not in (*KEPT, "refuse"):

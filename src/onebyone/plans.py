@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 from onebyone.conv import ConvSpec, Places
@@ -27,9 +28,14 @@ class Budget:
     def __post_init__(self) -> None:
         for name in ("macs", "params", "latency"):
             value = getattr(self, name)
-            if value is not None and not (isinstance(value, int | float) and 0 < value <= 1):
+            if value is None:
+                continue
+            number = isinstance(value, Real) and not isinstance(value, bool)
+            fraction = float(value) if number else 0.0
+            object.__setattr__(self, name, fraction)
+            if not 0 < fraction <= 1:
                 raise BudgetError(
-                    f"{name}={value!r} is not a budget: give the fraction to keep, above 0 and at "
+                    f"{name}={value!r} is not a budget: give the fraction to keep, a number above 0 and at "
                     f"most 1 ({name}=0.5 keeps half)"
                 )
         if (self.macs, self.params, self.latency) == (None, None, None):

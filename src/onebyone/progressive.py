@@ -31,8 +31,8 @@ def schedule(budget: Budget, steps: int, epochs: float) -> tuple[Step, ...]:
     >>> [round(step.budget.macs, 3) for step in schedule(Budget(macs=0.125), 3, 1.0)]
     [0.5, 0.25, 0.125]
     """
-    if not 1 <= steps <= MOST_STEPS:
-        raise BudgetError(f"{steps} steps do not fit: give from 1 to {MOST_STEPS}")
+    if not (isinstance(steps, int) and 1 <= steps <= MOST_STEPS):
+        raise BudgetError(f"{steps!r} steps do not fit: give a whole number from 1 to {MOST_STEPS}")
     if not epochs > 0:
         raise TrainingError(
             f"finetune_epochs={epochs:g} does not fit: each step ends in a training, so give a number "

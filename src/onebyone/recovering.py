@@ -54,6 +54,8 @@ class Recovering:
                 preprocess=self.preprocess, classes=self.classes,
                 progress=lambda status: self.clock.tell(status.done, status.words),
             )  # fmt: skip
+            if tuned.ended == "interrupted":
+                raise KeyboardInterrupt(tuned.why)
             told.append(tuned.words)
             return tuned
 

@@ -139,6 +139,13 @@ def _jobs(model: nn.Module, plan: Plan, statistics: Statistics) -> list[_Job]:
         if shape != decision.shaped:
             raise PlanError(f"layer {name!r} is narrowed to {shape.text()}, but planned otherwise")
         planned.append((decision, shape))
+    left_out = [name for name in seen if name not in {d.layer for d in plan.decisions}]
+    if left_out:
+        raise PlanError(
+            f"the plan does not say what becomes of layer {left_out[0]!r}"
+            + (f" and {len(left_out) - 1} others" if len(left_out) > 1 else "")
+            + ": it has an entry for every layer, with the form keep where one stays as it is"
+        )
     samples = [statistics.images * seen[d.layer].positions_out for d, _ in planned]
     work = [Work(c, d, n) for (d, c), n in zip(planned, samples, strict=True)]
     budget = SOLVING * statistics.survey.macs * statistics.images

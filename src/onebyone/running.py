@@ -14,6 +14,7 @@ from onebyone.several import as_bytes, packing_in
 from onebyone.tree import tensors_in
 
 UNKEPT = "does not require grad", "Inference tensors cannot be saved"  # PyTorch's words
+ALONE = "more than 1 value per channel when training"
 
 
 def suited(model: nn.Module, inputs: Tensor) -> Tensor:
@@ -36,6 +37,11 @@ def call(model: Callable[..., object], *inputs: object) -> object:
         shapes = " and ".join("×".join(map(str, t.shape)) or "one number" for t in found)
         given = f"{'inputs' if len(found) > 1 else 'an input'} of shape {shapes}"
         packing = packing_in(model)
+        if ALONE in why and found and len(found[0]) == 1:
+            raise ModelError(
+                "a batch of a single image is too little for BatchNorm to train on: leave the last batch "
+                "out where it is one (drop_last=True of a DataLoader), or give larger batches"
+            ) from error
         if packing is not None:
             given = f"the inputs {packing.text}"
         raise ModelError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from math import prod
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -249,7 +250,7 @@ def check_budget(
                 "so leave one of them out"
             )
         return None
-    if max_drop is not None and not 0 <= max_drop < 1:
+    if max_drop is not None and not (isinstance(max_drop, Real) and 0 <= max_drop < 1):
         raise BudgetError(
             f"max_drop={max_drop!r} is no loss of accuracy: give a fraction from 0 up to 1 "
             "(0.01 is one point)"

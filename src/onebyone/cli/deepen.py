@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from onebyone.cli import values
-from onebyone.cli.failures import failures
+from onebyone.cli.failures import INTERRUPTED, failures, stop
 from onebyone.cli.originals import original_of
 from onebyone.cli.reading import (
     Pictures,
@@ -176,6 +176,12 @@ def deepen(
         show_slimmed(deepened, out, as_json)
         if not epochs:
             note("the new blocks compute nothing yet: train them with onebyone finetune")
+    tuned = deepened.tuned
+    if tuned is not None and tuned.ended == "interrupted":
+        stop(
+            f"{tuned.why}; the best so far is in {out}, and onebyone finetune trains it further",
+            INTERRUPTED,
+        )
 
 
 def _networks(
@@ -187,7 +193,9 @@ def _networks(
 
     folder = Path(model)
     if is_slimmed(folder):
-        _, spec, weights = original_of(folder, reference, weights, trust, first=True)
+        _, spec, weights = original_of(
+            folder, reference, weights, trust, first=True, option="--reference"
+        )
     elif reference is None:
         raise ModelError(
             f"{model} is no folder that onebyone wrote, so its original is not known: give "

@@ -221,8 +221,11 @@ def finetune(
             checkpoint.unlink(missing_ok=True)
     show_slimmed(slimmed, goal, as_json)
     if tuned.ended == "interrupted":
-        again = f"{checkpoint} is beside it: the same command with --resume goes on"
-        stop(f"{tuned.why}; the best so far is in {goal}, and {again}", INTERRUPTED)
+        again = (
+            f"and {checkpoint} is beside it: the same command with --resume goes on"
+            if checkpoint.exists() else "with no checkpoint to go on from"
+        )  # fmt: skip
+        stop(f"{tuned.why}; the best so far is in {goal}, {again}", INTERRUPTED)
     if tuned.ended == "diverged":
         stop(f"{tuned.why}; the best before that is in {goal}")
 

@@ -10,14 +10,20 @@ if TYPE_CHECKING:
 
 
 def original_of(
-    folder: Path, given: str | None, weights: str | None, trust: bool, *, first: bool = False
+    folder: Path,
+    given: str | None,
+    weights: str | None,
+    trust: bool,
+    *,
+    first: bool = False,
+    option: str = "--original",
 ) -> tuple[Plan, str, str | None]:
     """The folder's plan, and the spec and weights of its original.
 
     Of a network that was made in several steps that is the one before the last; `first`: the one
-    before the first, as it always is for a deepened network, whose budget is a part of that.
-    Raises ModelError for a folder that is not ours, and where the original is not known or naming it
-    would run code that nobody trusted.
+    before the first, as it always is for a deepened network, whose budget is a part of that. `option`
+    is what the command calls `given`. Raises ModelError for a folder that is not ours, and where the
+    original is not known or naming it would run code that nobody trusted.
     """
     from onebyone.errors import ModelError
     from onebyone.files import PLAN
@@ -34,11 +40,11 @@ def original_of(
         return plan, given, weights
     source = root_source(plan.source) if first or plan.reference else plan.source or {}
     if not source:
-        raise ModelError(f"{folder} does not say which network it was: give --original MODEL")
+        raise ModelError(f"{folder} does not say which network it was: give {option} MODEL")
     spec = str(source["spec"])
     if is_factory(spec) and not trust:
         raise ModelError(
             f"the plan in {folder} names {spec} as the original, and calling that runs code: give "
-            f"--original {spec} if that is yours"
+            f"{option} {spec} if that is yours"
         )
     return plan, spec, weights or source.get("weights")

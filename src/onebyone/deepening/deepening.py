@@ -144,6 +144,8 @@ def deepen(
                 held_out=0 if others is None else others, progress=status,
             )  # fmt: skip
             deeper = tuned.model
+            if tuned.ended == "interrupted":
+                plan = replace(plan, notes=(*plan.notes, f"the training was {tuned.why}"))
     with clock.step("verify"):
         result = verify(
             reference, deeper, others, example=image, latency=latency, progress=clock.tell

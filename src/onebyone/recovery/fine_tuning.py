@@ -107,9 +107,9 @@ def fine_tune(
     drawn to.
     held_out: other images to choose the best weights on, 0 for none; by default a twentieth of the
     data is set apart, if it is not a loader. epochs overrides that of the recipe.
-    checkpoint: a file to write the state to after each measurement and every five minutes; resume:
-    go on from it, on a CPU to the same bits as without the break. On an interrupt what is best so
-    far is returned. Under torchrun the work is shared (`onebyone.distributed`).
+    checkpoint: a file to write the state to after each measurement, every five minutes and on an
+    interrupt; resume: go on from it, on a CPU to the same bits as without the break. On an interrupt
+    what is best so far is returned. Under torchrun the work is shared (`onebyone.distributed`).
     Raises TrainingError, DataError or ModelError; where the loss diverges, the error's `best` is the
     FineTuned reached before.
     """
@@ -152,6 +152,8 @@ def _run(
     except KeyboardInterrupt:
         if not training.measured:
             raise
+        if path is not None and training.whole:
+            training.save(path)
         return "interrupted", f"interrupted at epoch {training.step / training.supply.steps:.2f}"
     except TrainingError as error:
         if training.measured:

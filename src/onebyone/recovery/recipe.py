@@ -66,13 +66,14 @@ class Recipe:
                 _within(name, getattr(self, name), 0, None, open_below=name == "learning_rate")
         for name in ("warmup", "soft", "smoothing", "momentum", "average"):
             _within(name, getattr(self, name), 0, 1)
-        _within("batch_size", self.batch_size, 1, None)
+        for name in ("batch_size", "patience"):
+            if getattr(self, name) is not None:
+                _whole(name, getattr(self, name), 1)
+        _whole("seed", self.seed, None)
         _within("temperature", self.temperature, 0, None, open_below=True)
         _within("features", self.features, 0, None)
         _within("clip", self.clip, 0, None)
         _within("measure_every", self.measure_every, 0, None, open_below=True)
-        if self.patience is not None:
-            _within("patience", self.patience, 1, None)
 
     @property
     def rate(self) -> float:
@@ -116,6 +117,12 @@ def _within(
         span = f"above {low}" if open_below else f"{low} or more"
         span = f"from {low} to {high}" if high is not None else span
         raise TrainingError(f"{name}={value!r} does not fit: give a number {span}")
+
+
+def _whole(name: str, value: int, low: int | None) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or (low is not None and value < low):
+        span = "" if low is None else f" of {low} or more"
+        raise TrainingError(f"{name}={value!r} does not fit: give a whole number{span}")
 
 
 def _among(name: str, value: str, known: tuple[str, ...]) -> None:

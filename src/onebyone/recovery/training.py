@@ -26,6 +26,7 @@ from onebyone.recovery.checkpoints import (
     read_checkpoint,
     write_checkpoint,
 )
+from onebyone.recovery.interrupts import undisturbed
 from onebyone.recovery.normalization import reestimate
 from onebyone.recovery.objective import Objective
 from onebyone.recovery.recipe import Recipe
@@ -84,6 +85,7 @@ class Training:
         self.best: dict[str, Tensor] = {}
         self.began = time.perf_counter()
         self.spent = 0.0  # seconds before this process went on from a checkpoint
+        self.whole = False  # between two steps, so that a checkpoint is of one moment
         self._shown = Shown()
 
     @property
@@ -95,21 +97,25 @@ class Training:
         """Train to the end; the reason where it stopped before. TrainingError where it diverged."""
         if not self.measured:
             self.measure(None)
+        self.whole = True
         every = max(1, round(self.recipe.measure_every * self.supply.steps))
         saved, told = time.perf_counter(), 0.0
         total, count = 0.0, 0
         for inputs, labels in self._batches():
-            value = self._step(inputs, labels)
-            total, count = total + value, count + 1
-            self.step += 1
+            with undisturbed():
+                self.whole = False
+                value = self._step(inputs, labels)
+                total, count = total + value, count + 1
+                self.step += 1
+                measuring = self.step % every == 0 or self.step == self.steps
+                self.whole = not measuring
             now = time.perf_counter()
             if now - told > TELL_SECONDS or self.step == self.steps:
                 told = now
                 tell(self._status())
-            measuring = self.step % every == 0 or self.step == self.steps
             if measuring:
                 self.measure(total / count)
-                total, count = 0.0, 0
+                total, count, self.whole = 0.0, 0, True
             if checkpoint and (measuring or now - saved > CHECKPOINT_SECONDS):
                 self.save(checkpoint)
                 saved = now
