@@ -121,7 +121,9 @@ def slim(
     """
     survey = statistics.survey
     modules = modules_by_name(model)
-    free = [s for s in survey.layers if s.refusal is None and s.conv is not None]
+    free = [
+        s for s in survey.layers if s.refusal is None and s.conv is not None and s.conv.groups == 1
+    ]
     layers = [_layer(modules[s.layer], statistics.layers[s.layer]) for s in free]
     tables = [_candidates(layer, method, s.positions_in, s.positions_out)
               for layer, s in zip(layers, free, strict=True)]  # fmt: skip

@@ -370,7 +370,7 @@ class TestBadInput:
     def test_a_last_batch_of_one_image(self) -> None:
         model = nn.Sequential(nn.Flatten(), nn.Linear(200, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
         parts = [(images(n, 2, 10, 10), torch.zeros(n, dtype=torch.long)) for n in (16, 1)]
-        with pytest.raises(ModelError, match=r"single image is too little .* drop_last=True"):
+        with pytest.raises(ModelError, match=r"single image is too little .*drop_last=True"):
             obo.fine_tune(model, parts, recipe=replace(QUICK, epochs=2), held_out=0)
 
     def test_a_recipe_survives_json(self) -> None:
