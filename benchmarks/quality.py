@@ -2,7 +2,10 @@
 
     python benchmarks/quality.py                     # the demo network, three calibration draws
     python benchmarks/quality.py --network resnet -o quality-resnet.png
-    python benchmarks/quality.py --network edge_networks:mobilenet --weights edge/mobilenet.safetensors
+    python benchmarks/quality.py --network edge_networks:mobilenet --weights edge/mobilenet.safetensors \\
+        --data /usr/share/datasets/fashion-mnist --images 1024
+
+The built-in images are 1,024; `--data` draws from all training images.
 
 Every method sees the same unlabeled calibration images and is measured on all 5,000 test images.
 Needs the extra `bench`.
@@ -14,6 +17,7 @@ import argparse
 import statistics as stats
 from pathlib import Path
 
+import fashion
 import lowrank
 import torch
 from rich.console import Console
@@ -28,10 +32,15 @@ Point = tuple[float, float, float]  # MACs kept, parameters kept, points of accu
 
 
 def curve(
-    model: nn.Module, levels: list[float], draws: int, images: int, methods: list[str]
+    model: nn.Module,
+    pool: obo.Images,
+    levels: list[float],
+    draws: int,
+    images: int,
+    methods: list[str],
 ) -> dict[str, dict[float, list[Point]]]:
     """Every method at every level on every draw of the calibration images."""
-    pool, test = obo.open_images("demo"), obo.open_images("demo:test")
+    test = obo.open_images("demo:test")
     before = accuracy(model, test)
     found: dict[str, dict[float, list[Point]]] = {"onebyone": {}}
     found |= {m.name: {} for m in lowrank.METHODS if m.name in methods}
@@ -101,6 +110,7 @@ def main() -> None:
     parser.add_argument("--network", default="vgg", help="vgg, resnet, or any that obo.load takes")
     parser.add_argument("--weights", help="of a network that is not built in")
     parser.add_argument("--images", type=int, default=512)
+    parser.add_argument("--data", type=Path, help="Fashion-MNIST, to draw from its 60,000 images")
     parser.add_argument("--draws", type=int, default=3)
     parser.add_argument("--levels", type=float, nargs="+", default=LEVELS)
     parser.add_argument("--methods", nargs="*", default=[m.name for m in lowrank.METHODS])
@@ -115,7 +125,10 @@ def main() -> None:
         f"{spec}, top-1 {before:.2%}; {args.images} unlabeled images, no fine-tuning, "
         f"{args.draws} draws, 5,000 test images"
     )
-    found = curve(model, list(args.levels), args.draws, args.images, args.methods)
+    pool = obo.open_images("demo")
+    if args.data:
+        pool = obo.Images(fashion.read_split(args.data, "train")[0])
+    found = curve(model, pool, list(args.levels), args.draws, args.images, args.methods)
     Console(width=130).print(table(found, title))
     plot(found, title, args.out)
     print(f"the plot is in {args.out}")

@@ -31,7 +31,7 @@ export function spell(value, digits = 4) {
   const rounded = Number(value.toPrecision(digits));
   const size = Math.abs(rounded);
   const text = size !== 0 && (size < 1e-4 || size >= 1e7) ? rounded.toExponential() : String(rounded);
-  return text.replaceAll("-", "−");
+  return text.replace("e+", "e").replaceAll("-", "−");
 }
 
 // Three digits and a unit: 29.1 M. `report/numbers.py` has the same.
