@@ -66,10 +66,10 @@ class Recipe:
                 _within(name, getattr(self, name), 0, None, open_below=name == "learning_rate")
         for name in ("warmup", "soft", "smoothing", "momentum", "average"):
             _within(name, getattr(self, name), 0, 1)
-        for name in ("batch_size", "patience"):
-            if getattr(self, name) is not None:
-                _whole(name, getattr(self, name), 1)
+        _whole("batch_size", self.batch_size, 1)
         _whole("seed", self.seed, None)
+        if self.patience is not None:
+            _whole("patience", self.patience, 1)
         _within("temperature", self.temperature, 0, None, open_below=True)
         _within("features", self.features, 0, None)
         _within("clip", self.clip, 0, None)
