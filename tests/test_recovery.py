@@ -311,9 +311,16 @@ class TestEnding:
             monkeypatch.setattr(loop.Training, "_step", signaled)
         file = tmp_path / "state.safetensors"
         options: dict[str, Any] = {} if inside else {"progress": interrupt}
-        handler = signal.getsignal(signal.SIGINT)
-        first = obo.fine_tune(net(), data, recipe=recipe, held_out=data, checkpoint=file, **options)
-        assert signal.getsignal(signal.SIGINT) is handler
+        before = signal.signal(
+            signal.SIGINT, signal.default_int_handler
+        )  # tests may run ignoring it
+        try:
+            first = obo.fine_tune(
+                net(), data, recipe=recipe, held_out=data, checkpoint=file, **options
+            )
+            assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        finally:
+            signal.signal(signal.SIGINT, before)
         assert first.ended == "interrupted"
         assert first.images == 16 * (2 if inside else 1)
         assert len(calls) == (3 if inside else 0)

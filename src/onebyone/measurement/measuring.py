@@ -18,6 +18,7 @@ from onebyone.measurement.memory import Memory, measure_memory
 from onebyone.measurement.preparing import Setting, batch_of, prepared
 from onebyone.measurement.roofline import Machine, Placement, measure_machine, place
 from onebyone.measurement.timing import SECONDS
+from onebyone.running import ALONE
 from onebyone.tree import check_networks
 
 
@@ -177,7 +178,7 @@ def _memory(model: nn.Module, inputs: tuple[Any, ...], found: _Found) -> Memory:
 
 
 def _why(error: ModelError) -> str:
-    if "more than 1 value per channel" in str(error):
+    if ALONE in f"{error} {error.__cause__}":
         return "a normalization needs more than one image in training; give a batch of 2 or more"
     return str(error)
 
