@@ -8,6 +8,7 @@ from torch import nn
 
 from onebyone.clock import Clock
 from onebyone.data import Images, check_held_out, open_images
+from onebyone.distributed import World
 from onebyone.errors import DataError
 from onebyone.plain import plain
 from onebyone.plans import Step
@@ -56,7 +57,9 @@ class Recovering:
             )  # fmt: skip
             if tuned.ended == "interrupted":
                 raise KeyboardInterrupt(tuned.why)
-            told.append(tuned.words)
+            told.append(
+                World.current().led(lambda: tuned.words)
+            )  # its seconds are each process's own
             return tuned
 
         made = plain(packed(self.model, used.packing), used.inputs[:1])
