@@ -139,7 +139,8 @@ def _jobs(model: nn.Module, plan: Plan, statistics: Statistics) -> list[_Job]:
         if shape != decision.shaped:
             raise PlanError(f"layer {name!r} is narrowed to {shape.text()}, but planned otherwise")
         planned.append((decision, shape))
-    left_out = [name for name in seen if name not in {d.layer for d in plan.decisions}]
+    named = {d.layer for d in plan.decisions}
+    left_out = [name for name in seen if name not in named]
     if left_out:
         raise PlanError(
             f"the plan does not say what becomes of layer {left_out[0]!r}"
