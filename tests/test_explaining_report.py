@@ -147,6 +147,21 @@ def test_the_same_image_goes_through_both(model: nn.Module, slimmed: Slimmed) ->
     assert unchanged.before[0][0].startswith("class ")
 
 
+def test_errors_of_layers_behind_a_pool_are_relative_to_their_size() -> None:
+    """Maps of one pixel have no variance over their pixels."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 32, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Conv2d(32, 96, 1), nn.ReLU(),
+        nn.Conv2d(96, 32, 1), nn.Flatten(), nn.Linear(32, 4),
+    )  # fmt: skip
+    made = slim(net, torch.randn(40, 3, 9, 9), params=0.5, latency=False)
+    assert made.insight is not None
+    assert made.insight.image is not None
+    behind = [b for b in made.insight.image.layers if b.layer in ("3", "5")]
+    assert behind
+    assert all(0 < b.error < 1 for b in behind)
+
+
 def test_inputs_that_are_no_images_have_no_picture(slimmed: Slimmed, model: nn.Module) -> None:
     assert same_image(model, slimmed.model, slimmed.plan, torch.zeros(1, 8, 30)) is None
 

@@ -273,10 +273,19 @@ class _Error:
         """None where there were no values."""
         if self.sum is None:
             return None
-        variance = self.square - float(self.sum.square().sum()) / self.rows if self.even else 0.0
-        # One image alone, or a constant output, has no variance: relative to its size then.
-        scale = variance if variance > 1e-9 * self.square else self.square
-        return self.gap / scale if scale else 0.0
+        mean = float(self.sum.square().sum()) / self.rows if self.even else self.square
+        return relative_error(self.gap, self.square, mean)
+
+
+def relative_error(gap: float, square: float, mean: float) -> float:
+    """A squared error relative to the variance of the values it is of: their squares less their mean's.
+
+    All three are sums over the same values. What is constant, as is one row alone, has no variance: the
+    error is relative to its size then.
+    """
+    variance = square - mean
+    scale = variance if variance > 1e-9 * square else square
+    return gap / scale if scale else 0.0
 
 
 def _outputs(model: nn.Module, inputs: Tensor) -> list[Tensor]:
@@ -359,9 +368,8 @@ def _layer_errors(model: nn.Module, lighter: nn.Module, inputs: Tensor) -> tuple
                     call(network, suited(network, part))
     errors = []
     for name, (rows, gap, square, total) in sums.items():
-        variance = float(square - total.square().sum() / rows)
-        scale = variance if variance > 1e-9 * float(square) else float(square)
-        errors.append(LayerError(name, float(gap) / scale if scale else 0.0))
+        mean = total.square().sum() / rows
+        errors.append(LayerError(name, relative_error(float(gap), float(square), float(mean))))
     return tuple(errors)
 
 

@@ -20,6 +20,7 @@ from onebyone.planning import Planner
 from onebyone.plans import Budget, Measured, Plan
 from onebyone.running import call, first_output, suited
 from onebyone.tree import evaluating, hooked, modules_by_name, random_state
+from onebyone.verification import relative_error
 
 # The fractions kept, the most telling first: planning stops when its time is used up.
 FRACTIONS = (0.5, 0.25, 0.75, 0.33, 0.15, 0.9, 0.2, 0.6, 0.1, 0.4, 0.8, 0.05)
@@ -220,8 +221,9 @@ def _both(layer: str, before: Tensor, after: Tensor) -> Both:
     channel = int(before.flatten(1).std(1, correction=0).argmax())
     stride = max(1, -(-max(before.shape[1:]) // SIDE))
     one, other = (maps[channel : channel + 1, ::stride, ::stride] for maps in (before, after))
-    whole = (before - before.mean((1, 2), keepdim=True)).square().sum().clamp_min(1e-30)
-    error = float((before - after).square().sum() / whole)
+    was, now = before.double(), after.double()
+    square, mean = float(was.square().sum()), float((was.sum((1, 2)).square() / was[0].numel()).sum())
+    error = relative_error(float((was - now).square().sum()), square, mean)
     return Both(layer, channel, in_levels(one), in_levels(other), error)
 
 
