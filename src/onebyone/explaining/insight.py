@@ -222,8 +222,9 @@ def _both(layer: str, before: Tensor, after: Tensor) -> Both:
     stride = max(1, -(-max(before.shape[1:]) // SIDE))
     one, other = (maps[channel : channel + 1, ::stride, ::stride] for maps in (before, after))
     was, now = before.double(), after.double()
-    square, mean = float(was.square().sum()), float((was.sum((1, 2)).square() / was[0].numel()).sum())
-    error = relative_error(float((was - now).square().sum()), square, mean)
+    gap, square = (v.square().sum() for v in (was - now, was))
+    mean = was.sum((1, 2)).square().sum() / was[0].numel()
+    error = relative_error(float(gap), float(square), float(mean))
     return Both(layer, channel, in_levels(one), in_levels(other), error)
 
 
