@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import statistics as stats
+from importlib.util import find_spec
 from pathlib import Path
 
 import fashion
@@ -116,6 +117,9 @@ def main() -> None:
     parser.add_argument("--methods", nargs="*", default=[m.name for m in lowrank.METHODS])
     parser.add_argument("-o", "--out", type=Path, default=Path("quality.png"))
     args = parser.parse_args()
+    missing = [name for name in ("matplotlib", "tensorly") if find_spec(name) is None]
+    if missing:
+        parser.error(f'{" and ".join(missing)} not found: pip install -e ".[bench]"')
     torch.manual_seed(0)
     spec = f"demo:{args.network}" if args.network in ("vgg", "resnet") else args.network
     size = None if spec.startswith("demo:") else (1, 28, 28)

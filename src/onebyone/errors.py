@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -48,6 +49,12 @@ class TrainingError(OneByOneError):
 
 class LostError(TrainingError):
     """Another of the processes that worked together is gone."""
+
+
+def listed(names: Sequence[str], most: int = 4) -> str:
+    """The first few names of a message, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def line_of(error: BaseException) -> str:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from onebyone.conv import ConvSpec, layer_for, same_padding
+from onebyone.errors import listed
 from onebyone.running import call, suited
 from onebyone.surveying import PLAIN, used_otherwise
 from onebyone.tree import (
@@ -200,7 +201,7 @@ def _notes(
     made = [name for name, layer in layers.items() if not _held(layer, found[name])]
     if made:
         notes.append(
-            f"the weights of {_named(made)} are computed anew at each pass (by "
+            f"the weights of layer {listed(made, 1)} are computed anew at each pass (by "
             f"{type(layers[made[0]]).__name__}): the lighter network holds them as they are in "
             "inference, and training it trains those"
         )
@@ -211,8 +212,8 @@ def _notes(
     ]
     if follow:
         notes.append(
-            f"the padding of {_named(follow)} follows the size of the image: in the lighter network "
-            f"it is that for {'×'.join(map(str, size))}; images of another size want slimming with "
+            f"the padding of layer {listed(follow, 1)} follows the size of the image: in the lighter "
+            f"network it is that for {'×'.join(map(str, size))}; images of another size want slimming with "
             "such images"
         )
     return tuple(notes)
@@ -228,7 +229,3 @@ def _follows(layer: nn.Module, x: Tensor, found: Computed) -> bool:
 
 def _larger(x: Tensor, by: int) -> Tensor:
     return x.new_zeros((*x.shape[:2], *(n + by for n in x.shape[2:])))
-
-
-def _named(names: list[str]) -> str:
-    return f"layer {names[0]}" + (f" and {len(names) - 1} others" if len(names) > 1 else "")

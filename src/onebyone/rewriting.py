@@ -16,7 +16,7 @@ from onebyone.building import fill, skeleton
 from onebyone.conv import ConvSpec, kernel_of
 from onebyone.data import open_images
 from onebyone.effort import Effort, Work, efforts
-from onebyone.errors import ModelError, PlanError
+from onebyone.errors import ModelError, PlanError, listed
 from onebyone.factorize.fit import Band, fit
 from onebyone.factorize.grouped import fit_each_group, fit_groups, group_features
 from onebyone.factorize.metric import factor
@@ -143,9 +143,8 @@ def _jobs(model: nn.Module, plan: Plan, statistics: Statistics) -> list[_Job]:
     left_out = [name for name in seen if name not in named]
     if left_out:
         raise PlanError(
-            f"the plan does not say what becomes of layer {left_out[0]!r}"
-            + (f" and {len(left_out) - 1} others" if len(left_out) > 1 else "")
-            + ": it has an entry for every layer, with the form keep where one stays as it is"
+            f"the plan does not say what becomes of layer {listed([*map(repr, left_out)], 1)}: it has an "
+            "entry for every layer, with the form keep where one stays as it is"
         )
     samples = [statistics.images * seen[d.layer].positions_out for d, _ in planned]
     work = [Work(c, d, n) for (d, c), n in zip(planned, samples, strict=True)]
@@ -281,9 +280,8 @@ def _pass_through(
     late = [job.decision.layer for job in jobs if job.solution is None]
     if late:
         raise ModelError(
-            f"layer {late[0]!r} was not reached on the way through the lighter network"
-            + (f" (nor were {len(late) - 1} others)" if len(late) > 1 else "")
-            + f": {BY_DATA}"
+            f"on the way through the lighter network layer {listed([*map(repr, late)], 1)} was not "
+            f"reached: {BY_DATA}"
         )
     return {job.decision.layer: job.solution for job in jobs if job.solution is not None}
 

@@ -13,7 +13,7 @@ from onebyone.agreement import Agreement
 from onebyone.conv import ConvSpec, kernel_of
 from onebyone.data import open_images
 from onebyone.distributed import World
-from onebyone.errors import ModelError
+from onebyone.errors import ModelError, listed
 from onebyone.factorize.metric import shrink, shrinkage_of_halves
 from onebyone.factorize.selection import Order
 from onebyone.factorize.squeeze import input_form
@@ -194,21 +194,15 @@ def _filled(
     notes = []
     if unfelt:
         notes.append(
-            f"no gradient of the network's outputs reaches {_named(unfelt)}: their own outputs are "
+            f"no gradient of the network's outputs reaches {listed(unfelt, 3)}: their own outputs are "
             "kept close instead"
         )
     if few:
         notes.append(
-            f"the {images:,} calibration images give {_named(few)} no more samples than channels: "
+            f"the {images:,} calibration images give {listed(few, 3)} no more samples than channels: "
             "their covariance is shrunk towards equal channels, and more images would give a better plan"
         )
     return tuple(notes)
-
-
-def _named(layers: tuple[str, ...]) -> str:
-    """A few of the names, and how many more."""
-    more = f" and {len(layers) - 3} more layers" if len(layers) > 3 else ""
-    return ", ".join(layers[:3]) + more
 
 
 def _needs(model: nn.Module, layers: dict[str, LayerStatistics]) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from onebyone.candidates import Table
+from onebyone.errors import listed
 from onebyone.narrowing.spaces import OUTPUT, Narrowing
 from onebyone.narrowing.widths import Floats, Hidden, Options, choose_widths
 from onebyone.statistics import Statistics
@@ -84,10 +85,7 @@ def widths_kept(statistics: Statistics) -> tuple[str, ...]:
         if space.refusal is not None and space.refusal != OUTPUT:
             found.setdefault(space.refusal, {})[space.name] = None
     return tuple(
-        f"the width stays behind {', '.join([*names][:4])}"
-        + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-        + f": {reason}"
-        for reason, names in found.items()
+        f"the width stays behind {listed([*names])}: {reason}" for reason, names in found.items()
     )
 
 

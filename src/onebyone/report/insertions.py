@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from onebyone.deepening.insertions import INSERTIONS, Insertion
+from onebyone.errors import listed
 from onebyone.plans import Plan
 from onebyone.report.markup import Content, Markup, join, tag
 from onebyone.report.numbers import count, ratio, small
@@ -69,9 +70,7 @@ def why_not(plan: Plan) -> list[tuple[str, str]]:
             found.setdefault(insertion.reason, []).append(layer_name(insertion.place))
     lines = []
     for reason, places in found.items():
-        named = list(dict.fromkeys(places))
-        more = f" and {len(named) - 4} more" if len(named) > 4 else ""
-        lines.append((", ".join(named[:4]) + more, reason))
+        lines.append((listed([*dict.fromkeys(places)]), reason))
     return lines
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from onebyone.conv import ConvSpec
+from onebyone.errors import listed
 from onebyone.forms import FORMS
 from onebyone.measurement.latency import Latency
 from onebyone.plans import Decision, Plan
@@ -57,8 +58,7 @@ def reasons(plan: Plan) -> list[str]:
             found.setdefault(key, []).append(layer_name(decision.layer))
     lines = []
     for (title, reason), layers in found.items():
-        named = ", ".join(layers[:4]) + (f" and {len(layers) - 4} more" if len(layers) > 4 else "")
-        lines.append(f"{title}: {named}: {reason}")
+        lines.append(f"{title}: {listed(layers)}: {reason}")
     return lines
 
 
