@@ -66,6 +66,18 @@ def test_what_saving_wrote_is_an_export(saved: Path) -> None:
     assert len(about["classes"]) == 10
 
 
+def test_networks_in_half_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "halves.py").write_text(
+        "from torch import nn\n"
+        "def half():\n"
+        "    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(288, 4)).eval().half()\n"
+    )
+    done("export halves:half --input 3x8x8 --to onnx --no-latency -o out")
+    assert "MACs" in done("bench halves:half --input 3x8x8 --runtime eager,onnxruntime").stdout
+
+
 def test_export_verify_and_replace(out: Path) -> None:
     result = done("export out --to onnx --data few.npy --json")
     values = json.loads(result.stdout)

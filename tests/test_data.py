@@ -98,6 +98,11 @@ class TestTensorsAndArrays:
             ((torch.zeros(4, 3, 8, 8), torch.zeros(3, dtype=torch.int64)), "4 images"),
             ((torch.zeros(4, 3, 8, 8), torch.zeros(4)), "class numbers"),
             ((torch.zeros(2, 3, 8, 8), torch.tensor([0, -1])), "start at 0"),
+            (
+                (torch.zeros(4, 3, 8, 8), torch.zeros(4, 1, dtype=torch.int64)),
+                r"labels of shape \(4, 1\)",
+            ),
+            ((torch.zeros(4, 3, 8, 8), torch.eye(4)), r"labels of shape \(4, 4\)"),
             (7, "int is no data"),
             ({"a": 1}, "dict is no data"),
             ([], "no batch"),
@@ -321,6 +326,7 @@ class TestIterables:
             halves,
             [{"image": a, "label": b} for a, b in halves],
             ([a.numpy(), b.numpy()] for a, b in halves),
+            [(a, b.tolist()) for a, b in halves],
         ):
             images = open_images(data)
             torch.testing.assert_close(images.inputs, x)
@@ -330,13 +336,22 @@ class TestIterables:
 
     def test_second_items_that_are_no_labels(self) -> None:
         x = random(4, 3, 4, 4)
-        for second in (torch.rand(4), torch.zeros(4, 2, dtype=torch.long), "name", None):
+        names = ["a", "b", "c", "d"]
+        for second in (torch.rand(4), torch.zeros(4, 2, dtype=torch.long), "name", None, names, []):
             assert open_images([(x, second)]).labels is None
 
     def test_an_endless_iterable_is_cut(self) -> None:
         images = open_images((random(4, 1, 2, 2, seed=s) for s in itertools.count()), limit=10)
         expected = torch.cat([random(4, 1, 2, 2, seed=s) for s in range(3)])[:10]
         torch.testing.assert_close(images.inputs, expected)
+
+    def test_an_endless_iterable_is_cut_where_memory_ends(self) -> None:
+        images = open_images(
+            (random(4, 1, 2, 2, seed=s) for s in itertools.count()), memory=3 * 4 * 4 * 4 + 1
+        )
+        assert len(images) == 12
+        assert images.notes[0].startswith("the first 12 images were taken")
+        assert open_images([random(4, 1, 2, 2)], memory=1).notes == ()
 
     @pytest.mark.parametrize(
         ("data", "message"),

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import onebyone as obo
 from onebyone import files
-from onebyone.errors import DataError, MissingExtraError, ModelError, OutputError
+from onebyone.errors import DataError, MissingExtraError, ModelError, OutputError, line_of
 from onebyone.exporting import export as exporting
 from onebyone.exporting import targets
 from onebyone.exporting.checking import LIMITS, Limit, check
@@ -328,6 +328,20 @@ class TestOnnx:
         assert found.any_batch
         assert found.check.agreement is None
         assert len(read_about(found.path)["inputs"]) == 2
+
+    def test_several_inputs_are_checked_on_those_given(self, tmp_path: Path) -> None:
+        model, pair, a, b = Outputs(), (X[:1], X[1:2]), X[:5], X[5:10]
+        path = tmp_path / "x.onnx"
+        for images in ({"x": a, "y": b}, {"y": b, "x": a}):
+            found = obo.export(model, pair, path, images=images, latency=False)
+            assert (found.check.images, found.check.drawn) == (5, False)
+        again = examine(model, pair, path, images={"x": a[:3], "y": b[:3]}, latency=False)
+        assert (again.check.images, again.check.drawn) == (3, False)
+        with pytest.raises(DataError, match="by these names"):
+            obo.export(model, pair, tmp_path / "y.onnx", images=a, latency=False)
+        with pytest.raises(ModelError, match="give a tuple"):
+            obo.export(model, {"x": a, "y": b}, tmp_path / "y.onnx")  # type: ignore[arg-type]
+        assert not (tmp_path / "y.onnx").exists()
 
     def test_halves_become_float32(self, tmp_path: Path) -> None:
         model = network().half()
@@ -662,3 +676,14 @@ def test_attention_over_five_axes(tmp_path: Path) -> None:
     found = obo.export(Windows().eval(), pictures(3, 8, 8), tmp_path / "net.onnx", latency=False)
     assert found.any_batch
     assert found.check.failure is None
+
+
+def test_what_openvino_says_first_is_not_the_reason() -> None:
+    said = (
+        "Exception from src/inference/src/cpp/core.cpp:132:\nException from src/a.cpp:7:\n"
+        "Check 'ok' failed at src/b.cpp:9:\nCPU plug-in doesn't support Squeeze operation"
+    )
+    assert line_of(RuntimeError(said)) == "CPU plug-in doesn't support Squeeze operation"
+    assert line_of(RuntimeError("\n one \ntwo")) == "one"
+    assert line_of(RuntimeError("Exception from nowhere")) == "Exception from nowhere"
+    assert line_of(RuntimeError()) == ""

@@ -47,6 +47,32 @@ class TestSlim:
         assert after.macs <= budget.get("macs", 1) * before.macs
         assert after.params <= budget.get("params", 1) * before.params
 
+    def test_inside_inference_mode_the_plan_is_the_same(self) -> None:
+        model = network()
+        expected = slim(model, pictures(), macs=0.5, latency=False).plan
+        with torch.inference_mode():
+            found = slim(model, pictures(), macs=0.5, latency=False)
+        assert found.plan == expected
+        assert not any(p.is_inference() for p in found.model.parameters())
+
+    def test_weights_made_in_inference_mode_are_refused(self) -> None:
+        with torch.inference_mode():
+            model = network()
+        with pytest.raises(ModelError, match="inference_mode"):
+            slim(model, pictures(), macs=0.5, latency=False)
+        assert slim(copy.deepcopy(model), pictures(), macs=0.5, latency=False).plan.macs_after
+
+    def test_a_compiled_network_is_taken_out(self) -> None:
+        model = network()
+        compiled: Any = torch.compile(model, backend="eager")
+        found = slim(compiled, pictures(), macs=0.5, latency=False)
+        assert found.plan == slim(model, pictures(), macs=0.5, latency=False).plan
+
+    def test_batches_without_end(self) -> None:
+        endless = (pictures(8, seed=s) for s in range(10**9))
+        found = slim(network(), endless, macs=0.5, latency=False, memory=1 << 20)
+        assert any("the first" in n and "images were taken" in n for n in found.plan.notes)
+
     def test_the_model_and_the_images_are_not_touched(self) -> None:
         model, images = network().train(), pictures()
         state, before, random = (

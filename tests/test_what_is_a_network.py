@@ -38,6 +38,13 @@ def test_what_is_no_network_is_told_by_the_arguments_name(name: str) -> None:
     assert "\n" not in str(told.value)
 
 
+@pytest.mark.parametrize("name", sorted({*TAKEN} - {"measure", "diff"}))
+def test_weights_without_values_are_told_by_the_arguments_name(name: str) -> None:
+    argument, act = TAKEN[name]
+    with pytest.raises(ModelError, match=rf"^{argument}= has tensors on the meta device"):
+        act(nn.Conv2d(2, 4, 3, device="meta"))
+
+
 @pytest.mark.parametrize(
     ("wrong", "advice"),
     [

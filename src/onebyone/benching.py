@@ -25,7 +25,7 @@ from onebyone.measurement.latency import COMPILED, EAGER, Latency
 from onebyone.measurement.preparing import Setting, prepared
 from onebyone.measurement.timing import cpu_threads, interleave
 from onebyone.several import flat
-from onebyone.tree import check_networks
+from onebyone.tree import check_weights
 
 SECONDS = 4.0  # for all runtimes together
 PYTORCH = {
@@ -75,7 +75,7 @@ def bench(
     onnxruntime and OpenVINO; without `model` those are the only runtimes. `seconds` are for all
     together. Raises ModelError for a name that is none, or where no runtime is left.
     """
-    check_networks(model=model)
+    check_weights(model=model)
     names = chosen(runtimes)
     given = example if isinstance(example, tuple) else (example,)
     if model is not None:

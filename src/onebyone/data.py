@@ -40,6 +40,8 @@ class Images:
 
     def __post_init__(self) -> None:
         _check_inputs(self.inputs)
+        if self.inputs.is_inference():  # no gradient could be taken of what these go through
+            object.__setattr__(self, "inputs", self.inputs.clone())
         if self.labels is not None:
             _check_labels(self.labels, len(self.inputs))
 
@@ -93,8 +95,9 @@ def open_images(
     seed: int = 0,
     classes: tuple[str, ...] | None = None,
     names: tuple[str, ...] = (),
+    memory: int | None = None,
 ) -> Images:
-    """Images from `data`, at most `limit` of them.
+    """Images from `data`, at most `limit` of them, and of batches no more than fit in `memory` bytes.
 
     `data` is one of
       - a float tensor or array (N, C, H, W), taken as it is; uint8 is divided by 255 and normalized
@@ -134,7 +137,7 @@ def open_images(
     elif isinstance(data, tuple) and len(data) == 2 and _is_pair(*data):
         images = _labeled(_inputs(data[0], preprocess), data[1])
     elif isinstance(data, Iterable):
-        images = _from_batches(data, preprocess, limit)
+        images = _from_batches(data, preprocess, limit, memory)
     else:
         raise DataError(
             f"{type(data).__name__} is no data: a tensor, array, dict of inputs, (images, labels) "
@@ -188,7 +191,8 @@ def _is_pair(first: Any, second: Any) -> bool:
         isinstance(first, Tensor | np.ndarray) and isinstance(second, Tensor | np.ndarray | list)
     ):
         return False
-    return np.ndim(second) == 1
+    # Labels of another shape are told so: a batch of images has the axes of the first.
+    return np.ndim(second) == 1 or (np.ndim(second) < np.ndim(first) and len(first) == len(second))
 
 
 def _from_path(
@@ -364,22 +368,33 @@ def _check_labels(labels: Tensor, n: int) -> None:
 
 
 def _from_batches(
-    batches: Iterable[Any], preprocess: Preprocess | None, limit: int | None
+    batches: Iterable[Any],
+    preprocess: Preprocess | None,
+    limit: int | None,
+    memory: int | None,
 ) -> Images:
-    """The images of all batches, or of the first ones up to `limit`."""
+    """The images of all batches, or of the first ones up to `limit` and to `memory` bytes."""
     parts: list[Images] = []
-    seen = 0
+    seen, taken, notes = 0, 0, ()
     for batch in batches:
+        if parts and memory is not None and taken + parts[0].inputs.nbytes > memory:
+            notes = (
+                f"the first {seen:,} images were taken: more do not fit in "
+                f"{memory / (1 << 30):.2g} GiB (half of memory=, --memory)",
+            )
+            break
         parts.append(_batch(batch, preprocess))
         _check_same(parts[0], parts[-1])
         seen += len(parts[-1])
+        taken += parts[-1].inputs.nbytes
         if limit is not None and seen >= limit:
             break
     if not parts:
         raise DataError("the data gave no batch: at least one image is needed")
     known = [part.labels for part in parts if part.labels is not None]
     labels = torch.cat(known)[:limit] if len(known) == len(parts) else None
-    return replace(parts[0], inputs=torch.cat([p.inputs for p in parts])[:limit], labels=labels)
+    inputs = torch.cat([p.inputs for p in parts])[:limit]
+    return replace(parts[0], inputs=inputs, labels=labels, notes=(*parts[0].notes, *notes))
 
 
 def _batch(batch: Any, preprocess: Preprocess | None) -> Images:
@@ -397,9 +412,12 @@ def _batch(batch: Any, preprocess: Preprocess | None) -> Images:
         )
     first = items[0]
     images = _several(first) if isinstance(first, Mapping) else Images(_inputs(first, preprocess))
-    if len(items) < 2 or not isinstance(items[1], Tensor | np.ndarray):
+    if len(items) < 2 or not isinstance(items[1], Tensor | np.ndarray | list | tuple):
         return images
-    y = torch.as_tensor(items[1])
+    try:
+        y = torch.as_tensor(items[1])
+    except (TypeError, ValueError, RuntimeError):  # names, boxes, captions
+        return images
     whole = not (y.is_floating_point() or y.is_complex() or y.dtype == torch.bool)
     if not (whole and y.ndim == 1 and len(y) == len(images)):
         return images

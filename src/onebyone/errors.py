@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+PLACES = ("Exception from ", "Check '")  # lines by which OpenVINO begins
+
 
 class OneByOneError(Exception):
     """The root: the user can mend what the message says. The command line exits with code 2."""
@@ -58,5 +60,7 @@ def listed(names: Sequence[str], most: int = 4) -> str:
 
 
 def line_of(error: BaseException) -> str:
-    """The first line of what an error says; "" where it says nothing."""
-    return str(error).strip().partition("\n")[0]
+    """The first line of what an error says, past where compiled code says it failed; "" for nothing."""
+    lines = str(error).strip().splitlines()
+    telling = (line for line in lines if not line.startswith(PLACES))
+    return next((line.strip() for line in telling if line.strip()), lines[0] if lines else "")

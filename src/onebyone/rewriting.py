@@ -33,7 +33,7 @@ from onebyone.sampling import choose_positions, output_rows, patch_rows, positio
 from onebyone.several import packed, takes_packed, unpacked
 from onebyone.statistics import Statistics, observe
 from onebyone.tree import (
-    check_networks,
+    check_weights,
     deep_copy,
     evaluating,
     hooked,
@@ -78,6 +78,7 @@ class _Job:
     solution: nn.Module | None = None
 
 
+@torch.inference_mode(False)
 def rewrite(
     model: nn.Module,
     plan: Plan,
@@ -95,7 +96,7 @@ def rewrite(
     to the kept layers). The result has plain PyTorch layers only.
     Raises PlanError for a plan of another network.
     """
-    check_networks(model=model)
+    check_weights(model=model)
     every, given = open_images(images), model
     inputs = every.inputs
     model = plain(packed(model, every.packing), inputs[:1]).model

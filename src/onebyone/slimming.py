@@ -8,6 +8,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from onebyone.clock import Clock, Progress
@@ -29,7 +30,7 @@ from onebyone.searching import Found, Trial, smallest
 from onebyone.several import as_called, packed, unpacked
 from onebyone.statistics import observe
 from onebyone.surveying import telling
-from onebyone.tree import check_networks
+from onebyone.tree import check_weights
 from onebyone.verification import Verification, verify
 
 CALIBRATION = 512
@@ -65,6 +66,7 @@ class Slimmed(Displayed):
         return save_folder(self, Path(folder), force=force)
 
 
+@torch.inference_mode(False)
 def slim(
     model: nn.Module,
     images: object,
@@ -107,7 +109,8 @@ def slim(
     each, as `recipe` says, towards the original and the labels where there are any.
     Raises BudgetError, DataError, ModelError, PlanError or TrainingError, each with one clear message.
     """
-    check_networks(model=model)
+    check_weights(model=model)
+    model = getattr(model, "_orig_mod", model)  # torch.compile would compile anew for every hook
     clock = Clock(progress)
     timed = latency if isinstance(latency, bool) else True
     budget = check_budget(macs, params, max_drop, plan, None if latency is timed else latency)
@@ -131,9 +134,12 @@ def slim(
         )
     with clock.step("read"):
         most = _most(preprocess, memory)
-        every = open_images(images, preprocess, limit=most, seed=seed, classes=classes)
+        reading: dict[str, Any] = {
+            "limit": most, "seed": seed, "classes": classes, "memory": memory // 2,
+        }  # fmt: skip
+        every = open_images(images, preprocess, **reading)
         if held_out is not None and not isinstance(held_out, int | float):
-            held_out = open_images(held_out, preprocess, limit=most, seed=seed, classes=classes)
+            held_out = open_images(held_out, preprocess, **reading)
         used, kept_back = set_apart(
             every, held_out, calibration=calibration, labels=max_drop is not None, seed=seed
         )

@@ -26,7 +26,7 @@ from onebyone.running import call, release_memory, suited
 from onebyone.sensing import NoGradientError, send_back, stand_in
 from onebyone.several import packed
 from onebyone.surveying import Survey, survey
-from onebyone.tree import check_networks, evaluating, frozen, hooked, modules_by_name, random_state
+from onebyone.tree import check_weights, evaluating, frozen, hooked, modules_by_name, random_state
 
 OVER = 2  # bytes that a pass takes for each byte of activations
 
@@ -55,6 +55,7 @@ class Statistics:
     halves: tuple[Half, ...] = ()
 
 
+@torch.inference_mode(False)
 def observe(
     model: nn.Module,
     images: object,
@@ -76,7 +77,7 @@ def observe(
     Layers of classes of their own that compute what a plain one does are seen as such (`onebyone.plain`).
     Raises ModelError for a model that fails on the images, returns NaN or has nothing to change.
     """
-    check_networks(model=model)
+    check_weights(model=model)
     every, world = open_images(images), World.current()
     inputs = every.inputs
     model = plain(packed(model, every.packing), inputs[:1]).model

@@ -34,6 +34,17 @@ def check_networks(**given: Any) -> None:
         raise ModelError(f"{name}= is {kind}, and a network (torch.nn.Module) is expected{advice}")
 
 
+def check_weights(**given: Any) -> None:
+    """`check_networks`, and ModelError for networks whose weights hold no values."""
+    check_networks(**given)
+    for name, model in given.items():
+        if model is not None and any(t.is_meta for t in (*model.parameters(), *model.buffers())):
+            raise ModelError(
+                f"{name}= has tensors on the meta device, which hold no values: give it its weights first "
+                "(load_state_dict with assign=True)"
+            )
+
+
 def modules_by_name(model: nn.Module) -> dict[str, nn.Module]:
     """Every module once, by its first qualified name; the root's name is the empty string.
 
@@ -162,8 +173,13 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """No parameter asks for a gradient; each gets its own flag back."""
+    """No parameter asks for a gradient; each gets its own flag back. ModelError where none can be set."""
     flags = [(p, p.requires_grad) for p in model.parameters()]
+    if any(p.is_inference() for p, _ in flags):
+        raise ModelError(
+            "the network's weights were made under torch.inference_mode(), where nothing can take "
+            "gradients from them: build it outside, or give copy.deepcopy of it made outside"
+        )
     try:
         for parameter, _ in flags:
             parameter.requires_grad_(False)

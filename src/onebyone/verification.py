@@ -21,7 +21,7 @@ from onebyone.sampling import choose_positions, output_rows, positions_of
 from onebyone.several import packed, taken_by
 from onebyone.surveying import PLAIN
 from onebyone.tree import (
-    check_networks,
+    check_weights,
     draw_from,
     evaluating,
     hooked,
@@ -101,7 +101,7 @@ def verify(
     they were. Raises DataError where neither data nor example is given or a label is out of range,
     ModelError where a network fails or gives NaN.
     """
-    check_networks(model=model, lighter=lighter)
+    check_weights(model=model, lighter=lighter)
     images = None if data is None else open_images(data)
     if images is None and example is None:
         raise DataError("there is nothing to verify on: give images, or an example input")

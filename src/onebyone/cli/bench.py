@@ -102,7 +102,8 @@ def _read(
     note(*loaded.notes)
     if not loaded.of_tensors:
         raise ModelError(f"{spec} takes more than tensors: only networks of tensors are timed here")
-    return loaded.model, tuple(loaded.inputs), file
+    given = loaded.sample
+    return loaded.model, given if isinstance(given, tuple) else (given,), file
 
 
 def _inputs_of(file: Path, size: tuple[int, ...] | None) -> tuple[Any, ...]:

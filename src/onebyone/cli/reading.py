@@ -277,6 +277,11 @@ def _check_suits(images: Images, loaded: Loaded, data: str) -> None:
         check_images(images, loaded.example, f"{data}: ")
         return
     taken, given = packing_of(loaded.model, loaded.inputs), images.packing
+    if given is not None and not loaded.several:
+        raise DataError(
+            f"{data} has {given.text}; the network takes {taken.text}, as far as is known: for several "
+            "inputs let the function that makes it return (network, inputs), a tuple of one tensor for each"
+        )
     if given is None or given.by_name != taken.by_name:
         raise DataError(
             f"{data} has {given.text if given else 'one input'}; the network takes {taken.text}: give "

@@ -29,7 +29,7 @@ from onebyone.recovery.recipe import Recipe
 from onebyone.recovery.status import Status
 from onebyone.running import call, first_output, suited
 from onebyone.several import Packing, as_called, pack_example, packed, unpacked
-from onebyone.tree import check_networks, evaluating, guarded, tensors_in
+from onebyone.tree import check_weights, evaluating, guarded, tensors_in
 from onebyone.verification import Verification, verify
 
 # Features are not matched: the reference is to be surpassed, not copied.
@@ -68,6 +68,7 @@ class Deepened:
         return save_folder(self, Path(folder), force=force)
 
 
+@torch.inference_mode(False)
 def deepen(
     model: nn.Module,
     example: Tensor | tuple[Tensor, ...],
@@ -103,7 +104,7 @@ def deepen(
     Raises BudgetError for a budget that is used up already, ModelError where nothing can be inserted,
     DataError for images or labels that do not fit.
     """
-    check_networks(model=model, reference=reference)
+    check_weights(model=model, reference=reference)
     clock = Clock(progress)
     kinds = _known(kinds, width)
     if epochs and data is None:

@@ -31,7 +31,7 @@ from onebyone.explaining.versus import versus_json
 from onebyone.files import write_text
 from onebyone.preprocessing import Preprocess
 from onebyone.report.cards import headline
-from onebyone.tree import check_networks
+from onebyone.tree import check_weights
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -80,7 +80,7 @@ def explain(
     >>> page.html.startswith("<!doctype html>")
     True
     """
-    check_networks(model=model)
+    check_weights(model=model)
     model, batch, photo, name = _chosen(model, image, preprocess, name)
     found, left_out = show_layers(model, batch, layers)
     network = Network(name, photo, found)

@@ -30,12 +30,12 @@ from onebyone.exporting.network import (
     write_as_taken,
 )
 from onebyone.exporting.program import takes_any_batch
-from onebyone.exporting.rechecking import as_taken, checked, images_for, ready, recheck
+from onebyone.exporting.rechecking import as_taken, checked, images_for, names_of, ready, recheck
 from onebyone.exporting.targets import Target, target_of
 from onebyone.files import check_writable, share
 from onebyone.plans import Plan
 from onebyone.preprocessing import Preprocess
-from onebyone.tree import check_networks
+from onebyone.tree import check_weights
 
 
 @dataclass(frozen=True)
@@ -92,15 +92,16 @@ def export(
     ModelError where the target does not take the network or the check fails, OutputError where
     nothing can be written. No file is left then, and one that stood at the path stays as it was.
     """
-    check_networks(model=model, original=original)
+    check_weights(model=model, original=original)
     path = Path(path)
     chosen = target_of(path, target)
     check_dtype(chosen, dtype)
     chosen.require()
     check_writable(path)
+    names = names_of(model, example)
     model, inputs = ready(model, example)
     original = None if original is None else ready(original, example)[0]
-    taken, calibration, drawn = images_for(images, inputs, dtype, preprocess)
+    taken, calibration, drawn = images_for(images, inputs, dtype, preprocess, names)
     job = _Job(chosen, dtype, inputs, calibration, preprocess, classes)
     tell = progress or (lambda done: None)
     plain = on_cpu_in_float32(model)

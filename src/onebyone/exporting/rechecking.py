@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from onebyone.data import open_images
+from onebyone.data import Images, open_images
 from onebyone.errors import DataError, ModelError, OneByOneError
 from onebyone.exporting.checking import LIMITS, Check, check
 from onebyone.exporting.network import FLOAT32, INT8, on_cpu_in_float32
 from onebyone.exporting.program import first_line
 from onebyone.exporting.targets import Target, target_of
 from onebyone.preprocessing import Preprocess
-from onebyone.several import flat
+from onebyone.several import described, flat, packing_of, taken_out
 
 CHECKED = 64  # images at most
 CALIBRATED = 128  # images at most
@@ -36,8 +36,9 @@ def recheck(
     target = target_of(path)
     target.require()
     facts = Facts.of(read_about(path), path)
+    names = names_of(model, example)
     model, inputs = ready(model, example)
-    taken, _, drawn = images_for(images, inputs, FLOAT32)
+    taken, _, drawn = images_for(images, inputs, FLOAT32, names=names)
     found = compared(
         target, path, on_cpu_in_float32(model), taken, facts.dtype, facts.any_batch, drawn,
         taken=facts.input_dtype,
@@ -118,6 +119,11 @@ def ready(
     model: nn.Module, example: Tensor | tuple[Any, ...]
 ) -> tuple[nn.Module, tuple[Tensor, ...]]:
     """The tensors of one call as `ready_inputs` has them, and the network that takes them one by one."""
+    if isinstance(example, Mapping):
+        raise ModelError(
+            "the example is a dict: give a tuple of what one call takes, in the order of the network's "
+            "forward"
+        )
     model, given = flat(model, example if isinstance(example, tuple) else (example,))
     return model, ready_inputs(given)
 
@@ -139,17 +145,27 @@ def images_for(
     inputs: tuple[Tensor, ...],
     dtype: str,
     preprocess: Preprocess | None = None,
+    names: tuple[str, ...] = (),
 ) -> tuple[tuple[Tensor, ...], Tensor | None, bool]:
-    """What is checked on, what int8 is calibrated with, and whether it was drawn."""
+    """What is checked on, what int8 is calibrated with, and whether it was drawn.
+
+    names: of the inputs, by which several are given.
+    """
     several = len(inputs) != 1
-    if images is None or several:
-        if dtype == INT8:
-            raise DataError(
-                "int8 takes the ranges of its numbers from images: give some (images=, --data)"
-                if not several
-                else "int8 is for networks of one input: this one takes several"
-            )
+    if dtype == INT8 and (images is None or several):
+        raise DataError(
+            "int8 takes the ranges of its numbers from images: give some (images=, --data)"
+            if not several
+            else "int8 is for networks of one input: this one takes several"
+        )
+    if images is None:
         return tuple(drawn_images(x) for x in inputs), None, True
+    if several:
+        return (
+            _by_names(open_images(images, limit=CHECKED, names=names), inputs, names),
+            None,
+            False,
+        )
     every = open_images(images, preprocess, limit=CHECKED + CALIBRATED)
     taken, example = every.inputs, inputs[0]
     if taken.shape[1:] != example.shape[1:]:
@@ -159,6 +175,33 @@ def images_for(
         return (taken[:CHECKED],), None, False
     spare = min(CHECKED, len(taken) // 2)
     return (taken[:spare] if spare else taken,), taken[spare : spare + CALIBRATED], False
+
+
+def _by_names(
+    images: Images, inputs: tuple[Tensor, ...], names: tuple[str, ...]
+) -> tuple[Tensor, ...]:
+    """Several inputs as the network is called with them; DataError for others."""
+    packing = images.packing
+    found = {} if packing is None else dict(zip(packing.names, packing.places, strict=True))
+    wanted = {n: tuple(x.shape[1:]) for n, x in zip(names, inputs, strict=True)}
+    if packing is None or packing.by_name != wanted:
+        sizes = ("×".join(map(str, shape)) or "(one number)" for shape in wanted.values())
+        needed = ", ".join(f"{name} {size}" for name, size in zip(wanted, sizes, strict=True))
+        raise DataError(
+            f"the inputs given are {described(packing)}, and the network is called with {needed}: give "
+            "a tensor or array for each, by these names, with the images as its first axis"
+        )
+    return tuple(
+        taken_out(images.inputs, *found[name]).to(x.dtype) if x.ndim else x
+        for name, x in zip(names, inputs, strict=True)
+    )
+
+
+def names_of(model: nn.Module, example: Tensor | tuple[Any, ...]) -> tuple[str, ...]:
+    """What the inputs of a call are named where there are several; () for one."""
+    if not isinstance(example, tuple) or (len(example) == 1 and isinstance(example[0], Tensor)):
+        return ()
+    return packing_of(model, example).names
 
 
 def drawn_images(x: Tensor, *, fixed: bool = False) -> Tensor:

@@ -233,7 +233,8 @@ def _load_factory(
 def _sized(size: tuple[int, ...] | None, spec: str) -> Tensor:
     if size is None:
         raise ModelError(
-            f"the input size of {spec} is not known: give it, such as --input 3x224x224"
+            f"the input size of {spec} is not known: give it, such as --input 3x224x224, or for several "
+            "inputs let the function return (network, inputs), a tuple of one tensor for each"
         )
     return example_of(size)
 

@@ -25,7 +25,7 @@ from onebyone.recovery.supply import Supply, open_supply
 from onebyone.recovery.training import Measured, Training, share
 from onebyone.running import call, suited
 from onebyone.several import Packing, packed
-from onebyone.tree import check_networks, deep_copy, random_numbers_kept
+from onebyone.tree import check_weights, deep_copy, random_numbers_kept
 
 Ended = Literal["done", "early", "interrupted", "diverged"]
 CALM_IMAGES, CALM_BYTES = 2048, 256 << 20
@@ -85,6 +85,7 @@ class FineTuned:
         )
 
 
+@torch.inference_mode(False)
 def fine_tune(
     model: nn.Module,
     data: object,
@@ -113,7 +114,7 @@ def fine_tune(
     Raises TrainingError, DataError or ModelError; where the loss diverges, the error's `best` is the
     FineTuned reached before.
     """
-    check_networks(model=model, teacher=teacher)
+    check_weights(model=model, teacher=teacher)
     recipe = replace(recipe or Recipe(), **({} if epochs is None else {"epochs": epochs}))
     if resume and checkpoint is None:
         raise TrainingError("there is nothing to resume from: give checkpoint=, the file")

@@ -7,6 +7,9 @@ import { hover, pin } from "./state.js";
 // What has room in a cell: two decimals. The panel has the whole value.
 const short = (value) => spell(Math.round(100 * value) / 100, 3);
 
+// The width of a map over its height on the page; strips are stretched to be seen and pointed at.
+const shapeOf = (W, H) => String(Math.min(8, Math.max(1 / 2, W / H)));
+
 // A figure that draws maps. options: title, live (whether it follows the pointer), numbers (whether
 // large cells show theirs), at(x, y): what a pointer there means, by default the cursor.
 export class Picture {
@@ -45,7 +48,7 @@ export class Picture {
     const side = Math.max(1, Math.min(48, Math.floor(240 / Math.max(H, W))));
     if (side < 6) this.drawSmall(values, most, H, W, shown);
     else this.drawCells(values, most, side, shown);
-    this.frame.style.aspectRatio = `${W} / ${H}`;
+    this.frame.style.aspectRatio = shapeOf(W, H);
     this.scale.textContent = caption ?? (values.some((v) => v !== 0) ? `−${spell(most, 3)} … ${spell(most, 3)}` : "0 everywhere");
   }
 
@@ -84,7 +87,7 @@ export class Picture {
     this.canvas.width = pixels.width;
     this.canvas.height = pixels.height;
     this.canvas.getContext("2d").putImageData(pixels, 0, 0);
-    this.frame.style.aspectRatio = `${pixels.width} / ${pixels.height}`;
+    this.frame.style.aspectRatio = shapeOf(pixels.width, pixels.height);
   }
 
   // Outline cells: [{ x, y, w, h, kind }], lengths in cells.
