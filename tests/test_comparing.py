@@ -601,3 +601,10 @@ def test_bad_input_is_one_message_and_exit_code_2(place: Path, line: str, messag
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
     assert list(place.iterdir()) == []
+
+
+def test_the_break_even_width_with_biases() -> None:
+    """Where the table itself says that both have as many parameters."""
+    found = obo.compare("7x9x5", "3x5x5", kernel=4, width=6, bias=True, latency=False)
+    assert found["bottleneck_before"].params == found.direct.params == 339
+    assert (found.break_even.params, found.break_even.most_params) == (6, 5)

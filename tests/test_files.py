@@ -90,3 +90,27 @@ class TestJsonText:
         assert '  "kernel": [3, 3],\n' in text
         assert text.count('    {"a": 1}') == 30
         assert max(map(len, text.splitlines())) <= 180
+
+
+class TestStreams:
+    def test_a_pipe_is_written_to(self, tmp_path: Path) -> None:
+        pipe = tmp_path / "pipe"
+        os.mkfifo(pipe)
+        handle = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            check_writable(pipe)
+            write_text(pipe, "text")
+            assert os.read(handle, 10) == b"text"
+        finally:
+            os.close(handle)
+        assert stat.S_ISFIFO(pipe.stat().st_mode)
+
+    def test_a_link_stays_and_what_it_leads_to_is_replaced(self, tmp_path: Path) -> None:
+        (tmp_path / "far").mkdir()
+        file, link = tmp_path / "far" / "file", tmp_path / "link"
+        file.write_text("old")
+        link.symlink_to(file)
+        write_text(link, "new")
+        assert link.is_symlink()
+        assert file.read_text() == "new"
+        assert [p.name for p in file.parent.iterdir()] == ["file"]

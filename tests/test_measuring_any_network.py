@@ -294,3 +294,56 @@ def test_a_forward_on_the_instance_leaves_the_original_alone() -> None:
     assert norm.num_batches_tracked.item() == 0
     assert (norm.running_mean == 0).all()
     assert all(p.grad is None for p in model.parameters())
+
+
+class _Inside(nn.Module):
+    """A network that turns gradients off for good in its own forward."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    @torch.inference_mode()
+    def forward(self, x: Tensor) -> Any:
+        return self.inner(x)
+
+
+class _Einsum(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.einsum("bij,bkj->bik", x, x) + x @ x.mT
+
+
+@pytest.mark.parametrize(
+    ("net", "x"),
+    [
+        (nn.Conv2d(3, 5, 3), torch.randn(2, 3, 8, 8)),
+        (nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.ConvTranspose2d(4, 3, 3),
+                       nn.Flatten(), nn.Linear(192, 5)), torch.randn(2, 3, 8, 8)),
+        (nn.GRU(6, 5), torch.randn(2, 7, 6)),
+        (_Einsum(), torch.randn(2, 7, 6)),
+    ],
+)  # fmt: skip
+def test_operators_that_nothing_takes_apart_in_inference_mode(net: nn.Module, x: Tensor) -> None:
+    expected, found = count(net.eval(), x), count(_Inside(net).eval(), x)
+    assert found.macs == expected.macs > 0
+    inside = measure_memory(_Inside(net).eval(), x, training=False).inference
+    assert inside.bytes >= measure_memory(net, x, training=False).inference.bytes
+
+
+def test_convolutions_inside_cond() -> None:
+    class Chooses(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 5, 3)
+
+        def forward(self, x: Tensor) -> Any:
+            return torch.cond(x.sum() > 0, lambda y: self.conv(y), lambda y: self.conv(2 * y), (x,))
+
+    assert count(Chooses(), torch.randn(2, 3, 8, 8)).macs == 9720
+
+
+def test_modules_of_exported_programs() -> None:
+    net, x = nn.Sequential(nn.Conv2d(3, 4, 3)), torch.randn(2, 3, 8, 8)
+    found = measure(torch.export.export(net, (x,)).module(), x)
+    assert found.macs == count(net, x).macs
+    assert any("no train mode" in note for note in found.notes)

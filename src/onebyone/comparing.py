@@ -75,7 +75,7 @@ def compare(
         variants = [replace(v, **times) for v, times in zip(variants, timed, strict=True)]
         notes = _timing_notes(variants)
     return Comparison(
-        start, end, kernel, window, widths, bias, batch, break_even(start, end, kernel),
+        start, end, kernel, window, widths, bias, batch, break_even(start, end, kernel, bias=bias),
         tuple(variants), tuple(refused), notes,
     )  # fmt: skip
 

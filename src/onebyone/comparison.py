@@ -61,9 +61,10 @@ class Refused:
 
 @dataclass(frozen=True)
 class BreakEven:
-    """The width at which the bottleneck before costs what direct does, biases left out.
+    """The width at which the bottleneck before costs what direct does.
 
-    macs: w·(C·P + k²·C′·P′) = k²·C·C′·P′; params: w·(C + k²·C′) = k²·C·C′. Both exact.
+    macs: w·(C·P + k²·C′·P′) = k²·C·C′·P′; params: w·(C + k²·C′) = k²·C·C′, with biases
+    w·(C + 1 + k²·C′), as both have those of the output. Both exact.
     """
 
     macs: Fraction
@@ -110,12 +111,12 @@ class Comparison(Displayed):
         raise KeyError(f"no variant is called {name!r}: there are {names}")
 
 
-def break_even(input: Shape, output: Shape, kernel: int) -> BreakEven:
+def break_even(input: Shape, output: Shape, kernel: int, *, bias: bool = False) -> BreakEven:
     """The widths at which MACs and parameters of the bottleneck before are those of direct."""
     (c_in, *size_in), (c_out, *size_out) = input, output
     before, after = prod(size_in), prod(size_out)
     params = kernel**2 * c_in * c_out
     return BreakEven(
         Fraction(params * after, c_in * before + kernel**2 * c_out * after),
-        Fraction(params, c_in + kernel**2 * c_out),
+        Fraction(params, c_in + bias + kernel**2 * c_out),
     )

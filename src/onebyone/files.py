@@ -41,10 +41,18 @@ def write_text(path: str | Path, text: str) -> None:
 def staged(path: Path) -> Iterator[Path]:
     """A file beside the path to write to, which takes its place at once if all goes well.
 
+    A link stays, and what it leads to is replaced; a device or pipe is written to.
     Raises OutputError where it cannot be written; what stood at the path is untouched then.
     """
     beside: str | None = None
     try:
+        if _is_stream(path):
+            with tempfile.TemporaryDirectory() as around:
+                yield Path(around, "out")
+                path.write_bytes(Path(around, "out").read_bytes())
+            return
+        if path.is_symlink():
+            path = path.resolve()
         handle, beside = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
         os.close(handle)
         yield Path(beside)
@@ -58,11 +66,19 @@ def staged(path: Path) -> Iterator[Path]:
                 os.unlink(beside)
 
 
+def _is_stream(path: Path) -> bool:
+    """Whether it is a device or a pipe, which nothing can take the place of."""
+    return path.exists() and not path.is_file() and not path.is_dir()
+
+
 def check_writable(path: Path) -> None:
     """Try whether a file or folder can be made here, before any work is done for it.
 
     Raises OutputError where it cannot; nothing is left behind.
     """
+    if _is_stream(path) and os.access(path, os.W_OK):
+        return
+    path = path.resolve() if path.is_symlink() else path
     parent = next(p for p in path.absolute().parents if p.exists())
     try:
         os.rmdir(tempfile.mkdtemp(prefix=f".{path.name}-", dir=parent))

@@ -7,7 +7,7 @@ import gc
 import random
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -159,11 +159,22 @@ def _made_by_hooks(model: nn.Module) -> Iterator[Tensor]:
                 yield made
 
 
+def to_training(model: nn.Module) -> None:
+    """Train mode for every module; ModelError for a network that has none."""
+    try:
+        model.train()
+    except NotImplementedError as error:
+        raise ModelError(
+            "the module of an exported program has no train mode: give the network that it was made from"
+        ) from error
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode for every module; each gets its own mode back."""
     modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+    with suppress(NotImplementedError):  # an exported program's module, which has one mode
+        model.eval()
     try:
         yield
     finally:

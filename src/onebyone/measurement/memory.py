@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +12,19 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_iter
 
-from onebyone.measurement.modes import Mode, opened, opens, operator_name
+from onebyone.measurement.modes import (
+    Mode,
+    composite,
+    opened,
+    opens,
+    operator_name,
+    taken_apart,
+)
 from onebyone.measurement.owning import Owners, packages, packed, packer, storage, tensors
 from onebyone.measurement.preparing import backward, total
 from onebyone.measurement.recording import Recorder, watched
 from onebyone.measurement.rehearsing import Stage, rehearse
+from onebyone.tree import to_training
 
 
 @dataclass(frozen=True)
@@ -81,7 +90,8 @@ def measure_memory(model: nn.Module, *inputs: Any, training: bool = True) -> Mem
 
 
 def _inference(stage: Stage) -> Peak:
-    stage.model.eval()
+    with suppress(NotImplementedError):  # an exported program has one mode
+        stage.model.eval()
     tracker = Tracker(stage)
     with watched(tracker.recorder), tracker:
         _ = stage.run()
@@ -89,7 +99,7 @@ def _inference(stage: Stage) -> Peak:
 
 
 def _training(stage: Stage) -> Peak:
-    stage.model.train()
+    to_training(stage.model)
     for parameter in stage.model.parameters():
         parameter.grad = None
     tracker = Tracker(stage)
@@ -129,6 +139,8 @@ class Tracker(Mode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if opens(func):
             return opened(self, func, args, kwargs)
+        if composite(func):
+            return taken_apart(self, func, args, kwargs)
         result = func(*args, **(kwargs or {}))
         written = tensors(result)
         if not written:

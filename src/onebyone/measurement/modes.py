@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -13,6 +14,9 @@ from onebyone.measurement.formulas import FORMULAS
 DENSE = (
     torch._C.DispatchKey.CompositeExplicitAutograd
 )  # how an operator that takes functions runs them
+PARTS = (
+    torch._C.DispatchKey.CompositeImplicitAutograd
+)  # how an operator runs that is made of others
 
 
 class Mode(TorchDispatchMode):
@@ -35,6 +39,26 @@ def opens(func: Any) -> bool:
         and DENSE in func.py_kernels
         and operator_name(func) not in FORMULAS
     )
+
+
+@cache
+def composite(func: Any) -> bool:
+    """Whether it is an operator made of others, such as conv2d, that has no products of its own.
+
+    Autograd takes such apart before a mode sees them; inside torch.inference_mode and torch.cond nothing
+    does.
+    """
+    return (
+        isinstance(func, torch._ops.OpOverload)
+        and operator_name(func) not in FORMULAS
+        and torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), PARTS)
+    )
+
+
+def taken_apart(mode: TorchDispatchMode, func: Any, args: Any, kwargs: Any) -> Any:
+    """What such an operator returns; the mode sees the operators that it is made of."""
+    with mode:
+        return func.decompose(*args, **(kwargs or {}))
 
 
 def opened(mode: TorchDispatchMode, func: Any, args: Any, kwargs: Any) -> Any:

@@ -16,7 +16,15 @@ from onebyone.errors import DataError, ModelError, line_of
 from onebyone.measurement.rehearsing import check_shapes
 from onebyone.measurement.timing import cpu_threads
 from onebyone.running import call, wants_gradients
-from onebyone.tree import deep_copy, evaluating, guarded, kept, random_state, tensors_in
+from onebyone.tree import (
+    deep_copy,
+    evaluating,
+    guarded,
+    kept,
+    random_state,
+    tensors_in,
+    to_training,
+)
 
 GRADIENTS = "timed with gradients kept, since the network takes some in its own forward"
 COMPILATIONS = 256  # networks of one class that torch.compile may meet in a process
@@ -106,7 +114,7 @@ def prepared(
         stack.enter_context(torch.inference_mode(not training))
         if training:
             stack.enter_context(torch.enable_grad())
-            plain.train()
+            to_training(plain)
         else:
             stack.enter_context(evaluating(plain))
         ready = Ready(plain, plain, inputs)

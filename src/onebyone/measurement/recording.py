@@ -17,7 +17,14 @@ from torch.nn.modules.module import (
 from torch.utils._pytree import tree_iter
 
 from onebyone.measurement.formulas import FORMULAS
-from onebyone.measurement.modes import Mode, opened, opens, operator_name
+from onebyone.measurement.modes import (
+    Mode,
+    composite,
+    opened,
+    opens,
+    operator_name,
+    taken_apart,
+)
 from onebyone.measurement.owning import Owners, packed, storage, tensors
 from onebyone.measurement.recalling import Recipe, no_functions_seen, recipe_of, signature
 from onebyone.measurement.shapes import shortcut
@@ -186,6 +193,8 @@ class Recorder(Mode):
                 return result
         if opens(func):
             return opened(self, func, args, kwargs)
+        if composite(func):
+            return taken_apart(self, func, args, kwargs)
         plain = isinstance(func, torch._ops.OpOverload)
         result = shortcut(func, args) if plain and not kwargs else None
         if result is None:

@@ -246,9 +246,10 @@ def _arithmetic(dtype: torch.dtype, device: torch.device) -> Work:
             a = torch.full((side, side), 0.5, dtype=dtype, device=device)
             found[f"{side}×{side} matrix product"] = (_quietly(lambda a=a: a @ a), side**3)
         for channels, size in CONVOLUTIONS:
-            conv = nn.Conv2d(
-                channels, channels, 3, padding=1, bias=False, device=device, dtype=dtype
-            )
+            conv = nn.Conv2d(  # without weights, as drawing them would move the caller's random numbers
+                channels, channels, 3, padding=1, bias=False, device="meta", dtype=dtype
+            ).to_empty(device=device)
+            nn.init.constant_(conv.weight, 0.5)
             x = torch.full((8, channels, size, size), 0.5, dtype=dtype, device=device)
             found[f"3×3 convolution of {channels} channels"] = (
                 _quietly(lambda conv=conv, x=x: conv(x)), 8 * size**2 * 9 * channels**2,
