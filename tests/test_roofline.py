@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 import pytest
@@ -279,3 +280,18 @@ class TestCache:
         assert cache_folder() == tmp_path / "xdg" / "onebyone"
         monkeypatch.setenv("XDG_CACHE_HOME", "")
         assert cache_folder() == tmp_path / "home" / ".cache" / "onebyone"
+
+
+def test_what_would_take_too_long_is_left_out() -> None:
+    """Processors that emulate a type take minutes for the largest product."""
+    ran: list[str] = []
+
+    def work(name: str, seconds: float) -> Callable[[], object]:
+        return lambda: (ran.append(name), sleep(seconds))
+
+    candidates = {"large": (work("large", 60), 4000), "small": (work("small", 0.02), 10)}
+    candidates["middle"] = (work("middle", 0.04), 20)
+    kept = roofline._affordable(candidates, torch.device("cpu"), 1.0)
+    assert [*kept] == ["small", "middle"]
+    assert ran == ["small", "small"]
+    assert [*roofline._affordable(candidates, torch.device("cpu"), 1e-6)] == ["small"]

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from datetime import date
 from math import isfinite
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from torch import nn
 
 from onebyone.errors import OneByOneError, OutputError
 from onebyone.files import json_text, write_text
-from onebyone.measurement.timing import interleave
+from onebyone.measurement.timing import cpu_threads, interleave, synchronizer
 
 SCHEMA = "onebyone.machine/1"
 MEMORY, ARITHMETIC = "memory", "arithmetic"
@@ -202,7 +203,8 @@ def _measured(threads: int, dtype: torch.dtype, device: torch.device, seconds: f
     notes: set[str] = set()
     for build in (_arithmetic, _copies):
         try:
-            candidates = build(dtype, device)
+            with cpu_threads(threads):
+                candidates = _affordable(build(dtype, device), device, seconds)
             samples = interleave(
                 {name: run for name, (run, _) in candidates.items()}, threads=threads,
                 device=device, seconds=seconds, least=3, warmup=1,
@@ -236,6 +238,23 @@ def _threads(number: int) -> str:
 
 
 Work = dict[str, tuple[Callable[[], object], int]]
+
+
+def _affordable(candidates: Work, device: torch.device, seconds: float) -> Work:
+    """Those that take no longer than all the time there is, by the rate of the least of them.
+
+    Processors that emulate a type, such as bfloat16, would take minutes for the largest.
+    """
+    name = min(candidates, key=lambda n: candidates[n][1])
+    run, least = candidates[name]
+    finish = synchronizer(device)
+    run()  # the first call prepares
+    finish()
+    began = perf_counter()
+    run()
+    finish()
+    rate = least / (perf_counter() - began)
+    return {n: (r, w) for n, (r, w) in candidates.items() if n == name or w / rate <= seconds}
 
 
 def _arithmetic(dtype: torch.dtype, device: torch.device) -> Work:

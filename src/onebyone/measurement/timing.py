@@ -92,7 +92,7 @@ def interleave(
             raise OneByOneError(f"nothing can be timed with {number} {what}: give 1 or more")
     names = list(candidates)
     found: dict[str, list[float]] = {name: [] for name in names}
-    wait = _synchronizer(device)
+    wait = synchronizer(device)
     notes = busy_notes()
 
     def run(name: str) -> float:
@@ -151,7 +151,7 @@ def cpu_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _synchronizer(device: torch.device | None) -> Callable[[], None]:
+def synchronizer(device: torch.device | None) -> Callable[[], None]:
     """Waits until the device has done all that was asked of it."""
     if device is None or device.type == "cpu":
         return lambda: None
