@@ -12,6 +12,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from click.testing import Result
@@ -608,3 +609,11 @@ def test_the_break_even_width_with_biases() -> None:
     found = obo.compare("7x9x5", "3x5x5", kernel=4, width=6, bias=True, latency=False)
     assert found["bottleneck_before"].params == found.direct.params == 339
     assert (found.break_even.params, found.break_even.most_params) == (6, 5)
+
+
+def test_whole_numbers_of_numpy() -> None:
+    start, end = (np.int64(10), 6, 6), (4, np.int32(6), 6)
+    found = obo.compare(start, end, kernel=3, width=np.int64(3), latency=False)
+    expected = obo.compare("10x6x6", "4x6x6", kernel=3, width=3, latency=False)
+    assert found.direct == expected.direct
+    assert found["bottleneck_before"] == expected["bottleneck_before"]

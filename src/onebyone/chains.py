@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from numbers import Integral
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -71,8 +73,9 @@ def joined(layers: Layers) -> nn.Module:
 
 def positive(number: int, what: str) -> int:
     """The number, checked: ShapeError where it is none from 1 up."""
-    if not isinstance(number, int) or isinstance(number, bool) or not 1 <= number <= 2**20:
+    whole = isinstance(number, Integral) and not isinstance(number, bool)
+    if not whole or not 1 <= number <= 2**20:
         raise ShapeError(
             f"{what} is given as {number!r}: a whole number from 1 to {2**20:,} is expected"
         )
-    return number
+    return int(number)

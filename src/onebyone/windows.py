@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
+from numbers import Integral
 
 from torch import nn
 
@@ -200,8 +201,8 @@ def _lengths(given: AnyShape) -> list[int]:
     if isinstance(given, str):
         parts = re.split("[x×X,]", given)
         return [int(p) if re.fullmatch(r"\s*[0-9]{1,18}\s*", p) else 0 for p in parts]
-    whole = (isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in given)
-    return [n if good else 0 for n, good in zip(given, whole, strict=True)]
+    whole = (isinstance(n, Integral) and not isinstance(n, bool) and n > 0 for n in given)
+    return [int(n) if good else 0 for n, good in zip(given, whole, strict=True)]
 
 
 def shape_text(shape: tuple[int, ...]) -> str:
