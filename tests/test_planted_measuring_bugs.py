@@ -176,7 +176,11 @@ COMPARING = {
 
 
 def _half_break_even(right: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda *given: replace(right(*given), macs=2 * right(*given).macs)
+    def wrong(*given: Any, **named: Any) -> Any:
+        found = right(*given, **named)
+        return replace(found, macs=2 * found.macs)
+
+    return wrong
 
 
 BUGS = COUNTING | MEMORY | CLOCK | COMPARING
