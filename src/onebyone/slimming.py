@@ -30,7 +30,7 @@ from onebyone.searching import Found, Trial, smallest
 from onebyone.several import as_called, packed, unpacked
 from onebyone.statistics import observe
 from onebyone.surveying import telling
-from onebyone.tree import check_weights
+from onebyone.tree import check_weights, uncompiled
 from onebyone.verification import Verification, verify
 
 CALIBRATION = 512
@@ -111,7 +111,7 @@ def slim(
     Raises BudgetError, DataError, ModelError, PlanError or TrainingError, each with one clear message.
     """
     check_weights(model=model)
-    model = getattr(model, "_orig_mod", model)  # torch.compile would compile anew for every hook
+    model = uncompiled(model)  # torch.compile would compile anew for every hook
     clock = Clock(progress)
     timed = latency if isinstance(latency, bool) else True
     budget = check_budget(macs, params, max_drop, plan, None if latency is timed else latency)

@@ -45,6 +45,11 @@ def check_weights(**given: Any) -> None:
             )
 
 
+def uncompiled(model: nn.Module) -> nn.Module:
+    """What torch.compile has wrapped; the model itself where it has not."""
+    return getattr(model, "_orig_mod", model)
+
+
 def modules_by_name(model: nn.Module) -> dict[str, nn.Module]:
     """Every module once, by its first qualified name; the root's name is the empty string.
 
@@ -169,12 +174,17 @@ def to_training(model: nn.Module) -> None:
         ) from error
 
 
+def to_evaluation(model: nn.Module) -> None:
+    """Eval mode for every module; an exported program's module has one mode, and stays in it."""
+    with suppress(NotImplementedError):
+        model.eval()
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode for every module; each gets its own mode back."""
     modes = [(module, module.training) for module in model.modules()]
-    with suppress(NotImplementedError):  # an exported program's module, which has one mode
-        model.eval()
+    to_evaluation(model)
     try:
         yield
     finally:

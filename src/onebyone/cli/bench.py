@@ -102,8 +102,7 @@ def _read(
     note(*loaded.notes)
     if not loaded.of_tensors:
         raise ModelError(f"{spec} takes more than tensors: only networks of tensors are timed here")
-    given = loaded.sample
-    return loaded.model, given if isinstance(given, tuple) else (given,), file
+    return loaded.model, loaded.call, file
 
 
 def _inputs_of(file: Path, size: tuple[int, ...] | None) -> tuple[Any, ...]:

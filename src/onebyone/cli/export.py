@@ -266,9 +266,7 @@ def _cost(loaded: Loaded) -> Any:
     from onebyone.report.exports import Cost
 
     params = sum(p.numel() for p in loaded.model.parameters())
-    sample = loaded.sample
-    given = sample if isinstance(sample, tuple) else (sample,)
-    return Cost(count(loaded.model, *given).macs, params)
+    return Cost(count(loaded.model, *loaded.call).macs, params)
 
 
 def _show(made: list[Export], loaded: Loaded, folder: Path) -> None:

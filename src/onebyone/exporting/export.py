@@ -30,7 +30,7 @@ from onebyone.exporting.network import (
     write_as_taken,
 )
 from onebyone.exporting.program import takes_any_batch
-from onebyone.exporting.rechecking import as_taken, checked, images_for, names_of, ready, recheck
+from onebyone.exporting.rechecking import as_taken, checked, images_for, packing_for, ready, recheck
 from onebyone.exporting.targets import Target, target_of
 from onebyone.files import check_writable, share
 from onebyone.plans import Plan
@@ -98,10 +98,10 @@ def export(
     check_dtype(chosen, dtype)
     chosen.require()
     check_writable(path)
-    names = names_of(model, example)
+    packing = packing_for(model, example)
     model, inputs = ready(model, example)
     original = None if original is None else ready(original, example)[0]
-    taken, calibration, drawn = images_for(images, inputs, dtype, preprocess, names)
+    taken, calibration, drawn = images_for(images, inputs, dtype, preprocess, packing)
     job = _Job(chosen, dtype, inputs, calibration, preprocess, classes)
     tell = progress or (lambda done: None)
     plain = on_cpu_in_float32(model)

@@ -18,7 +18,7 @@ from onebyone.exporting.network import FLOAT32, INT8, on_cpu_in_float32
 from onebyone.exporting.program import first_line
 from onebyone.exporting.targets import Target, target_of
 from onebyone.preprocessing import Preprocess
-from onebyone.several import described, flat, packing_of, taken_out
+from onebyone.several import Packing, described, flat, packing_of, taken_out
 
 CHECKED = 64  # images at most
 CALIBRATED = 128  # images at most
@@ -36,9 +36,9 @@ def recheck(
     target = target_of(path)
     target.require()
     facts = Facts.of(read_about(path), path)
-    names = names_of(model, example)
+    packing = packing_for(model, example)
     model, inputs = ready(model, example)
-    taken, _, drawn = images_for(images, inputs, FLOAT32, names=names)
+    taken, _, drawn = images_for(images, inputs, FLOAT32, packing=packing)
     found = compared(
         target, path, on_cpu_in_float32(model), taken, facts.dtype, facts.any_batch, drawn,
         taken=facts.input_dtype,
@@ -145,11 +145,11 @@ def images_for(
     inputs: tuple[Tensor, ...],
     dtype: str,
     preprocess: Preprocess | None = None,
-    names: tuple[str, ...] = (),
+    packing: Packing | None = None,
 ) -> tuple[tuple[Tensor, ...], Tensor | None, bool]:
     """What is checked on, what int8 is calibrated with, and whether it was drawn.
 
-    names: of the inputs, by which several are given.
+    packing: of the inputs where they are several, which are given by its names.
     """
     several = len(inputs) != 1
     if dtype == INT8 and (images is None or several):
@@ -160,12 +160,9 @@ def images_for(
         )
     if images is None:
         return tuple(drawn_images(x) for x in inputs), None, True
-    if several:
-        return (
-            _by_names(open_images(images, limit=CHECKED, names=names), inputs, names),
-            None,
-            False,
-        )
+    if packing is not None and several:
+        every = open_images(images, limit=CHECKED, names=packing.names)
+        return _by_names(every, inputs, packing), None, False
     every = open_images(images, preprocess, limit=CHECKED + CALIBRATED)
     taken, example = every.inputs, inputs[0]
     if taken.shape[1:] != example.shape[1:]:
@@ -177,31 +174,26 @@ def images_for(
     return (taken[:spare] if spare else taken,), taken[spare : spare + CALIBRATED], False
 
 
-def _by_names(
-    images: Images, inputs: tuple[Tensor, ...], names: tuple[str, ...]
-) -> tuple[Tensor, ...]:
+def _by_names(images: Images, inputs: tuple[Tensor, ...], own: Packing) -> tuple[Tensor, ...]:
     """Several inputs as the network is called with them; DataError for others."""
-    packing = images.packing
-    found = {} if packing is None else dict(zip(packing.names, packing.places, strict=True))
-    wanted = {n: tuple(x.shape[1:]) for n, x in zip(names, inputs, strict=True)}
-    if packing is None or packing.by_name != wanted:
-        sizes = ("×".join(map(str, shape)) or "(one number)" for shape in wanted.values())
-        needed = ", ".join(f"{name} {size}" for name, size in zip(wanted, sizes, strict=True))
+    given = images.packing
+    if given is None or given.by_name != own.by_name:
         raise DataError(
-            f"the inputs given are {described(packing)}, and the network is called with {needed}: give "
-            "a tensor or array for each, by these names, with the images as its first axis"
+            f"the inputs given are {described(given)}, and the network is called with {own.text}: give a "
+            "tensor or array for each, by these names, with the images as its first axis"
         )
+    found = dict(zip(given.names, given.places, strict=True))
     return tuple(
         taken_out(images.inputs, *found[name]).to(x.dtype) if x.ndim else x
-        for name, x in zip(names, inputs, strict=True)
+        for name, x in zip(own.names, inputs, strict=True)
     )
 
 
-def names_of(model: nn.Module, example: Tensor | tuple[Any, ...]) -> tuple[str, ...]:
-    """What the inputs of a call are named where there are several; () for one."""
+def packing_for(model: nn.Module, example: Tensor | tuple[Any, ...]) -> Packing | None:
+    """What the inputs of a call are where there are several, by their names; None for one."""
     if not isinstance(example, tuple) or (len(example) == 1 and isinstance(example[0], Tensor)):
-        return ()
-    return packing_of(model, example).names
+        return None
+    return packing_of(model, example)
 
 
 def drawn_images(x: Tensor, *, fixed: bool = False) -> Tensor:

@@ -61,12 +61,16 @@ class Loaded:
     @property
     def sample(self) -> Tensor | tuple[Any, ...]:
         """A copy of the one input, or of the tuple of several, in the network's floating dtype."""
-        made = tree_map_only(
+        return self.call if self.several else self.call[0]
+
+    @property
+    def call(self) -> tuple[Any, ...]:
+        """A copy of what one call takes, in the network's floating dtype."""
+        return tree_map_only(
             Tensor,
             lambda x: suited(self.model, x).clone() if x.is_floating_point() else x.clone(),
             self.inputs,
         )
-        return made if self.several else made[0]
 
     def __iter__(self) -> Iterator[Any]:
         yield self.model

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,19 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_iter
 
-from onebyone.measurement.modes import (
-    Mode,
-    composite,
-    opened,
-    opens,
-    operator_name,
-    taken_apart,
-)
+from onebyone.measurement.modes import Mode, operator_name, within
 from onebyone.measurement.owning import Owners, packages, packed, packer, storage, tensors
 from onebyone.measurement.preparing import backward, total
 from onebyone.measurement.recording import Recorder, watched
 from onebyone.measurement.rehearsing import Stage, rehearse
-from onebyone.tree import to_training
+from onebyone.tree import to_evaluation, to_training
 
 
 @dataclass(frozen=True)
@@ -90,8 +82,7 @@ def measure_memory(model: nn.Module, *inputs: Any, training: bool = True) -> Mem
 
 
 def _inference(stage: Stage) -> Peak:
-    with suppress(NotImplementedError):  # an exported program has one mode
-        stage.model.eval()
+    to_evaluation(stage.model)
     tracker = Tracker(stage)
     with watched(tracker.recorder), tracker:
         _ = stage.run()
@@ -137,10 +128,9 @@ class Tracker(Mode):
             self._follow(tensor, role, layer, "")
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if opens(func):
-            return opened(self, func, args, kwargs)
-        if composite(func):
-            return taken_apart(self, func, args, kwargs)
+        run = within(func)
+        if run is not None:
+            return run(self, func, args, kwargs)
         result = func(*args, **(kwargs or {}))
         written = tensors(result)
         if not written:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -30,6 +31,13 @@ class Mode(TorchDispatchMode):
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         return False
+
+
+def within(func: Any) -> Callable[[TorchDispatchMode, Any, Any, Any], Any] | None:
+    """How an operator that runs others is run, so that a mode sees those; None for any other."""
+    if opens(func):
+        return opened
+    return taken_apart if composite(func) else None
 
 
 def opens(func: Any) -> bool:

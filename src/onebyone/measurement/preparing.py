@@ -24,6 +24,7 @@ from onebyone.tree import (
     random_state,
     tensors_in,
     to_training,
+    uncompiled,
 )
 
 GRADIENTS = "timed with gradients kept, since the network takes some in its own forward"
@@ -100,7 +101,7 @@ def prepared(
     will be computed, so weights on the meta device are refused.
     """
     training = setting.training
-    model = getattr(model, "_orig_mod", model)
+    model = uncompiled(model)
     _check_weights(model, values)
     with ExitStack() as stack:
         stack.enter_context(random_state(0))

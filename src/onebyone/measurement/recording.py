@@ -17,14 +17,7 @@ from torch.nn.modules.module import (
 from torch.utils._pytree import tree_iter
 
 from onebyone.measurement.formulas import FORMULAS
-from onebyone.measurement.modes import (
-    Mode,
-    composite,
-    opened,
-    opens,
-    operator_name,
-    taken_apart,
-)
+from onebyone.measurement.modes import Mode, operator_name, within
 from onebyone.measurement.owning import Owners, packed, storage, tensors
 from onebyone.measurement.recalling import Recipe, no_functions_seen, recipe_of, signature
 from onebyone.measurement.shapes import shortcut
@@ -191,10 +184,9 @@ class Recorder(Mode):
                 result, written = recipe.made()
                 self._credit(facts, call.storages, written)
                 return result
-        if opens(func):
-            return opened(self, func, args, kwargs)
-        if composite(func):
-            return taken_apart(self, func, args, kwargs)
+        run = within(func)
+        if run is not None:
+            return run(self, func, args, kwargs)
         plain = isinstance(func, torch._ops.OpOverload)
         result = shortcut(func, args) if plain and not kwargs else None
         if result is None:

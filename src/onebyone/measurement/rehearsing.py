@@ -19,7 +19,15 @@ from torch.utils._pytree import tree_iter, tree_map
 from onebyone.closures import Functions
 from onebyone.errors import ModelError, line_of
 from onebyone.running import call, wants_gradients
-from onebyone.tree import deep_copy, guarded, held_tensors, kept, random_numbers_kept, uncollected
+from onebyone.tree import (
+    deep_copy,
+    guarded,
+    held_tensors,
+    kept,
+    random_numbers_kept,
+    uncollected,
+    uncompiled,
+)
 
 Found = TypeVar("Found")
 SHARED = frozenset(
@@ -60,7 +68,7 @@ def rehearse(
     The model is left as it is; gradients are off unless the network takes some in its own forward. So is
     the attention's fast path, which hides its operators. Raises ModelError where the network cannot run.
     """
-    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
+    model = uncompiled(model)
     check_shapes(model)
     with guarded(model):
         try:

@@ -245,6 +245,8 @@ def _affordable(candidates: Work, device: torch.device, seconds: float) -> Work:
 
     Processors that emulate a type, such as bfloat16, would take minutes for the largest.
     """
+    if len(candidates) == 1:
+        return candidates
     name = min(candidates, key=lambda n: candidates[n][1])
     run, least = candidates[name]
     finish = synchronizer(device)
