@@ -126,6 +126,14 @@ class TestWeights:
         with pytest.raises(ModelError, match="does not exist"):
             read_weights(tmp_path / "missing.pt")
 
+    @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+    def test_scripts_are_told_from_damage(self, tmp_path: Path) -> None:
+        path = tmp_path / "net.pt"
+        torch.jit.save(torch.jit.script(nn.Conv2d(3, 4, 1)), path)
+        with pytest.raises(ModelError, match=r"TorchScript archive, which holds code\. .* --trust"):
+            read_weights(path)
+        assert read_weights(path, trust=True).keys() == {"weight", "bias"}
+
     def test_no_weights_inside(self, tmp_path: Path) -> None:
         torch.save({"epoch": 3}, tmp_path / "w.pt")
         with pytest.raises(ModelError, match="holds no weights"):

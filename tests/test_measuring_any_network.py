@@ -347,3 +347,44 @@ def test_modules_of_exported_programs() -> None:
     found = measure(torch.export.export(net, (x,)).module(), x)
     assert found.macs == count(net, x).macs
     assert any("no train mode" in note for note in found.notes)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*")
+def test_scripts_have_a_training_step_too() -> None:
+    net, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), torch.randn(2, 3, 8, 8)
+    for script in (torch.jit.script(net), nn.Sequential(torch.jit.script(net))):
+        memory = measure_memory(script, x)
+        assert memory.training is not None
+        assert memory.training.of("gradient") > 0
+        assert all(p.requires_grad and p.grad is None for p in script.parameters())
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*")
+def test_frozen_scripts_are_measured_and_it_is_said_what_cannot_be_seen() -> None:
+    net, x = nn.Sequential(nn.Conv2d(3, 4, 3)).eval(), torch.randn(2, 3, 8, 8)
+    found = quickly(torch.jit.freeze(torch.jit.script(net)), x)
+    assert (found.macs, found.params) == (count(net, x).macs, 0)
+    assert any("frozen scripts" in note for note in found.notes)
+
+
+class Threaded(nn.Module):
+    """Runs a layer in a thread of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.aside = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, made = self.stem(x), []
+        thread = threading.Thread(target=lambda: made.append(self.aside(x)))
+        thread.start()
+        thread.join()
+        return made[0]
+
+
+def test_what_runs_in_other_threads_is_said_not_to_be_counted() -> None:
+    net, x = Threaded(), torch.randn(1, 3, 8, 8)
+    found = count(net, x)
+    assert found.macs == 4 * 3 * 64
+    assert not found.unused
+    assert found.notes == ("what runs in threads that the forward starts is not counted: aside",)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from textwrap import shorten
 from typing import Any
 
+LONGEST = 300
 PLACES = ("Exception from ", "Check '")  # lines by which OpenVINO begins
 
 
@@ -60,7 +62,11 @@ def listed(names: Sequence[str], most: int = 4) -> str:
 
 
 def line_of(error: BaseException) -> str:
-    """The first line of what an error says, past where compiled code says it failed; "" for nothing."""
+    """The first line of what an error says, past where compiled code says it failed; "" for nothing.
+
+    Not more of it than `LONGEST` letters: PyTorch lists all its back ends where one lacks an operator.
+    """
     lines = str(error).strip().splitlines()
     telling = (line for line in lines if not line.startswith(PLACES))
-    return next((line.strip() for line in telling if line.strip()), lines[0] if lines else "")
+    line = next((line.strip() for line in telling if line.strip()), lines[0] if lines else "")
+    return line if len(line) <= LONGEST else shorten(line, LONGEST, placeholder=" …")

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from onebyone.errors import MissingExtraError, ModelError, OutputError
+from onebyone.errors import MissingExtraError, ModelError, OutputError, line_of
 from onebyone.exporting.checking import LIMITS
 from onebyone.exporting.network import (
     about_network,
@@ -29,7 +29,7 @@ from onebyone.exporting.network import (
     write_as_taken,
 )  # fmt: skip
 from onebyone.exporting.onnx import export_onnx
-from onebyone.exporting.program import export_program, first_line, quiet, takes_any_batch
+from onebyone.exporting.program import export_program, quiet, takes_any_batch
 from onebyone.exporting.rechecking import checked, drawn_images
 from onebyone.exporting.targets import TARGETS
 from onebyone.files import (
@@ -197,7 +197,7 @@ def _write_programs(
         with quiet():
             torch.export.save(program, buffer)
     except Exception as error:  # such as for outputs of classes that it does not know
-        notes.append(f"no {PROGRAM}: torch.export cannot save the network ({first_line(error)})")
+        notes.append(f"no {PROGRAM}: torch.export cannot save the network ({line_of(error)})")
     else:
         (folder / PROGRAM).write_bytes(buffer.getbuffer())
     if _dtype_of(inputs) not in LIMITS:  # no runtime of ONNX takes it

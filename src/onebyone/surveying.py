@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from math import prod
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -178,6 +179,7 @@ class _Watcher:
         self.items: dict[str, int] = {}
         self.odd: dict[str, str] = {}
         self.activation_bytes = self.live_bytes = 0
+        self.thread = get_ident()
 
     def attach(self, model: nn.Module) -> list[torch.utils.hooks.RemovableHandle]:
         names = {id(m): n for n, m in self.layers.items()}
@@ -195,6 +197,9 @@ class _Watcher:
             if name is None:
                 return
             self.calls[name] += 1
+            if get_ident() != self.thread:
+                self.odd[name] = "it runs in a thread that the network's own code starts"
+                return
             if type(module) not in PLAIN or not isinstance(output, Tensor):
                 return
             conv = ConvSpec.of(module)

@@ -145,7 +145,11 @@ def deep_copy(model: nn.Module, memo: dict[int, object] | None = None) -> nn.Mod
     functions = Functions(model, memo)
     try:
         functions.note_all(model)
-        copied = copy.deepcopy(model, memo)
+        with torch.no_grad():  # else what TorchScript copies is no leaf
+            copied = copy.deepcopy(model, memo)
+        if any(isinstance(m, torch.jit.ScriptModule) for m in model.modules()):
+            for given, own in zip(model.parameters(), copied.parameters(), strict=True):
+                own.requires_grad_(given.requires_grad)  # what TorchScript copies loses it
         functions.bind()
         return copied
     except Exception as error:
@@ -183,7 +187,9 @@ def to_evaluation(model: nn.Module) -> None:
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode for every module; each gets its own mode back."""
-    modes = [(module, module.training) for module in model.modules()]
+    modes = [
+        (m, m.training) for m in model.modules() if hasattr(m, "training")
+    ]  # frozen ones have none
     to_evaluation(model)
     try:
         yield

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from onebyone.errors import ModelError
+from onebyone.errors import ModelError, line_of
 from onebyone.exporting.folding import fold
-from onebyone.exporting.program import export_program, first_line, takes_any_batch
+from onebyone.exporting.program import export_program, takes_any_batch
 from onebyone.plans import Plan
 from onebyone.preprocessing import Preprocess
 from onebyone.tree import deep_copy
@@ -165,9 +165,9 @@ def refusal(title: str, network: Network, error: Exception) -> ModelError:
             f"{title} does not take the operator {operator}{whose} "
             f"({type(error).__name__}): replace what calls it, or choose another target"
         )
-    while "\x1b" in first_line(error) and isinstance(error.__cause__, Exception):
+    while "\x1b" in line_of(error) and isinstance(error.__cause__, Exception):
         error = error.__cause__  # the exporter's own pages on what to try; what went wrong is below
-    return ModelError(f"{title} export failed ({type(error).__name__}: {first_line(error)})")
+    return ModelError(f"{title} export failed ({type(error).__name__}: {line_of(error)})")
 
 
 def _named(program: ExportedProgram, message: str) -> tuple[str, str | None] | None:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from onebyone.errors import MissingExtraError, ModelError
+from onebyone.errors import MissingExtraError, ModelError, line_of
 from onebyone.exporting.network import FLOAT16, FLOAT32, INT8, Network, refusal
-from onebyone.exporting.program import first_line, quiet, silent
+from onebyone.exporting.program import quiet, silent
 
 NUMBERS = (FLOAT32, FLOAT16, INT8)
 
@@ -161,7 +161,7 @@ def inputs_of_onnx(path: Path, size: tuple[int, ...] | None) -> tuple[Tensor, ..
     try:
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     except Exception as error:
-        raise ModelError(f"onnxruntime cannot read {path}: {first_line(error)}") from error
+        raise ModelError(f"onnxruntime cannot read {path}: {line_of(error)}") from error
     found = []
     for given in session.get_inputs():
         shape = size or tuple(given.shape[1:])

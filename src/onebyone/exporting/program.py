@@ -43,8 +43,7 @@ def export_program(
             return torch.export.export(model, inputs)
         except Exception as error:
             return (
-                f"torch.export cannot export the network ({type(error).__name__}: "
-                f"{first_line(error)})"
+                f"torch.export cannot export the network ({type(error).__name__}: {line_of(error)})"
             )
 
 
@@ -66,11 +65,6 @@ def export_any_batch(
 def takes_any_batch(program: ExportedProgram) -> bool:
     """Whether the batch size of the program is free."""
     return bool(program.range_constraints)
-
-
-def first_line(error: Exception) -> str:
-    """What matters of an exporter's message, which can be pages long."""
-    return line_of(error)[:200]
 
 
 @contextlib.contextmanager

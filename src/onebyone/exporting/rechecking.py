@@ -12,10 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from onebyone.data import Images, open_images
-from onebyone.errors import DataError, ModelError, OneByOneError
+from onebyone.errors import DataError, ModelError, OneByOneError, line_of
 from onebyone.exporting.checking import LIMITS, Check, check
 from onebyone.exporting.network import FLOAT32, INT8, on_cpu_in_float32
-from onebyone.exporting.program import first_line
 from onebyone.exporting.targets import Target, target_of
 from onebyone.preprocessing import Preprocess
 from onebyone.several import Packing, described, flat, packing_of, taken_out
@@ -111,7 +110,7 @@ def compared(
     except Exception as error:
         raise ModelError(
             f"{path.name} cannot be run by {target.version} ({type(error).__name__}: "
-            f"{first_line(error)})"
+            f"{line_of(error)})"
         ) from error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -47,7 +48,9 @@ def read_weights(path: str | Path, *, trust: bool = False) -> dict[str, Tensor]:
 def read_pickle(path: Path, *, trust: bool = False) -> Any:
     """What `torch.save` wrote; only tensors and plain containers unless `trust`."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=not trust)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*TorchScript archive")
+            return torch.load(path, map_location="cpu", weights_only=not trust)
     except pickle.UnpicklingError as error:
         if trust or "weights_only" not in str(error).lower():
             raise ModelError(f"{path} is damaged or no PyTorch file: {error}") from error
@@ -58,6 +61,12 @@ def read_pickle(path: Path, *, trust: bool = False) -> Any:
             "(trust=True)"
         ) from None
     except Exception as error:
+        if not trust and "TorchScript archives" in str(error):
+            raise ModelError(
+                f"{path} is a TorchScript archive, which holds code. Give a file with the state dict of "
+                "the network that it was made from; to measure it as it is, if you trust its author, "
+                "give --trust (trust=True)"
+            ) from None
         raise ModelError(f"{path} is damaged or no PyTorch file: {error}") from error
 
 

@@ -7,16 +7,17 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
-from onebyone.errors import ModelError
+from onebyone.errors import ModelError, listed
 from onebyone.measurement.owning import Owners, packages, packed, packer
 from onebyone.measurement.recording import Calls, Operation, Recorder, watched
 from onebyone.measurement.rehearsing import Stage, rehearse, unkept
 
 KNOWN = ("aten", "prim", "prims")  # operators of PyTorch itself
-CLOSED = "weights that are packed away in objects are not among the parameters"
+CLOSED = "weights that are packed away in objects or frozen scripts are not among the parameters"
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,9 @@ def _summed(recorder: Recorder, failure: str | None) -> Count:
         for name, found in by_layer.items()
     }  # fmt: skip
     unused = tuple(
-        name for name, (params, _) in owned.items() if params and name not in recorder.calls
+        name
+        for name, (params, _) in owned.items()
+        if params and name not in recorder.calls and name not in recorder.unseen
     )
     for name, weights in owned.items():
         calls = recorder.calls.get(name, Calls())
@@ -120,8 +123,16 @@ def _summed(recorder: Recorder, failure: str | None) -> Count:
         tuple(name for name in uncounted if name.split(".")[0] not in KNOWN),
         unused,
         failure,
-        (CLOSED,) if closed else (),
+        (*([CLOSED] if closed else []), *_unseen(recorder)),
     )
+
+
+def _unseen(recorder: Recorder) -> list[str]:
+    """What is not in the count, said."""
+    if not recorder.unseen:
+        return []
+    names = listed([name or "the network itself" for name in recorder.unseen])
+    return [f"what runs in threads that the forward starts is not counted: {names}"]
 
 
 def _uncounted(operations: tuple[Operation, ...]) -> dict[str, int]:
@@ -165,6 +176,7 @@ def _weights(owners: Owners) -> tuple[dict[str, tuple[int, int]], bool]:
 
     for module in owners.modules:
         name = owners.names[id(module)]
+        closed |= isinstance(module, torch.jit.ScriptModule) and not hasattr(module, "training")
         params, size, any_new = 0, 0, False
         for held, learned in ((module._parameters, True), (module._buffers, False)):
             for tensor in held.values():

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -137,10 +138,16 @@ class Recorder(Mode):
         ] = []  # names, with what is known of their calls
         self.known: dict[tuple[Any, ...], tuple[Facts, Recipe]] = {}
         self.last = ""
+        self.thread = get_ident()
+        self.unseen: dict[str, None] = {}  # layers that ran in threads of their own
 
     def enter(self, module: nn.Module, args: Any) -> None:
         """A module's forward begins."""
         name = self.owners.names.get(id(module))
+        if get_ident() != self.thread:  # where operators do not come to this mode
+            if name is not None:
+                self.unseen[name] = None
+            return
         if name is None:  # not one of the network's: what it does is its caller's
             self.running.append((self._runs(), None))
             return
@@ -158,6 +165,8 @@ class Recorder(Mode):
 
     def leave(self, module: nn.Module, args: Any, output: Any) -> None:
         """It ended, also by an exception (without an output then)."""
+        if get_ident() != self.thread:
+            return
         _, seen = self.running.pop()
         if seen is not None and seen.output_shape is None:
             seen.output_shape = _first_shape(output)
