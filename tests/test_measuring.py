@@ -158,6 +158,19 @@ def test_a_failure_half_way_is_partial_or_told() -> None:
         measure(model, torch.randn(1, 9, 5, 5), partial=True)
 
 
+def test_a_failure_of_the_networks_own_code_is_not_its_last_layers() -> None:
+    class Views(nn.Sequential):
+        def forward(self, input: Tensor) -> Tensor:
+            return super().forward(input).view(7, -1)
+
+    example = torch.randn(1, 3, 5, 5)
+    for model, where in (
+        (Views(nn.Conv2d(3, 8, 1)), "the network's own forward"),
+        (nn.Sequential(nn.Conv2d(3, 8, 1), Views(nn.ReLU()), nn.ReLU()), "layer '1'"),
+    ):
+        assert f"(in {where})" in (measure(model, example, partial=True).failure or "")
+
+
 def test_what_is_not_counted_is_said() -> None:
     model, example = nested()
     said = counted_sentence(measure(model, example))

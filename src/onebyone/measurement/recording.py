@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -137,7 +138,7 @@ class Recorder(Mode):
             tuple[str, Calls | None]
         ] = []  # names, with what is known of their calls
         self.known: dict[tuple[Any, ...], tuple[Facts, Recipe]] = {}
-        self.last = ""
+        self.failed: tuple[BaseException | None, str] = None, ""
         self.thread = get_ident()
         self.unseen: dict[str, None] = {}  # layers that ran in threads of their own
 
@@ -151,7 +152,6 @@ class Recorder(Mode):
         if name is None:  # not one of the network's: what it does is its caller's
             self.running.append((self._runs(), None))
             return
-        self.last = name
         if id(module) in self.owners.parts:
             self.running.append((name, None))
             return
@@ -167,6 +167,9 @@ class Recorder(Mode):
         """It ended, also by an exception (without an output then)."""
         if get_ident() != self.thread:
             return
+        error = sys.exc_info()[1]
+        if error is not None and error is not self.failed[0]:  # the innermost hears of it first
+            self.failed = error, self._runs()
         _, seen = self.running.pop()
         if seen is not None and seen.output_shape is None:
             seen.output_shape = _first_shape(output)
@@ -176,8 +179,9 @@ class Recorder(Mode):
         return self.running[-1][0] if self.running else ""
 
     def where(self) -> str:
-        """The module whose forward began last, for messages."""
-        return f"layer {self.last!r}" if self.last else "the network's own forward"
+        """The innermost module whose forward failed, for messages."""
+        name = self.failed[1]
+        return f"layer {name!r}" if name else "the network's own forward"
 
     def layer_of(self, args: Any, kwargs: Any) -> str:
         """The layer of an operator with these arguments that runs now."""
