@@ -37,6 +37,8 @@ def test_runtimes_by_any_name() -> None:
     ]
     assert set(chosen(["all"])) >= {*PYTORCH, "onnx"}
     assert all(TARGETS[n].missing is None for n in chosen(["all"]) if n in TARGETS)
+    with pytest.raises(ModelError, match="no runtime is given: give one or more of eager, "):
+        obo.bench(nn.Identity(), torch.ones(1, 2), runtimes=[])
     with pytest.raises(ModelError, match=r"'tensorrt' is no runtime: give one or more of eager"):
         chosen(["tensorrt"])
     assert set(RUNTIMES) == {*PYTORCH, *TARGETS}

@@ -114,8 +114,10 @@ def bench(
 
 
 def chosen(runtimes: Sequence[str]) -> list[str]:
-    """The names of the runtimes; ModelError for one that is not known."""
+    """The names of the runtimes; ModelError for one that is not known, or where there is none."""
     found: list[str] = []
+    if not runtimes:
+        raise ModelError(f"no runtime is given: give one or more of {', '.join(RUNTIMES)}, or all")
     for given in runtimes:
         name = SPELLINGS.get(given.lower(), given.lower())
         if name == "all":
