@@ -328,6 +328,12 @@ def test_a_network_and_its_random_state_come_back_as_they_were() -> None:
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
+def test_of_a_batch_the_first_image_is_shown_and_that_is_said() -> None:
+    model, batch = network(nn.Conv2d(3, 4, 1)), torch.rand(2, 3, 8, 8)
+    assert "the first of 2 images is shown" in explain(model, batch, latency=False).notes
+    assert not any("images" in n for n in explain(model, batch[:1], latency=False).notes)
+
+
 def test_images_that_do_not_suit_are_refused() -> None:
     model = network(nn.Conv2d(3, 4, 1))
     with pytest.raises(DataError, match="how the network takes pictures is not known"):

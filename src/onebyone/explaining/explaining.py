@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -68,10 +68,11 @@ def explain(
     model: its own 1×1 convolutions are shown on the image, at most eight spread over its depth, or
     those named in `layers`; it is not changed. Without a model it is EfficientNet-Lite0, trained on
     ImageNet, where its packages are installed, else the built-in network after slimming. image: a file,
-    a PIL picture or a tensor (C, H, W) or (1, C, H, W) as the network takes it; files and pictures need
-    `preprocess` where there is a model. By default a photo that comes along. name: what the network is
-    called. latency: time the worked example of the cost bench here, about a second. saved: what the last
-    screen shows, a slimmed network beside its original; by default the built-in one.
+    a PIL picture or a tensor (C, H, W) or (N, C, H, W), of which the first image is shown, as the
+    network takes it; files and pictures need `preprocess` where there is a model. By default a photo
+    that comes along. name: what the network is called. latency: time the worked example of the cost
+    bench here, about a second. saved: what the last screen shows, a slimmed network beside its original;
+    by default the built-in one.
 
     Raises ModelError for a model without 1×1 convolutions and for unknown layers, DataError for images
     that cannot be read or do not suit the model, OutputError where the page cannot be written.
@@ -132,7 +133,10 @@ def _input(image: object, preprocess: Preprocess | None) -> tuple[Tensor, Photo]
                 "floating point, (C, H, W) or (1, C, H, W), normalized as the network takes it, is "
                 "expected"
             )
-        return batch[:1], of_input(batch[0].detach().cpu())
+        photo = of_input(batch[0].detach().cpu())
+        if len(batch) > 1:
+            photo = replace(photo, notes=(f"the first of {len(batch)} images is shown",))
+        return batch[:1], photo
     picture, caption = _picture(image, CAT)
     if preprocess is None:
         raise DataError(
