@@ -93,7 +93,7 @@ export class Layer {
     this.carried = el("output", { "data-v": "carried" });
     this.effect = el("p", { class: "hint", role: "status" });
     const kept = volume.K < packed.outputs ? ` The page has ${volume.K} of its ${plural(packed.outputs, "output map")}, those that vary most.` : "";
-    const every = packed.stride > 1 ? ` Of its ${packed.grid.join("×")} pixels those in ${packed.stride === 2 ? "every second" : packed.stride === 3 ? "every third" : `every ${packed.stride}th`} row and column are here; a 1×1 convolution does not miss the others.` : "";
+    const every = packed.stride > 1 ? ` Of its ${packed.grid.join("×")} pixels one row and one column in ${packed.stride} are here; a 1×1 convolution does not miss the others.` : "";
     return el("div", { class: "layer" },
       el("p", { class: "hint" }, `${packed.name || "The network"}: ${plural(volume.C, "channel")} → ${packed.outputs.toLocaleString("en")}, at ${packed.grid.join("×")} pixels.${kept}${every}`),
       el("p", { class: "row-of-buttons" }, el("label", { for: "filter" }, "Its "), which,
