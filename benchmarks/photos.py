@@ -2,7 +2,7 @@
 
     pip install scikit-image scikit-learn
     apt-get install lomiri-wallpapers-16.04 lomiri-wallpapers-20.04 mate-backgrounds \\
-        plasma-workspace-wallpapers opencv-doc
+        plasma-workspace-wallpapers opencv-doc gcompris-qt-data
 
 `opencv-doc` puts its examples under /usr/share/doc, where some systems (containers, mostly) install
 nothing: `dpkg -x` into a folder does as well, and that folder is given as the root.
@@ -11,11 +11,14 @@ nothing: `dpkg -x` into a folder does as well, and that folder is given as the r
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+import qt_resources
 from PIL import Image
 
 LOMIRI = (
@@ -45,38 +48,72 @@ OPENCV = (
 )  # fmt: skip
 SKIMAGE = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")
 SKLEARN = ("china.jpg", "flower.jpg")
+GCOMPRIS = (
+    "categorization", "details", "erase", "explore_farm_animals", "explore_monuments",
+    "explore_world_animals", "explore_world_music",
+)  # fmt: skip
+LEFT_OUT = (
+    "Gogh", "Tanguy", "Auvers",  # paintings
+    "images/monuments/brandenburgGate", "images/monuments/colosseum", "images/monuments/greatPyramid",
+    "image/Neuschwanstein",  # in another resource too
+)  # fmt: skip
+LEAST = 200  # pixels of the shorter side: smaller pictures are icons
+PACKAGES = (
+    "lomiri-wallpapers", "mate-backgrounds", "plasma-workspace-wallpapers", "opencv-doc",
+    "scikit-image", "scikit-learn", "gcompris-qt-data",
+)  # fmt: skip
 SIZE = 1024  # the longer side at which a photo is read: wallpapers have up to 6,000 pixels
 
 
 @dataclass(frozen=True)
 class Photo:
-    """One photo of a package."""
+    """One photo of a package; `inside` is its name in the Qt resource that `path` then is."""
 
     package: str
     path: Path
+    inside: str = ""
 
     @property
     def name(self) -> str:
         """What the tables call it."""
+        if self.inside:
+            return f"{self.package}/{self.path.stem}/{Path(self.inside).stem}"
         stem = self.path.stem if not self.path.stem[0].isdigit() else self.path.parts[-4]
         return f"{self.package}/{stem if self.package[:6] != 'opencv' else self.path.stem}"
 
     def pixels(self) -> Image.Image:
         """In RGB, no longer than SIZE on its longer side."""
-        return _read(self.path)
+        return _read(self.path, self.inside)
 
 
 @cache
-def _read(path: Path) -> Image.Image:
-    image = Image.open(path)
+def _read(path: Path, inside: str) -> Image.Image:
+    image = Image.open(BytesIO(_resource(path)[inside]) if inside else path)
     image.draft("RGB", (SIZE, SIZE))
     image = image.convert("RGB")
     image.thumbnail((SIZE, SIZE), Image.Resampling.LANCZOS)
     return image
 
 
-def photos(root: Path) -> list[Photo]:
-    """All, in a fixed order; FileNotFoundError names those that are missing and how to get them."""
+@cache
+def _resource(path: Path) -> dict[str, bytes]:
+    return qt_resources.files(path)
+
+
+def _photos_inside(path: Path) -> list[Photo]:
+    """Those of a Qt resource of gcompris; what is drawn is smaller, or no WebP."""
+    return [
+        Photo("gcompris-qt-data", path, name)
+        for name, content in sorted(_resource(path).items())
+        if name.endswith(".webp")
+        and not any(part in name for part in LEFT_OUT)
+        and min(Image.open(BytesIO(content)).size) >= LEAST
+    ]
+
+
+def photos(root: Path, packages: Sequence[str] = PACKAGES) -> list[Photo]:
+    """All of these packages, in a fixed order; FileNotFoundError names those that are missing and how
+    to get them."""
     share = root / "usr/share"
     wallpapers = share / "wallpapers"
     examples = share / "doc/opencv-doc/examples"
@@ -89,10 +126,15 @@ def photos(root: Path) -> list[Photo]:
         *(Photo("scikit-image", _package("skimage") / "data" / n) for n in SKIMAGE),
         *(Photo("scikit-learn", _package("sklearn") / "datasets/images" / n) for n in SKLEARN),
     ]  # fmt: skip
-    missing = [str(p.path) for p in found if not p.path.exists()]
+    resources = [share / f"gcompris-qt/rcc/{n}.rcc" for n in GCOMPRIS]
+    wanted = [p.path for p in found if p.package in packages]
+    wanted += resources if "gcompris-qt-data" in packages else []
+    missing = [str(path) for path in wanted if not path.exists()]
     if missing:
         raise FileNotFoundError(f"{', '.join(missing)}: install these packages\n{__doc__}")
-    return found
+    if "gcompris-qt-data" in packages:
+        found += [p for resource in resources for p in _photos_inside(resource)]
+    return [p for p in found if p.package in packages]
 
 
 def _package(name: str) -> Path:

@@ -54,8 +54,10 @@ LABELED = 64  # crops at the most whose gradients pruning by Taylor expansion ta
 class Case:
     """One network with its crops, and what is made once for all its rows."""
 
-    def __init__(self, network: Trained, root: Path, each: int, held_out: int) -> None:
-        known, unknown = photos.split(photos.photos(root))
+    def __init__(
+        self, network: Trained, every: list[photos.Photo], each: int, held_out: int
+    ) -> None:
+        known, unknown = photos.split(every)
         self.network, self.model = network, network.load().requires_grad_(False)
         self.known, self.each = known, each
         self.crops = photos.crops(unknown, held_out, network.size, 1)
@@ -178,6 +180,9 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=["onebyone"])
     parser.add_argument("--levels", type=float, nargs="+", help="fractions of the MACs to keep")
     parser.add_argument("--root", type=Path, default=Path("/"), help="where photos' packages are")
+    parser.add_argument(
+        "--packages", nargs="+", choices=photos.PACKAGES, default=list(photos.PACKAGES)
+    )
     parser.add_argument("--each", type=int, help="calibration crops of each photo")
     parser.add_argument("--held-out", type=int, default=HELD_OUT, help="crops of each photo")
     parser.add_argument("--cache", type=Path, default=Path("real.json"))
@@ -189,6 +194,7 @@ def main() -> None:
     )
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
+    every = photos.photos(given.root, given.packages)
     rows: dict[str, Any] = json.loads(given.cache.read_text()) if given.cache.exists() else {}
     beside = given.cache.with_suffix("")
 
@@ -197,7 +203,7 @@ def main() -> None:
 
     for network in (n for n in trained.NETWORKS if n.name in given.networks):
         each = given.each or CALIBRATION.get(network.name, EACH)
-        case = Case(network, given.root, each, given.held_out)
+        case = Case(network, every, each, given.held_out)
         levels = given.levels or LEVELS.get(network.name, EDGE_LEVELS)
         for level in levels:
             for method in given.methods:
