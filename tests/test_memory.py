@@ -12,7 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 import onebyone as obo
 from onebyone.errors import ModelError
 from onebyone.loading import load
-from onebyone.measurement.memory import measure_memory
+from onebyone.measurement.memory import held_before, measure_memory
 
 F32 = 4
 
@@ -55,6 +55,23 @@ def test_a_shortcut_stays_alive() -> None:
     assert found.bytes == weights + 25 * F32 * (4 + 4 + 16 + 4)
     assert found.layer == "second"
     assert next(a.shape for a in found.alive if a.role == "activation") == (1, 16, 5, 5)
+
+
+def test_what_is_held_when_a_layer_begins() -> None:
+    class Skips(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.twice = conv(4, 16), conv(16, 8), conv(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            skip = self.first(x)
+            return torch.cat([skip, self.twice(self.twice(self.second(skip)))], 1)
+
+    model = Skips()
+    found = held_before(model, ["first", "second", "twice"], torch.randn(1, 4, 5, 5))
+    pixels = 25 * F32
+    assert found == {"first": 0, "second": 16 * pixels, "twice": (16 + 8) * pixels}
+    assert not model.first._forward_pre_hooks
 
 
 def test_a_training_step_keeps_activations_and_gradients() -> None:

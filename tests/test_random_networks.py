@@ -117,3 +117,37 @@ def test_chunks_that_take_turns_draw_as_if_alone() -> None:
         draw_from(start)
         assert drawn[chunk] == [(float(torch.rand(1)), random.random()) for _ in range(3)]
         draw_from(before)
+
+
+def test_chunks_begin_when_there_is_room() -> None:
+    class Stops(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            for stop in range(3):
+                if stop not in solved:
+                    met.setdefault(stop, []).append(pass_through.chunk)
+                    pass_through.wait(stop)
+            ended.append(pass_through.chunk)
+            return x
+
+    met: dict[int, list[int]] = {}
+    solved: list[int] = []
+    ended: list[int] = []
+    room = [1, 2, 4]
+    pass_through = Lockstep(Stops(), [torch.zeros(1)] * 5, solved.append, room=room)
+    pass_through.run()
+    assert solved == [0, 1, 2]
+    assert [sorted(met[stop]) for stop in range(3)] == [list(range(n)) for n in room]
+    assert sorted(ended) == [0, 1, 2, 3]  # the fifth would solve nothing any more
+
+
+def test_chunks_begin_where_only_they_reach_a_stop() -> None:
+    class Last(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            if pass_through.chunk == 2:
+                pass_through.wait(1)
+            return x
+
+    solved: list[int] = []
+    pass_through = Lockstep(Last(), [torch.zeros(1)] * 3, solved.append, room=[1, 1])
+    pass_through.run()
+    assert solved == [1]

@@ -17,6 +17,7 @@ import onebyone as obo
 from onebyone import rewriting
 from onebyone.errors import BudgetError, ModelError, OneByOneError, PlanError
 from onebyone.forms import FORMS
+from onebyone.measurement.memory import held_before
 from onebyone.plain import plain as seen_as_plain
 from onebyone.plans import Budget, Plan
 from onebyone.tree import tensors_in
@@ -299,6 +300,36 @@ def check_chunks(name: str) -> None:
 @pytest.mark.parametrize("name", ["plain", "run three times", "one pixel, in place", "1d"])
 def test_chunks_give_nearly_the_same(name: str) -> None:
     check_chunks(name)
+
+
+@pytest.mark.parametrize("name", ["plain", "run three times", "1d"])
+def test_early_layers_are_solved_on_those_that_fit(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is held in the network stays under the memory; later layers see more, and it is as good."""
+    model, inputs = TRAPS[name].model(), TRAPS[name].images(64)
+    statistics = obo.observe(model, inputs)
+    plan = obo.plan(model, statistics, Budget(macs=0.6))
+    whole = rewriting.rewrite(model, plan, inputs, statistics=statistics)
+    held = held_before(model, [d.layer for d in plan.decisions if not d.refused], inputs[:1])
+    memory = 40 * max(held.values())
+    monkeypatch.setattr(rewriting, "LEAST", 1)
+    seen: dict[str, int] = {}
+    solve = rewriting._solve
+
+    def noting(job: rewriting._Job, own: nn.Module) -> None:
+        seen[job.decision.layer] = sum(map(len, (job.patches or job.own_patches).values()))
+        assert len({chunk for chunk, _ in job.targets}) == job.chunks
+        assert job.chunks * held[job.decision.layer] <= memory  # a chunk is an image here
+        solve(job, own)
+
+    monkeypatch.setattr(rewriting, "_solve", noting)
+    monkeypatch.setattr(rewriting, "CHUNK", 1)
+    parts = rewriting.rewrite(model, plan, inputs, statistics=statistics, memory=memory)
+    assert min(seen.values()) > 0
+    expected = outputs(model, inputs)
+    errors = [relative_error(expected, outputs(m, inputs)) for m in (whole, parts)]
+    assert errors[1] <= 2 * errors[0]
 
 
 def test_data_dependent_ways_end_well_or_with_a_clear_error() -> None:

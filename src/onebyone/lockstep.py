@@ -24,6 +24,10 @@ class Lockstep:
     layer is solved when all the chunks have reached it, also where control flow depends on data.
     Each chunk draws its own random numbers, from `starts` on where they are given (`random_numbers`),
     whatever the others draw in between.
+
+    `room` says for each stop how many chunks may be held there or further on, at least one and never
+    fewer than at an earlier stop. The others begin when the stops before are solved, and pass those
+    without waiting: every chunk passes once, and layers late in the network are solved on more of them.
     """
 
     def __init__(
@@ -32,8 +36,11 @@ class Lockstep:
         chunks: Sequence[Tensor],
         solve: Callable[[int], None],
         starts: Sequence[tuple[Any, ...]] = (),
+        room: Sequence[int] = (),
     ) -> None:
         self.model, self.chunks, self.solve = model, chunks, solve
+        self.room, self.unsolved = room, set(range(len(room)))
+        self.begun = 0
         self.drawn = dict(enumerate(starts))
         self.turn = [threading.Semaphore(0) for _ in chunks]
         self.yielded = threading.Semaphore(0)
@@ -65,7 +72,7 @@ class Lockstep:
         for thread in threads:
             thread.start()
         try:
-            ready = list(range(len(self.chunks)))
+            ready = self._begin(self.room[0] if self.room else len(self.chunks))
             while ready and self.failure is None:
                 for chunk in ready:
                     self._go_on(chunk)
@@ -88,15 +95,23 @@ class Lockstep:
             self.yielded.acquire()
             self.drawn[chunk] = random_numbers()
 
+    def _begin(self, number: int) -> list[int]:
+        """The chunks that begin now, so that so many have in all."""
+        first, self.begun = self.begun, max(self.begun, min(number, len(self.chunks)))
+        return list(range(first, self.begun))
+
     def _next(self) -> list[int]:
+        """The chunks that go on once the lowest stop at which any waits is solved."""
         if not self.waiting:
-            return []
+            # What only chunks that have not begun may reach.
+            return self._begin(self.begun + 1) if self.unsolved else []
         stop = min(self.waiting.values())
         self.solve(stop)
+        self.unsolved.discard(stop)
         ready = [chunk for chunk, at in self.waiting.items() if at == stop]
         for chunk in ready:
             del self.waiting[chunk]
-        return ready
+        return ready + self._begin(self.room[stop + 1] if stop + 1 < len(self.room) else 0)
 
     def _chunk(self, index: int) -> None:
         self.local.chunk = index

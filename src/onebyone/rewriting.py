@@ -23,6 +23,7 @@ from onebyone.factorize.metric import factor
 from onebyone.factorize.spatial import along_first
 from onebyone.forms import KEPT
 from onebyone.lockstep import Lockstep
+from onebyone.measurement.memory import held_before
 from onebyone.narrowing.cutting import cut_model
 from onebyone.narrowing.spaces import kept_entries, narrowed
 from onebyone.plain import plain
@@ -44,6 +45,7 @@ from onebyone.tree import (
 )  # fmt: skip
 
 CHUNK = 64  # images at once: more would leave the processor's cache
+LEAST = 64  # images that a layer is solved on whatever the memory
 SOLVING = 1.0  # what the solutions may cost, in passes of the original over the images
 METRIC_SHRINKAGE = 1e-3
 RIDGE = 0.02  # times features / rows
@@ -57,7 +59,7 @@ class _Job:
     """One planned layer on its way to its solution; rows are kept by (chunk, call).
 
     `conv` is its geometry after the narrowings; `rows` are the outputs that stay, `read` the inputs,
-    None for all.
+    None for all. `chunks` is how many of the first chunks it is solved on.
     """
 
     index: int
@@ -71,6 +73,7 @@ class _Job:
     images: int
     calls: int
     effort: Effort
+    chunks: int = 0
     positions: dict[tuple[int, int], Tensor] = field(default_factory=dict)
     targets: dict[tuple[int, int], Tensor] = field(default_factory=dict)
     patches: dict[tuple[int, int], Tensor] = field(default_factory=dict)
@@ -93,7 +96,9 @@ def rewrite(
     images: the calibration images, as for `observe`; statistics: what `observe` gave on them (it is
     run again if absent). Every planned layer is solved on the inputs that it gets from the lighter
     layers before it, towards the outputs that the original gave (Zhang et al. 2016, §3.3, extended
-    to the kept layers). The result has plain PyTorch layers only.
+    to the kept layers). The result has plain PyTorch layers only. memory: bytes for what is alive in the
+    network while the images wait at a layer; where they do not all fit there (in the first layers,
+    mostly), it is solved on the first of them, and the others pass when there is room.
     Raises PlanError for a plan of another network.
     """
     check_weights(model=model)
@@ -104,6 +109,7 @@ def rewrite(
     jobs = _jobs(model, plan, statistics)
     size = max(1, min(CHUNK, memory // max(40 * statistics.survey.live_bytes, 1)))
     chunks = [suited(model, part) for part in inputs.split(size)]
+    _share(model, jobs, chunks, statistics, memory)
     with evaluating(model):
         drawn = _collect(model, jobs, chunks, plan.seed)
     lighter = cut_model(deep_copy(model), plan.narrowings)
@@ -173,6 +179,20 @@ def _job(
     )  # fmt: skip
 
 
+def _share(
+    model: nn.Module, jobs: list[_Job], chunks: list[Tensor], statistics: Statistics, memory: int
+) -> None:
+    """How many chunks each layer is solved on: as many as can be held there, and at all layers after."""
+    most, size = len(chunks), len(chunks[0])
+    held: dict[str, int] = {}
+    if statistics.images * statistics.survey.activation_bytes > memory:
+        held = held_before(model, [job.decision.layer for job in jobs], chunks[0][:1])
+    for job in reversed(jobs):
+        fit = memory // max(held.get(job.decision.layer, 0), 1)
+        most = min(most, max(fit // size, ceil(LEAST / size)))
+        job.chunks = most
+
+
 def _band(job: _Job) -> Band:
     """The outputs that the rest of the network can feel; all, for a channel that never felt any."""
     lowest, highest = job.seen.lowest, job.seen.highest
@@ -204,17 +224,20 @@ def _collect(
 
     Gives where random numbers were before each chunk: the lighter network is to draw the same.
     """
-    *starts, images = itertools.accumulate((len(chunk) for chunk in chunks), initial=0)
+    starts = list(itertools.accumulate((len(chunk) for chunk in chunks), initial=0))
     current: list[int] = [0]
     counts: Counter[int] = Counter()
 
     def hook(job: _Job) -> Callable[[nn.Module, tuple[Tensor], Tensor], None]:
         def take(_: nn.Module, args: tuple[Tensor], y: Tensor) -> None:
+            if current[0] >= job.chunks:
+                return
             key = (current[0], counts[job.index])
             counts[job.index] += 1
             items, over = divmod(len(y), len(chunks[key[0]]))
             # Drawn for all images at once, so that chunks of any size see the same positions; but a
             # layer may run on something else than images, such as a table of relative positions.
+            images = starts[job.chunks]
             drawn, first = (len(y), 0) if over else (items * images, items * starts[key[0]])
             generator = torch.Generator().manual_seed(hash((seed, job.index, key[1])) % (1 << 62))
             wanted = ceil(job.effort.rows / max(drawn * job.calls, 1))
@@ -276,7 +299,7 @@ def _pass_through(
         _solve(jobs[index], own[jobs[index].decision.layer])
         progress((index + 1) / len(jobs))
 
-    lockstep.append(Lockstep(shell, chunks, solve, drawn))
+    lockstep.append(Lockstep(shell, chunks, solve, drawn, [job.chunks for job in jobs]))
     lockstep[0].run()
     late = [job.decision.layer for job in jobs if job.solution is None]
     if late:

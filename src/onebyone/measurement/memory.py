@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from onebyone.measurement.owning import Owners, packages, packed, packer, storag
 from onebyone.measurement.preparing import backward, total
 from onebyone.measurement.recording import Recorder, watched
 from onebyone.measurement.rehearsing import Stage, rehearse
-from onebyone.tree import to_evaluation, to_training
+from onebyone.tree import hooked, modules_by_name, to_evaluation, to_training
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,29 @@ def measure_memory(model: nn.Module, *inputs: Any, training: bool = True) -> Mem
     step = rehearse(model, inputs, _training)[0] if training else None
     weights = sum(inference.of(role) for role in ("weight", "buffer"))
     return Memory(weights, inference, step, note)
+
+
+def held_before(model: nn.Module, layers: Sequence[str], *inputs: Any) -> dict[str, int]:
+    """Bytes that live when each of these layers begins, but for weights and the network's own inputs.
+
+    The most over the calls of a layer, in one inference pass; a layer that does not run is left out.
+    layers: qualified names. Raises ModelError where the network fails.
+    """
+
+    def act(stage: Stage) -> dict[str, int]:
+        to_evaluation(stage.model)
+        tracker, found = Tracker(stage), dict[str, int]()
+        given, modules = tracker.now, modules_by_name(stage.model)
+
+        def note(name: str, _: nn.Module, __: Any) -> None:
+            found[name] = max(found.get(name, 0), tracker.now - given)
+
+        hooks = [modules[n].register_forward_pre_hook(partial(note, n)) for n in layers]
+        with hooked(hooks), watched(tracker.recorder), tracker:
+            stage.run()
+        return found
+
+    return rehearse(model, inputs, act)[0]
 
 
 def _inference(stage: Stage) -> Peak:
