@@ -38,6 +38,7 @@ from onebyone.loading.slimmed import replanned
 from onebyone.measurement.counting import count
 from onebyone.measurement.timing import interleave
 from onebyone.pacing.whole import Stopwatch, ratio_of
+from onebyone.plain import plain
 
 PEERS = tuple(m.name for m in lowrank.METHODS)
 PRUNING = {f"torch-pruning, {name}": name for name in pruning.IMPORTANCES}
@@ -110,7 +111,7 @@ class Case:
             labels = self.model(images).argmax(1)
             return pruning.prune(self.model, images, labels, PRUNING[method], macs)
         found = next(m for m in lowrank.METHODS if m.name == method)
-        slimmed = lowrank.slim(self.model, self.seen, found, macs)
+        slimmed = lowrank.slim(plain(self.model, self.images[:1]).model, self.seen, found, macs)
         return None if slimmed is None else slimmed[0]
 
     def row(self, method: str, macs: float, beside: Path) -> dict[str, Any]:
