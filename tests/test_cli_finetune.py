@@ -66,6 +66,19 @@ def test_the_result_is_a_slimmed_folder(slimmed: Path, images: Path, tmp_path: P
     assert kept == (float(gap) == 0)
 
 
+def test_folders_above_are_made_and_the_working_one_is_told(
+    slimmed: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "new" / "tuned"
+    done = run("finetune", slimmed, "--data", images, "-o", out, "--epochs", 1, *QUICK)
+    assert done.exit_code == 0, done.output
+    assert (out / "plan.json").is_file()
+    monkeypatch.chdir(out)
+    done = run("finetune", ".", "--data", images, "--epochs", 1, *QUICK)
+    assert done.exit_code == 2
+    assert "where this command reads or works" in done.output.replace("\n", " ")
+
+
 def test_in_place(slimmed: Path, images: Path, tmp_path: Path) -> None:
     import shutil
 

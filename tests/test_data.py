@@ -75,7 +75,7 @@ class TestTensorsAndArrays:
 
     def test_labels(self) -> None:
         x, y = random(5, 3, 8, 8), [0, 3, 1, 2, 1]
-        for labels in (y, np.array(y, dtype=np.uint8), torch.tensor(y)):
+        for labels in (y, np.array(y, np.uint8), np.array(y, np.uint16), torch.tensor(y)):
             images = open_images((x, labels))
             assert images.labels is not None
             assert images.labels.tolist() == y

@@ -452,6 +452,8 @@ def test_bad_input_is_told(tmp_path: Path) -> None:
     model, one = trap.model(), trap.images(1)
     with pytest.raises(BudgetError, match=r"macs=1.0 is used up already: .* the network has"):
         obo.deepen(model, one, Budget(macs=1.0), reference=model)
+    with pytest.raises(BudgetError, match=r"latency=0.5 is no budget to deepen to"):
+        obo.deepen(model, one, Budget(macs=0.9, latency=0.5), reference=model)
     with pytest.raises(BudgetError, match=r"params=0.1 is used up already"):
         deepened(model, trap, Budget(macs=1.0, params=0.1))
     with pytest.raises(ModelError, match="nothing can be inserted"):
@@ -592,3 +594,12 @@ def test_the_plan_that_made_it_is_source_enough(tmp_path: Path) -> None:
     assert "relu2_2" in report
     for parts in (again.model.modules(), result.model.modules()):
         assert {type(m).__module__.split(".")[0] for m in parts} == {"torch"}
+
+
+def test_few_images_are_trained_on_in_batches_that_they_fill() -> None:
+    trap = TRAPS["plain"]
+    made = obo.slim(trap.model(), trap.images(40), macs=0.5, held_out=8, latency=False)
+    deeper = obo.deepen(
+        made.model, trap.images(40), Budget(macs=1.0), reference=trap.model(), epochs=1, batches=1
+    )
+    assert deeper.plan.insertions

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import onebyone as obo
-from onebyone.errors import DataError, ModelError, OneByOneError, TrainingError
+from onebyone.errors import DataError, ModelError, OneByOneError, OutputError, TrainingError
 from onebyone.pools import open_pool
 from onebyone.recovery import training as loop
 from onebyone.recovery.augmentation import augmented
@@ -49,6 +49,23 @@ def labeled(n: int = 96, seed: int = 1) -> obo.Images:
     return obo.Images(inputs, torch.bucketize(gap, edges))
 
 
+class Extra(nn.Sequential):
+    """A network with a state of its own that is no tensor."""
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"version": 3}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        assert state == {"version": 3}
+
+
+def broken() -> nn.Module:
+    """A network whose loss is NaN from the first step on."""
+    model = net()
+    nn.init.constant_(model[-1].weight, math.nan)
+    return model
+
+
 def equal(one: nn.Module, other: nn.Module) -> bool:
     """Whether both have the same weights and buffers to the bit."""
     a, b = one.state_dict(), other.state_dict()
@@ -66,6 +83,43 @@ class TestLearning:
         assert tuned.before.accuracy is not None
         assert tuned.after.accuracy > max(0.6, tuned.before.accuracy)
         assert (tuned.images, len(tuned.measured), tuned.ended) == (9 * 240, 10, "done")
+
+    def test_probabilities_are_learned_as_the_logits_behind_them(self) -> None:
+        data, others = labeled(330).split(90)
+        teacher, student = net(), net(1)
+        found = [
+            obo.fine_tune(
+                nn.Sequential(deep_copy(student), *end), data, held_out=others, recipe=QUICK,
+                teacher=nn.Sequential(deep_copy(teacher), *end),
+            )
+            for end in ([], [nn.Softmax(1)])
+        ]  # fmt: skip
+        for one, other in zip(*(f.measured for f in found), strict=True):
+            assert one.score
+            assert other.score
+            assert other.score.loss == pytest.approx(one.score.loss, rel=0.02)
+            assert other.score.agreement == pytest.approx(one.score.agreement, abs=0.03)
+
+    def test_extra_state_that_is_no_tensor(self, tmp_path: Path) -> None:
+        data, path = labeled(64), tmp_path / "checkpoint.safetensors"
+        given: dict[str, Any] = {"held_out": 0, "recipe": QUICK}
+        whole = obo.fine_tune(Extra(net()), data, checkpoint=path, **given)
+        again = obo.fine_tune(Extra(net()), data, checkpoint=path, resume=True, **given)
+        assert equal(again.model[0], whole.model[0])
+        slimmed = obo.slim(Extra(net()), data.inputs, macs=0.6, held_out=16, latency=False)
+        assert obo.load(slimmed.save(tmp_path / "out"), architecture=Extra(net())).model
+
+    def test_another_trainings_checkpoint_is_not_gone_on_with(self, tmp_path: Path) -> None:
+        data, path = labeled(64), tmp_path / "checkpoint.safetensors"
+        given: dict[str, Any] = {"held_out": 0, "recipe": QUICK, "checkpoint": path}
+        obo.fine_tune(net(), data, **given)
+        assert path.is_file()
+        with pytest.raises(TrainingError):  # before anything of its own is written
+            obo.fine_tune(broken(), data, **given)
+        with pytest.raises(TrainingError, match="no checkpoint"):
+            obo.fine_tune(net(1), data, resume=True, **given)
+        with pytest.raises(OutputError, match="is a folder: give a file"):
+            obo.fine_tune(net(), data, **{**given, "checkpoint": tmp_path})
 
     def test_a_teacher_alone(self) -> None:
         data, others = labeled(330).split(90)

@@ -363,8 +363,9 @@ def _check_labels(labels: Tensor, n: int) -> None:
         )
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise DataError(f"the labels are {labels.dtype}: class numbers from 0 are expected")
-    if len(labels) and int(labels.min()) < 0:
-        raise DataError(f"a label is {int(labels.min())}: class numbers start at 0")
+    least = int(labels.long().min()) if len(labels) else 0  # unsigned types have no minimum
+    if least < 0:
+        raise DataError(f"a label is {least}: class numbers start at 0")
 
 
 def _from_batches(

@@ -12,7 +12,7 @@ from onebyone.distributed import World
 from onebyone.errors import DataError
 from onebyone.plain import plain
 from onebyone.plans import Step
-from onebyone.pools import is_batches, open_pool
+from onebyone.pools import Pool, is_batches, open_pool
 from onebyone.preprocessing import Preprocess
 from onebyone.progressive import slim_in_steps
 from onebyone.recovery.fine_tuning import FineTuned, fine_tune
@@ -33,7 +33,7 @@ class Recovering:
     held_out: object
     preprocess: Preprocess | None
     classes: tuple[str, ...] | None
-    recipe: Recipe
+    recipe: Recipe | None
     calibration: int
     memory: int
     seed: int
@@ -48,10 +48,13 @@ class Recovering:
         with self.clock.step("read"):
             data, used, held_out, notes = self._parted()
         told: list[str] = []
+        recipe = self.recipe or Recipe()
+        if self.recipe is None and isinstance(data, Pool):
+            recipe = recipe.fitting(len(data))
 
         def recover(lighter: nn.Module, epochs: float) -> FineTuned:
             tuned = fine_tune(
-                lighter, data, teacher=self.model, epochs=epochs, recipe=self.recipe,
+                lighter, data, teacher=self.model, epochs=epochs, recipe=recipe,
                 preprocess=self.preprocess, classes=self.classes,
                 progress=lambda status: self.clock.tell(status.done, status.words),
             )  # fmt: skip

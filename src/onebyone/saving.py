@@ -97,13 +97,24 @@ def _check_replaceable(folder: Path) -> None:
     )
 
 
+def make_parent(folder: Path) -> None:
+    """Make the folders above; OutputError where they cannot be made."""
+    above = folder.resolve().parent
+    try:
+        above.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"the folder {above} cannot be made: {error.strerror or error}"
+        ) from error
+
+
 def save_folder(slimmed: Slimmed | Deepened, folder: Path, *, force: bool = False) -> Path:
     """Write everything beside the folder first, then put it in place at once."""
     source = slimmed.plan.source or {}
     check_folder(folder, force=force, inputs=(source.get("spec"), source.get("weights")))
     folder = folder.resolve()
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        make_parent(folder)
         with _staged(folder) as staged:
             _write_all(slimmed, staged)
             _swap(staged, folder)

@@ -125,7 +125,7 @@ def slim(
                 "latency, max_drop or a plan: leave one of them out"
             )
         training = Recovering(
-            model, images, held_out, preprocess, classes, recipe or Recipe(), calibration, memory,
+            model, images, held_out, preprocess, classes, recipe, calibration, memory,
             seed, clock,
         )  # fmt: skip
         found, kept_back, used, notes = training.slim(schedule(budget, steps, finetune_epochs))

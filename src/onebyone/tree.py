@@ -168,6 +168,11 @@ def _made_by_hooks(model: nn.Module) -> Iterator[Tensor]:
                 yield made
 
 
+def tensor_state(model: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a state dict: a module's extra state may be anything, and is not of the weights."""
+    return {k: t for k, t in model.state_dict().items() if isinstance(t, Tensor)}
+
+
 def to_training(model: nn.Module) -> None:
     """Train mode for every module; ModelError for a network that has none."""
     try:

@@ -29,6 +29,7 @@ from onebyone.tree import (
     random_numbers,
     random_numbers_kept,
     random_state,
+    tensor_state,
 )  # fmt: skip
 
 BATCH = 16  # images of the timed batch
@@ -376,7 +377,7 @@ def _layer_errors(model: nn.Module, lighter: nn.Module, inputs: Tensor) -> tuple
 def _side(
     model: nn.Module, one: Tensor, accuracy: float | None, latency: tuple[Latency, ...]
 ) -> Side:
-    unique = {(t.data_ptr(), t.shape, t.dtype): t for t in model.state_dict().values()}
+    unique = {(t.data_ptr(), t.shape, t.dtype): t for t in tensor_state(model).values()}
     size = sum(t.numel() * t.element_size() for t in unique.values())
     params = sum(p.numel() for p in model.parameters())
     return Side(count(model, suited(model, one)).macs, params, size, accuracy, latency)

@@ -184,11 +184,10 @@ def finetune(
     """
     pictures = Pictures.parse(size, mean, std)
     bytes_, goal = values.memory(memory), out or folder
-    checkpoint = goal.with_name(f"{goal.name}{CHECKPOINT}")
     with failures("--batch less") as outcome, progress() as tell:
         tell("load", 0)
         from onebyone.distributed import together
-        from onebyone.saving import check_folder
+        from onebyone.saving import check_folder, make_parent
 
         use_threads(threads)
         recipe = Recipe(
@@ -198,6 +197,7 @@ def finetune(
         )  # fmt: skip
         reads = (weights, data, held_out, original, None if out is None else str(folder))
         check_folder(goal, force=force, inputs=reads)
+        checkpoint = goal.with_name(f"{goal.name}{CHECKPOINT}")
         plan, spec, weights = original_of(folder, original, weights, trust)
         with together():
             lighter = read_model(str(folder), None, None, trust, several=True)
@@ -211,6 +211,7 @@ def finetune(
                 apart = read_held_out(
                     held_out, lighter, preprocess, room(2 * bytes_, lighter, preprocess), seed
                 )
+            make_parent(goal)
             tuned = run.tuned(pool, checkpoint, resume)
             if not leads():
                 return

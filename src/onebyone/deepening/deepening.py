@@ -140,8 +140,10 @@ def deepen(
     tuned = None
     if epochs:
         with clock.step("finetune"):
+            assert images is not None
             tuned = fine_tune(
-                deeper, images, teacher=reference, epochs=epochs, recipe=recipe or TUNING,
+                deeper, images, teacher=reference, epochs=epochs,
+                recipe=recipe or TUNING.fitting(len(images)),
                 held_out=0 if others is None else others, progress=status,
             )  # fmt: skip
             deeper = tuned.model
@@ -214,6 +216,11 @@ def _room(
     model: nn.Module, reference: nn.Module, image: Tensor, budget: Budget
 ) -> tuple[Room, tuple[int, int], tuple[int, int]]:
     """What may be added, the network's own costs, and the reference's; BudgetError where nothing may."""
+    if budget.latency is not None:
+        raise BudgetError(
+            f"latency={budget.latency} is no budget to deepen to: layers are inserted by their MACs and "
+            "parameters. Give macs=, params= or both, and measure the result"
+        )
     own, whole = (
         (counted.macs, counted.params)
         for counted in (count(m, suited(m, image)) for m in (model, reference))

@@ -27,7 +27,14 @@ from onebyone.plan_files import SCHEMA, plan_from_json, plan_to_json
 from onebyone.plans import Plan
 from onebyone.preprocessing import Preprocess
 from onebyone.several import Packing, packed, unpacked
-from onebyone.tree import deep_copy, modules_by_name, replace_modules, tensors_in
+from onebyone.tree import (
+    check_weights,
+    deep_copy,
+    modules_by_name,
+    replace_modules,
+    tensor_state,
+    tensors_in,
+)
 
 FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 Build = Callable[[Mapping[str, Any], tuple[int, ...] | None], nn.Module]
@@ -141,6 +148,7 @@ def _architecture(
         base = _architecture(earlier, architecture, build, packing)
         return _applied(base, earlier, packing)
     if architecture is not None:
+        check_weights(architecture=architecture)
         return deep_copy(architecture)
     if not source:
         raise ModelError("its plan does not say which network it was made from")
@@ -193,7 +201,7 @@ def _program(folder: Path, trust: bool, error: OneByOneError) -> tuple[nn.Module
 def _fill(model: nn.Module, weights: Path, about: dict[str, Any], trust: bool) -> None:
     """Load the weights with their own dtypes and memory formats, tied ones tied."""
     state = read_weights(weights, trust=trust)
-    own = {k: t for k, t in model.state_dict().items() if isinstance(t, Tensor)}
+    own = tensor_state(model)
     names = {(t.data_ptr(), t.shape): k for k, t in own.items() if k in state and t.numel()}
     for name, tensor in own.items():
         twin = names.get((tensor.data_ptr(), tensor.shape))

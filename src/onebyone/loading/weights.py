@@ -77,7 +77,8 @@ def fit_weights(model: nn.Module, state: Mapping[str, Tensor], path: str | Path)
     the names match. Raises `ModelError` naming the first missing, unexpected and misshapen tensors;
     the model is untouched then.
     """
-    own = model.state_dict()
+    whole = model.state_dict()
+    own = {k: t for k, t in whole.items() if isinstance(t, Tensor)}  # extra state is in no file
     state = unprefixed(state, own)
     # Old files lack BatchNorm's counters, which PyTorch itself forgives.
     missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
@@ -94,7 +95,7 @@ def fit_weights(model: nn.Module, state: Mapping[str, Tensor], path: str | Path)
     # Some modules load no weights without their format's version, which few files keep; names and
     # shapes fit, so it is the model's own.
     versioned = OrderedDict(state)
-    versioned._metadata = getattr(own, "_metadata", None)  # type: ignore[attr-defined]
+    versioned._metadata = getattr(whole, "_metadata", None)  # type: ignore[attr-defined]
     model.load_state_dict(versioned, strict=False)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from onebyone.data import Images, check_held_out, open_images
 from onebyone.distributed import World, together
-from onebyone.errors import TrainingError
+from onebyone.errors import OutputError, TrainingError
 from onebyone.measurement.preparing import backward, total
 from onebyone.measurement.timing import interleave
 from onebyone.preprocessing import Preprocess
@@ -131,8 +131,16 @@ def fine_tune(
         objective = Objective(student, teacher, recipe, example)
         training = _training(student, objective, recipe, supply, kept_back, calm, world)
         path = None if checkpoint is None else Path(checkpoint)
+        if path is not None and path.is_dir():
+            raise OutputError(f"the checkpoint {path} is a folder: give a file")
+        if path is not None and not path.parent.is_dir():
+            raise OutputError(
+                f"the checkpoint {path} cannot be written: there is no folder {path.parent}"
+            )
         if resume and path is not None:
             training.resume(path)
+        elif path is not None and world.leads:
+            path.unlink(missing_ok=True)  # another training's
         with objective:
             ended, why = _run(training, model, path, progress, notes)
         return _result(training, model, ended, why, notes)
@@ -279,7 +287,7 @@ def _result(
 ) -> FineTuned:
     """The best weights in a copy of the model: its types, memory formats, modes and flags."""
     tuned = deep_copy(model)
-    tuned.load_state_dict(training.best)
+    tuned.load_state_dict(tuned.state_dict() | training.best)
     return FineTuned(
         tuned, tuple(training.measured), training.kept, training.recipe,
         _named(training), training.images, training.seconds, ended,

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from onebyone.errors import DataError, ModelError, TrainingError
 from onebyone.recovery.features import Taps, block_ends
 from onebyone.recovery.recipe import Recipe
-from onebyone.running import call, suited
+from onebyone.running import as_logits, call, suited
 from onebyone.tree import draw_from, random_numbers, tensors_in
 
 TINY = 1e-12
@@ -114,8 +114,8 @@ def away(given: tuple[Tensor, ...], wanted: tuple[Tensor, ...], temperature: flo
 
 
 def floats(output: object) -> tuple[Tensor, ...]:
-    """The floating-point tensors of an output, in float32."""
-    found = tuple(t.float() for t in tensors_in(output) if t.is_floating_point())
+    """The floating-point tensors of an output, in float32; of probabilities of classes the logits."""
+    found = tuple(as_logits(t.float()) for t in tensors_in(output) if t.is_floating_point())
     if not found:
         raise ModelError(
             f"the network returns no floating-point tensor but {type(output).__name__}: there is nothing "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import cos, isfinite, pi
 from typing import Any
 
@@ -96,6 +96,10 @@ class Recipe:
         if step < rising:
             return self.rate * (step + 1) / rising
         return self.rate * 0.5 * (1 + cos(pi * (step - rising) / max(1, steps - rising)))
+
+    def fitting(self, images: int) -> Recipe:
+        """With batches that so few images can fill when a twentieth of them is held out."""
+        return replace(self, batch_size=min(self.batch_size, max(1, images - images // 20 - 1)))
 
     def to_json(self) -> dict[str, Any]:
         """A dictionary of plain values."""

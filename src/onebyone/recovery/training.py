@@ -35,6 +35,7 @@ from onebyone.recovery.status import Shown, Status
 from onebyone.recovery.supply import Supply
 from onebyone.recovery.updating import averager_of, optimizer_of
 from onebyone.running import suited
+from onebyone.tree import tensor_state
 
 CHECKPOINT_SECONDS = 300.0
 TELL_SECONDS = 0.25
@@ -195,7 +196,7 @@ class Training:
         better = found is None or all(found.value > other.value for other in earlier)
         self.waited = 0 if better else self.waited + 1
         if found is None or holds_up(found, earlier):
-            self.best = {k: t.detach().clone() for k, t in network.state_dict().items()}
+            self.best = {k: t.detach().clone() for k, t in tensor_state(network).items()}
             self.kept = len(self.measured) - 1
 
     def _agree(self) -> None:
@@ -219,7 +220,7 @@ class Training:
         if not self.world.leads:
             return
         parts = {
-            "student": self.student.state_dict(), "average": self.average.state_dict(),
+            "student": tensor_state(self.student), "average": tensor_state(self.average),
             "best": self.best, "optimizer": optimizer_tensors(self.optimizer),
         }  # fmt: skip
         tensors = {f"{part}/{k}": t for part, held in parts.items() for k, t in held.items()}
@@ -237,8 +238,8 @@ class Training:
         found = read_checkpoint(path)
         about = found.about
         _check_same(found, self, path)
-        self.student.load_state_dict(found.part("student"))
-        self.average.load_state_dict(found.part("average"))
+        self.student.load_state_dict(self.student.state_dict() | found.part("student"))
+        self.average.load_state_dict(self.average.state_dict() | found.part("average"))
         fill_optimizer(self.optimizer, found.part("optimizer"))
         self.best = found.part("best")
         self.step, self.images = about["step"], about["images"]
@@ -278,7 +279,7 @@ def _precision(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
 
 
 def _check_same(found: Checkpoint, training: Training, path: Path) -> None:
-    own = {k: tuple(t.shape) for k, t in training.student.state_dict().items()}
+    own = {k: tuple(t.shape) for k, t in tensor_state(training.student).items()}
     other = {k: tuple(t.shape) for k, t in found.part("student").items()}
     if own != other:
         names = [n for n in {**own, **other} if own.get(n) != other.get(n)]
