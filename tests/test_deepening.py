@@ -600,6 +600,7 @@ def test_few_images_are_trained_on_in_batches_that_they_fill() -> None:
     trap = TRAPS["plain"]
     made = obo.slim(trap.model(), trap.images(40), macs=0.5, held_out=8, latency=False)
     deeper = obo.deepen(
-        made.model, trap.images(40), Budget(macs=1.0), reference=trap.model(), epochs=1, batches=1
-    )
+        made.model, trap.images(1), Budget(macs=1.0), reference=trap.model(), data=trap.images(40),
+        epochs=1, batches=1,
+    )  # fmt: skip
     assert deeper.plan.insertions
