@@ -752,3 +752,23 @@ class TestCommand:
         assert "Traceback" not in result.stderr
         assert result.stdout == ""
         assert sorted(p.name for p in place.iterdir() if p.name != "__pycache__") == before
+
+
+def test_a_network_that_holds_the_other_has_its_layers_renamed() -> None:
+    def net() -> nn.Sequential:
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.ReLU()
+        )
+
+    class Doubled(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * x
+
+    x = torch.randn(1, 3, 8, 8)
+    for other, added in ((nn.Sequential(net()), 0), (nn.Sequential(Doubled(), net()), 1)):
+        for found in (diff(net(), other, x), diff(other, net(), x)):
+            kinds = [m.status for m in found.matches]
+            assert kinds.count("renamed") == 5
+            assert len(kinds) == 5 + added
+            assert all(m.same_weights for m in found.matches if m.same_weights is not None)

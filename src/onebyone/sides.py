@@ -80,11 +80,20 @@ class Side:
 
 
 def split(whole: Collection[str], parts: Collection[str]) -> dict[str, str]:
-    """The layers of `parts` that stand under a name that is one layer of `whole`, each with that name."""
+    """The layers of `parts` that stand under a name that is one layer of `whole`, each with that name.
+
+    Not those of a module that holds the other network as a whole: `nn.Sequential(net)` has all layers
+    of `net` under the name of its first.
+    """
     leaves = set(whole)
     for name in whole:
         leaves -= set(_above(name))
     grouped = {above for name in parts for above in _above(name) if above in leaves}
+    alike = len(set(parts) & set(whole)) + len(grouped)
+    for above in list(grouped):
+        inside = {n.removeprefix(f"{above}.") for n in parts if n.startswith(f"{above}.")}
+        if len(inside & set(whole)) > alike:
+            grouped.discard(above)
     return {name: above for name in parts for above in _above(name) if above in grouped}
 
 

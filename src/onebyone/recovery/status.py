@@ -37,7 +37,7 @@ class Shown:
     """What the progress shows: loss and accuracy as moving averages, and the pace."""
 
     def __init__(self) -> None:
-        self.began, self.steps = time.perf_counter(), 0
+        self.began, self.steps, self.images = time.perf_counter(), 0, 0
         self.loss, self.accuracy = 0.0, None
 
     def add(self, loss: float, right: int | None, images: int) -> None:
@@ -48,3 +48,4 @@ class Shown:
             before = right / images if self.accuracy is None else self.accuracy
             self.accuracy: float | None = keep * before + (1 - keep) * right / images
         self.steps += 1
+        self.images += images

@@ -209,10 +209,11 @@ class Training:
 
     def _status(self) -> Status:
         shown, left = self._shown, self.steps - self.step
-        rate = shown.steps / max(1e-9, time.perf_counter() - shown.began)
+        seconds = max(1e-9, time.perf_counter() - shown.began)
+        rate = shown.steps / seconds
         return Status(
             self.step / self.supply.steps, self.steps / self.supply.steps, shown.loss,
-            shown.accuracy, rate * self.recipe.batch_size, left / rate if rate else 0.0,
+            shown.accuracy, shown.images * self.world.size / seconds, left / rate if rate else 0.0,
         )  # fmt: skip
 
     def save(self, path: Path) -> None:
