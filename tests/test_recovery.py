@@ -109,6 +109,23 @@ class TestLearning:
         slimmed = obo.slim(Extra(net()), data.inputs, macs=0.6, held_out=16, latency=False)
         assert obo.load(slimmed.save(tmp_path / "out"), architecture=Extra(net())).model
 
+    def test_image_files_that_cannot_be_read_are_named(self, tmp_path: Path) -> None:
+        from PIL import Image
+
+        generator = torch.Generator().manual_seed(0)
+        for number in range(24):
+            pixels = torch.randint(0, 256, (10, 10, 3), dtype=torch.uint8, generator=generator)
+            Image.fromarray(pixels.numpy()).save(tmp_path / f"{number:02}.png")
+        (tmp_path / "broken.png").write_bytes(b"no picture")
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        tuned = obo.fine_tune(
+            model, tmp_path, teacher=model, held_out=0, recipe=replace(QUICK, batch_size=5),
+            preprocess=obo.Preprocess((3, 10, 10), (0.5,) * 3, (0.25,) * 3),
+        )  # fmt: skip
+        assert sum("1 image file could not be read: " in note for note in tuned.notes) == 1
+        assert any("broken.png: " in note for note in tuned.notes)
+
     def test_another_trainings_checkpoint_is_not_gone_on_with(self, tmp_path: Path) -> None:
         data, path = labeled(64), tmp_path / "checkpoint.safetensors"
         given: dict[str, Any] = {"held_out": 0, "recipe": QUICK, "checkpoint": path}

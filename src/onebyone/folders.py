@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -64,20 +64,35 @@ class Listing:
     labels: Tensor | None
     notes: tuple[str, ...]
     preprocess: Preprocess
+    skipped: dict[Path, str] = field(default_factory=dict, compare=False)
 
     def read(self, index: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Some of the images (N, C, H, W) with their labels; files that cannot be read are left out."""
+        """Some of the images (N, C, H, W) with their labels; files that cannot be read are left out, and
+        noted in `skipped` with the reason."""
         wanted = [self.files[i] for i in index.tolist()]
         threads = min(8, os.cpu_count() or 1)
         with ThreadPoolExecutor(threads) as pool:
             read = list(pool.map(lambda f: _read(f, self.preprocess), wanted))
         kept = [i for i, result in enumerate(read) if isinstance(result, Tensor)]
+        self.skipped.update(
+            (file, why) for file, why in zip(wanted, read, strict=True) if isinstance(why, str)
+        )
         if not kept:
             raise DataError(
                 f"none of {len(wanted)} image files can be read, the first is {wanted[0]}: {read[0]}"
             )
         labels = None if self.labels is None else self.labels[index[torch.tensor(kept)]]
         return torch.stack([r for r in read if isinstance(r, Tensor)]), labels
+
+
+def unread(skipped: Sequence[str]) -> tuple[str, ...]:
+    """A note on files that could not be read, each given with the reason; none where all could."""
+    count = len(skipped)
+    if not count:
+        return ()
+    named = "; ".join(skipped[:3]) + (f"; and {count - 3:,} more" if count > 3 else "")
+    what = "1 image file" if count == 1 else f"{count:,} image files"
+    return (f"{what} could not be read: {named}",)
 
 
 def list_folder(

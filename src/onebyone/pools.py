@@ -43,6 +43,13 @@ class Pool:
         """What there is to say about the source."""
         return self.source.notes
 
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        """Files that could not be read so far, with the reason."""
+        if isinstance(self.source, Listing):
+            return tuple(f"{file}: {why}" for file, why in sorted(self.source.skipped.items()))
+        return self.source.skipped
+
     def read(self, index: Int[Tensor, " some"]) -> tuple[Tensor, Tensor | None]:
         """Some of the images (some, C, H, W) and their labels; unreadable files are left out."""
         places = self.places[index]

@@ -17,6 +17,7 @@ from onebyone.displaying import Displayed
 from onebyone.distributed import World
 from onebyone.errors import BudgetError, DataError
 from onebyone.explaining.insight import Insight, look_into
+from onebyone.folders import unread
 from onebyone.pacing.pace import paced, runtime_named
 from onebyone.plain import plain
 from onebyone.planning import Planner
@@ -318,9 +319,4 @@ def _most(preprocess: Preprocess | None, memory: int) -> int | None:
 
 def told(images: Images) -> tuple[str, ...]:
     """What there is to say about the images: files that could not be read, labels that are none."""
-    count, notes = len(images.skipped), images.notes
-    if not count:
-        return notes
-    named = "; ".join(images.skipped[:3]) + (f"; and {count - 3:,} more" if count > 3 else "")
-    what = "1 image file" if count == 1 else f"{count:,} image files"
-    return (*notes, f"{what} could not be read: {named}")
+    return (*images.notes, *unread(images.skipped))

@@ -17,7 +17,7 @@ from onebyone.data import Images, check_held_out, check_images, open_images
 from onebyone.deepening.candidates import KINDS, WIDTH, candidates, inserted, same
 from onebyone.deepening.filling import Room, by_gain, by_rule
 from onebyone.deepening.insertions import INSERTIONS, Insertion
-from onebyone.deepening.probing import BATCH, BATCHES, RECIPE, probe
+from onebyone.deepening.probing import BATCH, BATCHES, LEAST, RECIPE, probe
 from onebyone.errors import BudgetError, DataError, ModelError
 from onebyone.loading.slimmed import as_source
 from onebyone.measurement.counting import count
@@ -129,7 +129,7 @@ def deepen(
         if images is not None:
             with clock.step("probe"):
                 found = _scored(model, found, images, reference, batches, seed, clock.tell)
-            notes = (_probed(images, batches),)
+            notes = (_probed(images, max(batches, LEAST)),)
         chosen, notes = _chosen(found, room, notes)
         _check_same(model, image, chosen, seed)
     deeper = inserted(model, chosen, seed)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from onebyone.data import Images, check_held_out, open_images
 from onebyone.distributed import World, together
 from onebyone.errors import OutputError, TrainingError
+from onebyone.folders import unread
 from onebyone.measurement.preparing import backward, total
 from onebyone.measurement.timing import interleave
 from onebyone.preprocessing import Preprocess
@@ -291,7 +292,7 @@ def _result(
     return FineTuned(
         tuned, tuple(training.measured), training.kept, training.recipe,
         _named(training), training.images, training.seconds, ended,
-        why, notes, training.held_out,
+        why, (*notes, *unread(training.supply.skipped)), training.held_out,
     )  # fmt: skip
 
 

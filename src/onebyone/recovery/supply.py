@@ -40,6 +40,11 @@ class Supply(Protocol):
         """How several inputs lie in one tensor; None where an image is all."""
         ...
 
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        """Files that could not be read so far, with the reason."""
+        ...
+
     def epoch(self, number: int, first: int, world: World) -> Iterator[Batch]:
         """This process's part of the batches of an epoch, from the `first` one on."""
         ...
@@ -62,6 +67,11 @@ class Shuffled:
                 f"{len(self.pool):,} images fill no batch of {batch:,}: give more images, or a smaller "
                 "--batch (batch_size=)"
             )
+
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        """Files that could not be read so far, with the reason."""
+        return self.pool.skipped
 
     def epoch(self, number: int, first: int, world: World) -> Iterator[Batch]:
         """This process's part of the batches of an epoch, from the `first` one on."""
@@ -98,6 +108,7 @@ class Given:
         self.batches, self.preprocess = batches, preprocess
         self.steps, self.held_out = count // world.size, None
         self.packing: Packing | None = None  # known when a batch was read
+        self.skipped: tuple[str, ...] = ()
         if not self.steps:
             raise TrainingError(f"{count} batches are not enough for {world.size} processes")
 
