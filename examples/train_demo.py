@@ -161,6 +161,7 @@ def write_images(args: argparse.Namespace) -> None:
     chosen = np.sort(
         np.random.default_rng(args.seed).choice(len(images), CALIBRATION, replace=False)
     )
+    args.out.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(args.out / "calibration.npz", images=images[chosen][:, None])
     images, labels = read_split(args.data, "t10k")
     np.savez_compressed(args.out / "test.npz", images=images[:TEST][:, None], labels=labels[:TEST])
