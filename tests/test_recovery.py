@@ -100,6 +100,15 @@ class TestLearning:
             assert other.score.loss == pytest.approx(one.score.loss, rel=0.02)
             assert other.score.agreement == pytest.approx(one.score.agreement, abs=0.03)
 
+    def test_a_teacher_of_another_type(self) -> None:
+        data, given = labeled(64), {"held_out": 0, "recipe": QUICK}
+        one, other = (
+            obo.fine_tune(net(1), data, teacher=teacher, **given).model
+            for teacher in (net(), net().double())
+        )
+        for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
     def test_extra_state_that_is_no_tensor(self, tmp_path: Path) -> None:
         data, path = labeled(64), tmp_path / "checkpoint.safetensors"
         given: dict[str, Any] = {"held_out": 0, "recipe": QUICK}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from onebyone.running import call
+from onebyone.running import call, suited
 from onebyone.surveying import CONV_LIKE
 from onebyone.tree import evaluating, hooked, modules_by_name
 
@@ -80,7 +80,7 @@ def _ran(model: nn.Module, example: Tensor) -> dict[str, _Ran]:
     ]
     handles = [m.register_forward_hook(hook(n)) for n, m in modules]
     with evaluating(model), torch.no_grad(), hooked(handles):
-        call(model, example)
+        call(model, suited(model, example))
     return {name: ran for name, ran in found.items() if calls[name] == 1}
 
 

@@ -66,7 +66,7 @@ class Objective:
         if self.teacher is not None:
             state = random_numbers()
             with torch.no_grad():
-                wanted = floats(call(self.teacher, inputs))
+                wanted = floats(call(self.teacher, suited(self.teacher, inputs)))
             draw_from(state)
         given = floats(call(self.run, inputs))
         value = self._outputs(given, wanted, labels)
