@@ -117,7 +117,7 @@ def photos(root: Path, packages: Sequence[str] = PACKAGES) -> list[Photo]:
     share = root / "usr/share"
     wallpapers = share / "wallpapers"
     examples = share / "doc/opencv-doc/examples"
-    found = [
+    every = [
         *(Photo("lomiri-wallpapers", share / f"backgrounds/{n}.jpg") for n in LOMIRI),
         *(Photo("mate-backgrounds", share / f"backgrounds/mate/nature/{n}.jpg") for n in MATE),
         *(Photo("plasma-workspace-wallpapers", wallpapers / n / "contents/images/2560x1600.jpg")
@@ -126,15 +126,13 @@ def photos(root: Path, packages: Sequence[str] = PACKAGES) -> list[Photo]:
         *(Photo("scikit-image", _package("skimage") / "data" / n) for n in SKIMAGE),
         *(Photo("scikit-learn", _package("sklearn") / "datasets/images" / n) for n in SKLEARN),
     ]  # fmt: skip
-    resources = [share / f"gcompris-qt/rcc/{n}.rcc" for n in GCOMPRIS]
-    wanted = [p.path for p in found if p.package in packages]
-    wanted += resources if "gcompris-qt-data" in packages else []
-    missing = [str(path) for path in wanted if not path.exists()]
+    found = [p for p in every if p.package in packages]
+    inside = GCOMPRIS if "gcompris-qt-data" in packages else ()
+    resources = [share / f"gcompris-qt/rcc/{name}.rcc" for name in inside]
+    missing = [str(p) for p in (*(p.path for p in found), *resources) if not p.exists()]
     if missing:
         raise FileNotFoundError(f"{', '.join(missing)}: install these packages\n{__doc__}")
-    if "gcompris-qt-data" in packages:
-        found += [p for resource in resources for p in _photos_inside(resource)]
-    return [p for p in found if p.package in packages]
+    return found + [photo for resource in resources for photo in _photos_inside(resource)]
 
 
 def _package(name: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -355,6 +356,21 @@ class Broken(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(x) * torch.nan
+
+
+class Threaded(nn.Module):
+    """Runs a layer in a thread of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.aside = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, made = self.stem(x), []
+        thread = threading.Thread(target=lambda: made.append(self.aside(x)))
+        thread.start()
+        thread.join()
+        return made[0]
 
 
 def _doubled(module: nn.Module, args: object, output: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from models import Threaded
 from test_measuring import MACHINE
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -365,21 +366,6 @@ def test_frozen_scripts_are_measured_and_it_is_said_what_cannot_be_seen() -> Non
     found = quickly(torch.jit.freeze(torch.jit.script(net)), x)
     assert (found.macs, found.params) == (count(net, x).macs, 0)
     assert any("frozen scripts" in note for note in found.notes)
-
-
-class Threaded(nn.Module):
-    """Runs a layer in a thread of its own."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.aside = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x, made = self.stem(x), []
-        thread = threading.Thread(target=lambda: made.append(self.aside(x)))
-        thread.start()
-        thread.join()
-        return made[0]
 
 
 def test_what_runs_in_other_threads_is_said_not_to_be_counted() -> None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import copy
-import threading
 
 import pytest
 import torch
-from models import TRAPS, Containers, RunThrice, Tied, images
+from models import TRAPS, Containers, RunThrice, Threaded, Tied, images
 from test_conv import counted_macs, counted_params
 from test_tree import check_untouched
 from torch import Tensor, nn
@@ -155,18 +154,6 @@ def test_copies() -> None:
 
 
 def test_a_layer_in_a_thread_of_its_own_stays() -> None:
-    class Threaded(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.stem, self.aside = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)
-
-        def forward(self, x: Tensor) -> Tensor:
-            x, made = self.stem(x), []
-            thread = threading.Thread(target=lambda: made.append(self.aside(x)))
-            thread.start()
-            thread.join()
-            return made[0]
-
     found = survey(Threaded().eval(), torch.randn(1, 3, 8, 8))
     assert seen(found, "stem").refusal is None
     assert "thread" in (seen(found, "aside").refusal or "")

@@ -104,7 +104,8 @@ def slim(
     one under a budget.
     held_out: other images to verify on; by default those beyond `calibration` images, at least an
     eighth (half for max_drop), are held out of `images`; 0 holds none out.
-    memory: bytes for the activations of the calibration pass; where `preprocess` says how large the
+    memory: bytes for the activations of the calibration pass, and for those of images that wait while a
+    layer is solved (see `rewrite`); where `preprocess` says how large the
     images are, and from batches always, no more are taken than fit in half of it, as `open_images`
     chooses them.
     steps, finetune_epochs: slim in so many steps, and fine-tune for so many epochs of all images after

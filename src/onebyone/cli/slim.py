@@ -281,6 +281,7 @@ def _write_plan(
         from onebyone.planning import plan as make_plan
         from onebyone.plans import Budget
         from onebyone.report import plan_table
+        from onebyone.saving import make_parent
         from onebyone.statistics import observe
 
         budget = Budget(macs, params)
@@ -299,7 +300,7 @@ def _write_plan(
         made = replace(
             make_plan(found.loaded.model, statistics, budget), source=found.loaded.source
         )
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_parent(path)
         write_plan(made, path)
         outcome.written = path
     if as_json:

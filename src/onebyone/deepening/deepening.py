@@ -101,8 +101,8 @@ def deepen(
     held_out: other images to compare on and to choose the best weights by; by default a twentieth of the
     data is set apart, 0 for none. source: what `load` said of the network (`Loaded.source`), or the plan
     that made it, so that a saved folder can be loaded again.
-    Raises BudgetError for a budget that is used up already, ModelError where nothing can be inserted,
-    DataError for images or labels that do not fit.
+    Raises BudgetError for a budget of time or one that is used up already, ModelError where nothing can
+    be inserted, DataError for images or labels that do not fit.
     """
     check_weights(model=model, reference=reference)
     clock = Clock(progress)

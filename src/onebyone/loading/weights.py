@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from onebyone.errors import ModelError
+from onebyone.tree import tensor_state
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".tar", ".ckpt")
 # Where training scripts keep the weights; averaged ones are what their authors evaluate.
@@ -77,8 +78,7 @@ def fit_weights(model: nn.Module, state: Mapping[str, Tensor], path: str | Path)
     the names match. Raises `ModelError` naming the first missing, unexpected and misshapen tensors;
     the model is untouched then.
     """
-    whole = model.state_dict()
-    own = {k: t for k, t in whole.items() if isinstance(t, Tensor)}  # extra state is in no file
+    own = tensor_state(model)
     state = unprefixed(state, own)
     # Old files lack BatchNorm's counters, which PyTorch itself forgives.
     missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
@@ -95,7 +95,7 @@ def fit_weights(model: nn.Module, state: Mapping[str, Tensor], path: str | Path)
     # Some modules load no weights without their format's version, which few files keep; names and
     # shapes fit, so it is the model's own.
     versioned = OrderedDict(state)
-    versioned._metadata = getattr(whole, "_metadata", None)  # type: ignore[attr-defined]
+    versioned._metadata = getattr(model.state_dict(), "_metadata", None)  # type: ignore[attr-defined]
     model.load_state_dict(versioned, strict=False)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from onebyone.data import Images, check_held_out, open_images
 from onebyone.distributed import World, together
 from onebyone.errors import OutputError, TrainingError
+from onebyone.files import check_writable
 from onebyone.folders import unread
 from onebyone.measurement.preparing import backward, total
 from onebyone.measurement.timing import interleave
@@ -120,6 +121,9 @@ def fine_tune(
     if resume and checkpoint is None:
         raise TrainingError("there is nothing to resume from: give checkpoint=, the file")
     with together() as world, random_numbers_kept():
+        path = None if checkpoint is None else Path(checkpoint)
+        if path is not None and world.leads:
+            _check_file(path)
         supply, kept_back, notes = _opened(data, held_out, recipe, preprocess, classes, world)
         calm = _calm(supply, world)
         example = calm[0][:1]
@@ -131,13 +135,6 @@ def fine_tune(
             teacher = _teacher(packed(teacher, supply.packing), recipe, example)
         objective = Objective(student, teacher, recipe, example)
         training = _training(student, objective, recipe, supply, kept_back, calm, world)
-        path = None if checkpoint is None else Path(checkpoint)
-        if path is not None and path.is_dir():
-            raise OutputError(f"the checkpoint {path} is a folder: give a file")
-        if path is not None and not path.parent.is_dir():
-            raise OutputError(
-                f"the checkpoint {path} cannot be written: there is no folder {path.parent}"
-            )
         if resume and path is not None:
             training.resume(path)
         elif path is not None and world.leads:
@@ -145,6 +142,17 @@ def fine_tune(
         with objective:
             ended, why = _run(training, model, path, progress, notes)
         return _result(training, model, ended, why, notes)
+
+
+def _check_file(path: Path) -> None:
+    """Raise OutputError, before anything is trained, where no checkpoint can be written."""
+    if path.is_dir():
+        raise OutputError(f"the checkpoint {path} is a folder: give a file")
+    if not path.parent.is_dir():
+        raise OutputError(
+            f"the checkpoint {path} cannot be written: there is no folder {path.parent}"
+        )
+    check_writable(path)
 
 
 def _run(
