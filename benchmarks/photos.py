@@ -2,7 +2,8 @@
 
     pip install scikit-image scikit-learn
     apt-get install lomiri-wallpapers-16.04 lomiri-wallpapers-20.04 mate-backgrounds \\
-        plasma-workspace-wallpapers opencv-doc gcompris-qt-data
+        plasma-workspace-wallpapers opencv-doc gcompris-qt-data scratch gnome-control-center-data \\
+        kphotoalbum kalzium-data palapeli-data
 
 `opencv-doc` puts its examples under /usr/share/doc, where some systems (containers, mostly) install
 nothing: `dpkg -x` into a folder does as well, and that folder is given as the root.
@@ -21,33 +22,85 @@ import numpy as np
 import qt_resources
 from PIL import Image
 
-LOMIRI = (
-    "Bridge_by_Sander_Klootwijk", "Dragonfly_by_Bolly", "Picture_0B_by_freespace",
-    "Picture_1A_by_freespace", "Wine_by_Jakkub_Mede",
-    "aitzgorri_by_Aitzol_Berasategi", "free_by_Peter_Nerlich",
-    "friends_by_Aitzol_Berasategi", "greentock_by_Peter_Nerlich",
-    "life_by_Aitzol_Berasategi", "picosdeeuropa_by_Aitzol_Berasategi",
-    "seeding_by_Clements_Engelhardt", "sunset_by_Aitzol_Berasategi",
-    "Kleiber_by_Lukas_Baubkus",
+
+@dataclass(frozen=True)
+class Shipped:
+    """Photos of one package: a folder under /usr/share, or of an installed Python package; FILE.jpg each,
+    unless `file` says otherwise."""
+
+    package: str
+    folder: str
+    names: tuple[str, ...]
+    file: str = "{}.jpg"
+    module: str = ""
+
+
+# Not all that these packages have: what is drawn, rendered or there twice (a person, a wall, a skyline)
+# is left out.
+SHIPPED = (
+    Shipped("lomiri-wallpapers", "backgrounds", (
+        "Bridge_by_Sander_Klootwijk", "Dragonfly_by_Bolly", "Picture_0B_by_freespace",
+        "Picture_1A_by_freespace", "Wine_by_Jakkub_Mede", "aitzgorri_by_Aitzol_Berasategi",
+        "free_by_Peter_Nerlich", "friends_by_Aitzol_Berasategi", "greentock_by_Peter_Nerlich",
+        "life_by_Aitzol_Berasategi", "picosdeeuropa_by_Aitzol_Berasategi",
+        "seeding_by_Clements_Engelhardt", "sunset_by_Aitzol_Berasategi", "Kleiber_by_Lukas_Baubkus",
+    )),
+    Shipped("mate-backgrounds", "backgrounds/mate/nature", (
+        "Aqua", "Blinds", "Dune", "FreshFlower", "Garden", "GreenMeadow", "LadyBird", "RainDrops",
+        "Storm", "TwoWings", "YellowFlower",
+    )),
+    Shipped("plasma-workspace-wallpapers", "wallpapers", (
+        "BytheWater", "ColdRipple", "ColorfulCups", "DarkestHour", "EveningGlow", "FallenLeaf", "Grey",
+        "Kite", "OneStandsOut", "Path", "summer_1am",
+    ), "{}/contents/images/2560x1600.jpg"),
+    Shipped("opencv-doc", "doc/opencv-doc/examples", (
+        "alphamat/input_images/plant.jpg", "data/HappyFish.jpg", "data/aero1.jpg", "data/aloeL.jpg",
+        "data/apple.jpg", "data/baboon.jpg", "data/board.jpg", "data/building.jpg",
+        "data/butterfly.jpg", "data/chicky_512.png", "data/ela_original.jpg", "data/fruits.jpg",
+        "data/home.jpg", "data/leuvenA.jpg", "data/messi5.jpg", "data/orange.jpg",
+        "data/rubberwhale1.png", "data/squirrel_cls.jpg", "data/stuff.jpg", "hfs/data/000.jpg",
+        "hfs/data/001.jpg", "hfs/data/002.jpg",
+    ), "{}"),
+    Shipped("scikit-image", "data", (
+        "astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg",
+    ), "{}", "skimage"),
+    Shipped("scikit-learn", "datasets/images", ("china.jpg", "flower.jpg"), "{}", "sklearn"),
+    Shipped("scratch", "scratch/Media/Backgrounds", (
+        "Indoors/clothing-store", "Indoors/hall", "Indoors/kitchen", "Indoors/the-movies-inside",
+        "Nature/beach-malibu", "Nature/canyon", "Nature/flower-bed", "Nature/forest",
+        "Nature/garden-rock", "Nature/grand-canyon", "Nature/gravel-desert", "Nature/hill",
+        "Nature/lake", "Nature/moon", "Nature/pathway", "Nature/tree", "Nature/water-and-rocks",
+        "Nature/wave", "Outdoors/all-sports-mural", "Outdoors/atom-playground",
+        "Outdoors/bench-with-view", "Outdoors/berkeley-mural", "Outdoors/boardwalk",
+        "Outdoors/brick-wall-and-stairs", "Outdoors/brick-wall1",
+        "Outdoors/building-at-mit", "Outdoors/building-fireproof", "Outdoors/castle",
+        "Outdoors/city-with-water", "Outdoors/driveway",
+        "Outdoors/graffiti", "Outdoors/hallway_outdoors", "Outdoors/hay_field", "Outdoors/houses",
+        "Outdoors/mansion", "Outdoors/mural-faro", "Outdoors/parking-ramp", "Outdoors/pool",
+        "Outdoors/route66", "Outdoors/silos", "Outdoors/the-movies", "Outdoors/train-tracks1",
+        "Outdoors/train-tracks2", "Outdoors/village", "Outdoors/wooden-house",
+        "Sports/baseball-field", "Sports/basketball-court1-a", "Sports/football-field",
+        "Sports/playing-field", "Sports/tennis-backboard",
+    )),
+    Shipped("gnome-control-center-data", "pixmaps/faces", (
+        "bicycle", "book", "calculator", "cat", "coffee2", "flower2", "gamepad", "guitar2",
+        "headphones", "hummingbird", "mountain", "plane", "surfer", "tomatoes", "tree",
+    )),
+    Shipped("kphotoalbum", "kphotoalbum/demo", (
+        "anne_helene", "bar55", "blackie", "cold_water", "donna", "grand_canyon_1",
+        "jesper", "new_wave_1", "pool", "qt-logo", "skagen", "snow",
+        "spiff", "sunset", "wayne",
+    )),
+    Shipped("kalzium-data", "kalzium/data/toolpics", (
+        "abzug", "becherglas", "brechungsmesser", "brenner", "dsc", "erlenmeyerkolben", "exikator",
+        "hplc", "moerser", "phpapier", "rg-staender", "rotationsverdampfer", "rundkolben", "spatel",
+        "tonschale", "trichter", "verteiler", "waage",
+    )),
+    Shipped("palapeli-data", "palapeli/collection", (
+        "castle-maintenon", "cincinnati-bridge", "citrus-fruits", "european-honey-bee",
+        "panther-chameleon-female",
+    )),
 )  # fmt: skip
-MATE = (
-    "Aqua", "Blinds", "Dune", "FreshFlower", "Garden", "GreenMeadow", "LadyBird", "RainDrops",
-    "Storm", "TwoWings", "YellowFlower",
-)  # fmt: skip
-PLASMA = (
-    "BytheWater", "ColdRipple", "ColorfulCups", "DarkestHour", "EveningGlow", "FallenLeaf", "Grey",
-    "Kite", "OneStandsOut", "Path", "summer_1am",
-)  # fmt: skip
-OPENCV = (
-    "alphamat/input_images/plant.jpg", "data/HappyFish.jpg", "data/aero1.jpg", "data/aloeL.jpg",
-    "data/apple.jpg", "data/baboon.jpg", "data/board.jpg", "data/building.jpg",
-    "data/butterfly.jpg", "data/chicky_512.png", "data/ela_original.jpg", "data/fruits.jpg",
-    "data/home.jpg", "data/leuvenA.jpg", "data/messi5.jpg", "data/orange.jpg",
-    "data/rubberwhale1.png", "data/squirrel_cls.jpg", "data/stuff.jpg", "hfs/data/000.jpg",
-    "hfs/data/001.jpg", "hfs/data/002.jpg",
-)  # fmt: skip
-SKIMAGE = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")
-SKLEARN = ("china.jpg", "flower.jpg")
 GCOMPRIS = (
     "categorization", "details", "erase", "explore_farm_animals", "explore_monuments",
     "explore_world_animals", "explore_world_music",
@@ -58,10 +111,7 @@ LEFT_OUT = (
     "image/Neuschwanstein",  # in another resource too
 )  # fmt: skip
 LEAST = 200  # pixels of the shorter side: smaller pictures are icons
-PACKAGES = (
-    "lomiri-wallpapers", "mate-backgrounds", "plasma-workspace-wallpapers", "opencv-doc",
-    "scikit-image", "scikit-learn", "gcompris-qt-data",
-)  # fmt: skip
+PACKAGES = (*(s.package for s in SHIPPED), "gcompris-qt-data")
 SIZE = 1024  # the longer side at which a photo is read: wallpapers have up to 6,000 pixels
 
 
@@ -115,17 +165,12 @@ def photos(root: Path, packages: Sequence[str] = PACKAGES) -> list[Photo]:
     """All of these packages, in a fixed order; FileNotFoundError names those that are missing and how
     to get them."""
     share = root / "usr/share"
-    wallpapers = share / "wallpapers"
-    examples = share / "doc/opencv-doc/examples"
     every = [
-        *(Photo("lomiri-wallpapers", share / f"backgrounds/{n}.jpg") for n in LOMIRI),
-        *(Photo("mate-backgrounds", share / f"backgrounds/mate/nature/{n}.jpg") for n in MATE),
-        *(Photo("plasma-workspace-wallpapers", wallpapers / n / "contents/images/2560x1600.jpg")
-          for n in PLASMA),
-        *(Photo("opencv-doc", examples / n) for n in OPENCV),
-        *(Photo("scikit-image", _package("skimage") / "data" / n) for n in SKIMAGE),
-        *(Photo("scikit-learn", _package("sklearn") / "datasets/images" / n) for n in SKLEARN),
-    ]  # fmt: skip
+        Photo(shipped.package, folder / shipped.file.format(name))
+        for shipped in SHIPPED
+        for folder in [(_package(shipped.module) if shipped.module else share) / shipped.folder]
+        for name in shipped.names
+    ]
     found = [p for p in every if p.package in packages]
     inside = GCOMPRIS if "gcompris-qt-data" in packages else ()
     resources = [share / f"gcompris-qt/rcc/{name}.rcc" for name in inside]
@@ -142,9 +187,11 @@ def _package(name: str) -> Path:
     return Path(spec.origin).parent
 
 
-def split(every: list[Photo]) -> tuple[list[Photo], list[Photo]]:
-    """Photos to calibrate on and photos held out, by turns, so that both have some of each package."""
-    return every[::2], every[1::2]
+def split(every: list[Photo], one_in: int = 2) -> tuple[list[Photo], list[Photo]]:
+    """Photos to calibrate on and photos held out, one in so many and by turns, so that both have some of
+    each package."""
+    held_out = every[1::one_in]
+    return [p for p in every if p not in held_out], held_out
 
 
 def crops(chosen: list[Photo], each: int, size: int, seed: int) -> np.ndarray:

@@ -56,9 +56,9 @@ class Case:
     """One network with its crops, and what is made once for all its rows."""
 
     def __init__(
-        self, network: Trained, every: list[photos.Photo], each: int, held_out: int
+        self, network: Trained, every: list[photos.Photo], one_in: int, each: int, held_out: int
     ) -> None:
-        known, unknown = photos.split(every)
+        known, unknown = photos.split(every, one_in)
         self.network, self.model = network, network.load().requires_grad_(False)
         self.known, self.each = known, each
         self.crops = photos.crops(unknown, held_out, network.size, 1)
@@ -184,6 +184,7 @@ def main() -> None:
     parser.add_argument(
         "--packages", nargs="+", choices=photos.PACKAGES, default=list(photos.PACKAGES)
     )
+    parser.add_argument("--one-in", type=int, default=2, help="one photo in so many is held out")
     parser.add_argument("--each", type=int, help="calibration crops of each photo")
     parser.add_argument("--held-out", type=int, default=HELD_OUT, help="crops of each photo")
     parser.add_argument("--cache", type=Path, default=Path("real.json"))
@@ -204,7 +205,7 @@ def main() -> None:
 
     for network in (n for n in trained.NETWORKS if n.name in given.networks):
         each = given.each or CALIBRATION.get(network.name, EACH)
-        case = Case(network, every, each, given.held_out)
+        case = Case(network, every, given.one_in, each, given.held_out)
         levels = given.levels or LEVELS.get(network.name, EDGE_LEVELS)
         for level in levels:
             for method in given.methods:

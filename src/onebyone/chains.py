@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from numbers import Integral
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from onebyone.errors import ShapeError
+from onebyone.errors import ShapeError, is_whole
 from onebyone.windows import AnyShape, Shape, Window, shape_of, shape_text
 
 Layers = list[nn.Module]
@@ -73,8 +71,7 @@ def joined(layers: Layers) -> nn.Module:
 
 def positive(number: int, what: str) -> int:
     """The number, checked: ShapeError where it is none from 1 up."""
-    whole = isinstance(number, Integral) and not isinstance(number, bool)
-    if not whole or not 1 <= number <= 2**20:
+    if not is_whole(number) or not 1 <= number <= 2**20:
         raise ShapeError(
             f"{what} is given as {number!r}: a whole number from 1 to {2**20:,} is expected"
         )

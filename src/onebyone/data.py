@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from onebyone.errors import DataError
+from onebyone.errors import DataError, is_whole, seeded, whole
 from onebyone.folders import read_folder
 from onebyone.preprocessing import Preprocess
 from onebyone.several import Packing, described, pack
@@ -53,8 +54,7 @@ class Images:
 
     def take(self, n: int, seed: int = 0) -> Images:
         """A random subset of n images, the same one for the same seed; all where n is larger."""
-        if n < 1:
-            raise DataError(f"{n} images were asked for: at least 1 is needed")
+        n = whole("n", n, 1, error=DataError)
         return self if n >= len(self) else self._at(_shuffled(len(self), seed)[:n])
 
     def led_by(self, place: int) -> Images:
@@ -67,7 +67,7 @@ class Images:
 
         `held_out` is a number of images (int) or a fraction of them (float below 1).
         """
-        n = math.ceil(held_out * len(self)) if isinstance(held_out, float) else held_out
+        n = number_of(held_out, len(self))
         if not 0 < n < len(self):
             raise DataError(
                 f"{held_out} of {len(self)} images cannot be held out: at least one must remain on "
@@ -119,8 +119,8 @@ def open_images(
     from an iterable the first images. Raises `DataError` on what is missing, unreadable, of the
     wrong shape, not finite, or would have to be normalized without `preprocess`.
     """
-    if limit is not None and limit < 1:
-        raise DataError(f"a limit of {limit} images was given: at least 1 is needed")
+    if limit is not None:
+        limit = whole("limit", limit, 1, error=DataError)
     if isinstance(data, Images):
         images = data
     elif isinstance(data, str) and data in DEMO_FILES:
@@ -181,8 +181,24 @@ def _shape(inputs: Tensor) -> str:
     return "×".join(map(str, inputs.shape[1:]))
 
 
+def is_number(held_out: object) -> TypeGuard[float]:
+    """Whether held-out images are given by how many they are, rather than themselves."""
+    return isinstance(held_out, Real) and not isinstance(held_out, bool)
+
+
+def number_of(held_out: float, images: int) -> int:
+    """How many of so many images are held out: so many, or a fraction of them if it is no whole number."""
+    if is_whole(held_out):
+        return whole("held_out", held_out, 0, error=DataError)
+    if not 0 <= held_out < 1:
+        raise DataError(
+            f"held_out={held_out!r} does not fit: give a number of images, or a fraction of them below 1"
+        )
+    return math.ceil(held_out * images)
+
+
 def _shuffled(n: int, seed: int) -> Tensor:
-    return torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    return torch.randperm(n, generator=torch.Generator().manual_seed(seeded(seed, DataError)))
 
 
 def _is_pair(first: Any, second: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 from textwrap import shorten
 from typing import Any
 
@@ -53,6 +54,26 @@ class TrainingError(OneByOneError):
 
 class LostError(TrainingError):
     """Another of the processes that worked together is gone."""
+
+
+def is_whole(value: Any) -> bool:
+    """Whether it is a whole number, numpy's too; True and False are none."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def whole(
+    name: str, value: Any, least: int, *, most: int | None = None, error: type[OneByOneError]
+) -> int:
+    """An argument as a whole number from `least` (to `most`), numpy's too; `error` says what it is not."""
+    if not is_whole(value) or value < least or (most is not None and value > most):
+        span = f"of {least:,} or more" if most is None else f"from {least:,} to {most:,}"
+        raise error(f"{name}={value!r} does not fit: give a whole number {span}")
+    return int(value)
+
+
+def seeded(seed: Any, error: type[OneByOneError]) -> int:
+    """A seed of random numbers: a whole number that fits in 64 bits."""
+    return whole("seed", seed, -(1 << 63), most=(1 << 63) - 1, error=error)
 
 
 def listed(names: Sequence[str], most: int = 4) -> str:

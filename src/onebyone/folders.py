@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from onebyone.errors import DataError
+from onebyone.errors import DataError, seeded
 from onebyone.preprocessing import Preprocess
 
 SUFFIXES = (
@@ -44,7 +44,7 @@ def read_folder(
     `DataError` where no image is left, or where the normalization is not known.
     """
     preprocess, files = _files(path, preprocess)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seeded(seed, DataError))
     shuffled = [files[i] for i in torch.randperm(len(files), generator=generator).tolist()]
     kept, tensors, skipped = _decode(shuffled, preprocess, len(files) if limit is None else limit)
     if not tensors:

@@ -25,7 +25,7 @@ from onebyone.narrowing.proposing import (
     widths_kept,
 )
 from onebyone.narrowing.spaces import Narrowing
-from onebyone.plans import Budget, Decision, Plan
+from onebyone.plans import Budget, Decision, Plan, as_budget
 from onebyone.statistics import Statistics
 from onebyone.surveying import Seen, Survey
 
@@ -87,7 +87,7 @@ class Planner:
         roughly: bool = False,
     ) -> Plan:
         """As `onebyone.planning.plan`; roughly: in a third of the time, with errors some 5 % higher."""
-        if budget.latency is not None and times is None:
+        if as_budget(budget).latency is not None and times is None:
             raise BudgetError(
                 "a budget of latency needs measured times: give latency= to slim, which measures them"
             )

@@ -44,6 +44,13 @@ class Budget:
             )
 
 
+def as_budget(budget: object) -> Budget:
+    """The budget itself; BudgetError for what is none, such as a bare fraction."""
+    if not isinstance(budget, Budget):
+        raise BudgetError(f"the budget is {budget!r}: give a Budget, such as Budget(macs=0.5)")
+    return budget
+
+
 @dataclass(frozen=True)
 class Decision:
     """What becomes of one layer, and why.

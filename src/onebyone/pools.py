@@ -11,7 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from onebyone.data import DEMO_FILES, Images, open_images
-from onebyone.errors import DataError
+from onebyone.errors import DataError, seeded
 from onebyone.folders import Listing, list_folder
 from onebyone.preprocessing import Preprocess
 from onebyone.several import Packing
@@ -60,8 +60,17 @@ class Pool:
 
     def take(self, count: int, seed: int = 0) -> Images:
         """At most so many of the images, in memory, drawn at random by `seed`."""
-        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        order = self._shuffled(seed)
         return Images(*self.read(order[:count]), packing=self.packing)
+
+    def readable(self) -> Images | None:
+        """All of the images, in memory; None where there are none, or none of their files can be read."""
+        try:
+            return self.take(len(self)) if len(self) else None
+        except DataError:
+            if len(self.skipped) < len(self):
+                raise
+            return None
 
     def split(self, apart: int, seed: int = 0) -> tuple[Pool, Pool]:
         """(the rest, `apart` images drawn at random); DataError where nothing would be left."""
@@ -69,9 +78,13 @@ class Pool:
             raise DataError(
                 f"{apart:,} of {len(self):,} images cannot be set apart: give more images"
             )
-        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        order = self._shuffled(seed)
         first, rest = (part.sort().values for part in (order[:apart], order[apart:]))
         return replace(self, places=self.places[rest]), replace(self, places=self.places[first])
+
+    def _shuffled(self, seed: int) -> Tensor:
+        generator = torch.Generator().manual_seed(seeded(seed, DataError))
+        return torch.randperm(len(self), generator=generator)
 
 
 def open_pool(
@@ -106,3 +119,12 @@ def is_batches(data: object) -> bool:
     if isinstance(data, str | Path | Images | Pool | Tensor | dict | tuple):
         return False
     return isinstance(data, Iterable) and not hasattr(data, "__array__")
+
+
+def check_all_used(batches: object, held_out: object) -> None:
+    """DataError where some of these batches are to be held out: they cannot be told apart."""
+    if held_out != 0:
+        raise DataError(
+            f"of the batches of {type(batches).__name__} none can be held out: give held_out= images of "
+            "their own, or 0 for none"
+        )

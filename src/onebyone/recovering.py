@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from torch import nn
 
 from onebyone.clock import Clock
-from onebyone.data import Images, check_held_out, open_images
+from onebyone.data import Images, check_held_out, is_number, number_of, open_images
 from onebyone.distributed import World
-from onebyone.errors import DataError
 from onebyone.plain import plain
 from onebyone.plans import Step
-from onebyone.pools import Pool, is_batches, open_pool
+from onebyone.pools import Pool, check_all_used, is_batches, open_pool
 from onebyone.preprocessing import Preprocess
 from onebyone.progressive import slim_in_steps
 from onebyone.recovery.fine_tuning import FineTuned, fine_tune
@@ -77,14 +76,11 @@ class Recovering:
     def _parted(self) -> tuple[object, Images, Images | None, tuple[str, ...]]:
         """Images to train on, to calibrate on (some of those), and held-out ones."""
         given = None
-        if self.held_out is not None and not isinstance(self.held_out, int | float):
+        if self.held_out is not None and not is_number(self.held_out):
             given = open_images(self.held_out, self.preprocess, classes=self.classes)
         if is_batches(self.images):
-            if given is None and self.held_out != 0:
-                raise DataError(
-                    f"of the batches of {type(self.images).__name__} none can be held out: give "
-                    "held_out= images of their own, or 0 for none"
-                )
+            if given is None:
+                check_all_used(self.images, self.held_out)
             used = open_images(self.images, self.preprocess, limit=self.calibration)
             if given is not None:
                 check_held_out(given, used.inputs[:1], used.packing)
@@ -93,14 +89,12 @@ class Recovering:
         apart = 0
         if given is None:
             apart = min(MOST_HELD_OUT, max(1, len(pool) // HELD_OUT_SHARE))
-            if isinstance(self.held_out, float):
-                apart = round(self.held_out * len(pool))
-            elif isinstance(self.held_out, int):
-                apart = self.held_out
+            if is_number(self.held_out):
+                apart = number_of(self.held_out, len(pool))
         rest, kept_back = pool.split(apart, self.seed)
         used = rest.take(self.calibration, self.seed)
         if given is not None:
             check_held_out(given, used.inputs[:1], pool.packing)
-        elif apart:
-            given = kept_back.take(apart)
+        else:
+            given = kept_back.readable()
         return rest, used, given, pool.notes

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from onebyone.clock import Clock, Progress
-from onebyone.data import Images, check_held_out, open_images
+from onebyone.data import Images, check_held_out, is_number, number_of, open_images
 from onebyone.displaying import Displayed
 from onebyone.distributed import World
-from onebyone.errors import BudgetError, DataError
+from onebyone.errors import BudgetError, DataError, seeded, whole
 from onebyone.explaining.insight import Insight, look_into
 from onebyone.folders import unread
 from onebyone.pacing.pace import paced, runtime_named
@@ -25,7 +25,7 @@ from onebyone.plans import Budget, Plan
 from onebyone.preprocessing import Preprocess
 from onebyone.progressive import schedule
 from onebyone.recovering import HELD_OUT_SHARE, Recovering
-from onebyone.recovery.recipe import Recipe
+from onebyone.recovery.recipe import Recipe, check_recipe
 from onebyone.running import suited
 from onebyone.searching import Found, Trial, smallest
 from onebyone.several import as_called, packed, unpacked
@@ -114,12 +114,15 @@ def slim(
     """
     check_weights(model=model)
     model = uncompiled(model)  # torch.compile would compile anew for every hook
+    seed, memory = seeded(seed, DataError), whole("memory", memory, 1, error=DataError)
+    calibration = whole("calibration", calibration, 1, error=DataError)
+    check_recipe(recipe)
     clock = Clock(progress)
     timed = latency if isinstance(latency, bool) else True
     budget = check_budget(macs, params, max_drop, plan, None if latency is timed else latency)
     clocked = None
     if budget is not None and budget.latency is not None:
-        clocked = _Clocked(runtime_named(runtime), threads)
+        clocked = _Clocked(runtime_named(runtime), whole("threads", threads, 1, error=BudgetError))
     if steps != 1 or finetune_epochs:
         if budget is None or max_drop is not None or clocked is not None:
             raise BudgetError(
@@ -141,7 +144,7 @@ def slim(
             "limit": most, "seed": seed, "classes": classes, "memory": memory // 2,
         }  # fmt: skip
         every = open_images(images, preprocess, **reading)
-        if held_out is not None and not isinstance(held_out, int | float):
+        if held_out is not None and not is_number(held_out):
             held_out = open_images(held_out, preprocess, **reading)
         used, kept_back = set_apart(
             every, held_out, calibration=calibration, labels=max_drop is not None, seed=seed
@@ -304,9 +307,9 @@ def _parted(
     if isinstance(held_out, Images):
         check_held_out(held_out, images.inputs[:1], images.packing)
         return images.take(min(calibration, len(images)), seed), held_out
-    if held_out == 0:
-        return images.take(min(calibration, len(images)), seed), None
-    if isinstance(held_out, int | float):
+    if is_number(held_out):
+        if not number_of(held_out, len(images)):
+            return images.take(min(calibration, len(images)), seed), None
         used, kept_back = images.split(held_out, seed)
         return used.take(min(calibration, len(used)), seed), kept_back
     spare = max(len(images) - calibration, len(images) // (2 if labels else HELD_OUT_SHARE))

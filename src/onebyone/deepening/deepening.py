@@ -13,19 +13,19 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from onebyone.clock import Clock, Progress
-from onebyone.data import Images, check_held_out, check_images, open_images
+from onebyone.data import Images, check_held_out, check_images, is_number, number_of, open_images
 from onebyone.deepening.candidates import KINDS, WIDTH, candidates, inserted, same
 from onebyone.deepening.filling import Room, by_gain, by_rule
 from onebyone.deepening.insertions import INSERTIONS, Insertion
 from onebyone.deepening.probing import BATCH, BATCHES, LEAST, RECIPE, probe
-from onebyone.errors import BudgetError, DataError, ModelError
+from onebyone.errors import BudgetError, DataError, ModelError, seeded, whole
 from onebyone.loading.slimmed import as_source
 from onebyone.measurement.counting import count
-from onebyone.plans import Budget, Plan
+from onebyone.plans import Budget, Plan, as_budget
 from onebyone.preprocessing import Preprocess
 from onebyone.recovery.fine_tuning import FineTuned, fine_tune
 from onebyone.recovery.objective import check_labels
-from onebyone.recovery.recipe import Recipe
+from onebyone.recovery.recipe import Recipe, check_recipe
 from onebyone.recovery.status import Status
 from onebyone.running import call, first_output, suited
 from onebyone.several import Packing, as_called, pack_example, packed, unpacked
@@ -99,14 +99,18 @@ def deepen(
     be used; width: hidden channels of a bottleneck, as a part of the channels that it reads.
     epochs: fine-tune afterwards on `data`, with the reference as the teacher and by `recipe`.
     held_out: other images to compare on and to choose the best weights by; by default a twentieth of the
-    data is set apart, 0 for none. source: what `load` said of the network (`Loaded.source`), or the plan
-    that made it, so that a saved folder can be loaded again.
+    data is set apart; a number for so many of the data (a fraction, if float), 0 for none.
+    source: what `load` said of the network (`Loaded.source`), or the plan that made it, so that a saved
+    folder can be loaded again.
     Raises BudgetError for a budget of time or one that is used up already, ModelError where nothing can
     be inserted, DataError for images or labels that do not fit.
     """
     check_weights(model=model, reference=reference)
-    clock = Clock(progress)
+    seed, clock = seeded(seed, DataError), Clock(progress)
+    as_budget(budget)
+    check_recipe(recipe)
     kinds = _known(kinds, width)
+    batches = whole("batches", batches, 1, error=DataError)
     if epochs and data is None:
         raise DataError("there are no images to fine-tune on: give data=, or epochs=0")
     with clock.step("read"):
@@ -193,8 +197,9 @@ def _parted(
     seed: int,
 ) -> tuple[Images | None, Images | None]:
     """Images to work with, and others to compare on."""
-    if isinstance(held_out, int) and held_out == 0:
-        return images, None
+    if is_number(held_out):
+        apart = 0 if images is None else number_of(held_out, len(images))
+        return (images, None) if images is None or not apart else images.split(apart, seed)
     if held_out is not None:
         return images, open_images(held_out, preprocess, classes=classes)
     if images is None or len(images) < 2 * HELD_OUT_SHARE:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from onebyone.data import DEMO, DEMO_PREPROCESS
-from onebyone.errors import ModelError
+from onebyone.errors import ModelError, seeded
 from onebyone.files import PLAN
 from onebyone.loading import zoo
 from onebyone.loading.archive import open_program
@@ -55,7 +55,7 @@ def load(
     read without executing anything in them unless `trust`. Raises `ModelError`, or
     `MissingExtraError` where an optional package is missing.
     """
-    text = str(spec)
+    text, seed = str(spec), seeded(seed, ModelError)
     if weights is not None:
         weights = RANDOM if str(weights) == RANDOM else str(Path(weights).absolute())
     size = None if input_size is None else list(input_size)

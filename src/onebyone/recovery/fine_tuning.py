@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from onebyone.data import Images, check_held_out, open_images
+from onebyone.data import Images, check_held_out, is_number, open_images
 from onebyone.distributed import World, together
 from onebyone.errors import OutputError, TrainingError
 from onebyone.files import check_writable
@@ -20,7 +20,7 @@ from onebyone.measurement.timing import interleave
 from onebyone.preprocessing import Preprocess
 from onebyone.recovery.normalization import NORMS
 from onebyone.recovery.objective import Objective
-from onebyone.recovery.recipe import Recipe
+from onebyone.recovery.recipe import Recipe, check_recipe
 from onebyone.recovery.scoring import Score
 from onebyone.recovery.status import Status
 from onebyone.recovery.supply import Supply, open_supply
@@ -108,8 +108,9 @@ def fine_tune(
     are read as they are needed, a DataLoader is run through once an epoch; a dict is of several inputs.
     teacher: the original network; its outputs and the features at its block ends are what the copy is
     drawn to.
-    held_out: other images to choose the best weights on, 0 for none; by default a twentieth of the
-    data is set apart, if it is not a loader. epochs overrides that of the recipe.
+    held_out: other images to choose the best weights on, or how many of the data (a fraction, if float),
+    0 for none; by default a twentieth of the data is set apart, if it is not a loader.
+    epochs overrides that of the recipe.
     checkpoint: a file to write the state to after each measurement, every five minutes and on an
     interrupt; resume: go on from it, on a CPU to the same bits as without the break. On an interrupt
     what is best so far is returned. Under torchrun the work is shared (`onebyone.distributed`).
@@ -117,6 +118,7 @@ def fine_tune(
     FineTuned reached before.
     """
     check_weights(model=model, teacher=teacher)
+    check_recipe(recipe)
     recipe = replace(recipe or Recipe(), **({} if epochs is None else {"epochs": epochs}))
     if resume and checkpoint is None:
         raise TrainingError("there is nothing to resume from: give checkpoint=, the file")
@@ -185,10 +187,10 @@ def _opened(
 ) -> tuple[Supply, Images | None, tuple[str, ...]]:  # fmt: skip
     """What is trained on, what is measured on, and notes."""
     supply, notes = open_supply(
-        data, preprocess, classes, recipe.batch_size, held_out is None, recipe.seed, world
+        data, preprocess, classes, recipe.batch_size, held_out, recipe.seed, world
     )
     kept_back = supply.held_out
-    if held_out is not None and not (isinstance(held_out, int) and held_out == 0):
+    if held_out is not None and not is_number(held_out):
         kept_back = open_images(held_out, preprocess, classes=classes)
     if kept_back is None:
         notes = (*notes, "no held-out images: the last weights are kept, not the best")

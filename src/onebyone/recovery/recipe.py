@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from math import cos, isfinite, pi
 from typing import Any
 
-from onebyone.errors import TrainingError
+from onebyone.errors import TrainingError, seeded, whole
 
 OPTIMIZERS = {  # learning rate, weight decay
     "muon": (0.05, 5e-4), "sgd": (0.05, 5e-4), "adamw": (2e-3, 0.01),
@@ -66,10 +66,10 @@ class Recipe:
                 _within(name, getattr(self, name), 0, None, open_below=name == "learning_rate")
         for name in ("warmup", "soft", "smoothing", "momentum", "average"):
             _within(name, getattr(self, name), 0, 1)
-        _whole("batch_size", self.batch_size, 1)
-        _whole("seed", self.seed, None)
+        seeded(self.seed, TrainingError)
+        whole("batch_size", self.batch_size, 1, error=TrainingError)
         if self.patience is not None:
-            _whole("patience", self.patience, 1)
+            whole("patience", self.patience, 1, error=TrainingError)
         _within("temperature", self.temperature, 0, None, open_below=True)
         _within("features", self.features, 0, None)
         _within("clip", self.clip, 0, None)
@@ -112,6 +112,14 @@ class Recipe:
         return Recipe(**made)
 
 
+def check_recipe(recipe: object) -> None:
+    """TrainingError for what is no Recipe; None is one by default."""
+    if recipe is not None and not isinstance(recipe, Recipe):
+        raise TrainingError(
+            f"recipe={recipe!r} does not fit: give a Recipe, such as Recipe(epochs=2)"
+        )
+
+
 def _within(
     name: str, value: float, low: float, high: float | None, *, open_below: bool = False
 ) -> None:
@@ -121,12 +129,6 @@ def _within(
         span = f"above {low}" if open_below else f"{low} or more"
         span = f"from {low} to {high}" if high is not None else span
         raise TrainingError(f"{name}={value!r} does not fit: give a number {span}")
-
-
-def _whole(name: str, value: int, low: int | None) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or (low is not None and value < low):
-        span = "" if low is None else f" of {low} or more"
-        raise TrainingError(f"{name}={value!r} does not fit: give a whole number{span}")
 
 
 def _among(name: str, value: str, known: tuple[str, ...]) -> None:

@@ -10,11 +10,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from onebyone.data import Images, open_images
+from onebyone.data import Images, is_number, number_of, open_images
 from onebyone.distributed import World
 from onebyone.errors import TrainingError
 from onebyone.folders import Listing
-from onebyone.pools import Pool, is_batches, open_pool
+from onebyone.pools import Pool, check_all_used, is_batches, open_pool
 from onebyone.preprocessing import Preprocess
 from onebyone.several import Packing
 
@@ -60,7 +60,7 @@ class Shuffled:
     def __init__(self, pool: Pool, batch: int, held_out: int, seed: int) -> None:
         self.pool, apart = pool.split(held_out, seed)
         self.batch, self.seed, self.packing = batch, seed, pool.packing
-        self.held_out = apart.take(held_out) if held_out else None
+        self.held_out = apart.readable()
         self.steps = len(self.pool) // batch
         if not self.steps:
             raise TrainingError(
@@ -126,13 +126,14 @@ def open_supply(
     preprocess: Preprocess | None,
     classes: tuple[str, ...] | None,
     batch: int,
-    held_out: bool,
+    held_out: object,
     seed: int,
     world: World,
 ) -> tuple[Supply, tuple[str, ...]]:
     """The batches of anything that `open_images` takes, and what there is to say about them.
 
-    held_out: set some images apart, where batches are ours to make: a twentieth, 2,000 at most.
+    held_out: None to set some images apart, where batches are ours to make: a twentieth, 2,000 at most;
+    a number for so many; images of their own, for none of these.
     Raises TrainingError where the images fill no batch or the processes cannot share one.
     """
     if batch % world.size:
@@ -141,7 +142,13 @@ def open_supply(
             f"that {world.size} divides, such as {batch // world.size * world.size or world.size}"
         )
     if is_batches(data):
+        if is_number(held_out):
+            check_all_used(data, held_out)
         return Given(data, preprocess, world), ()  # type: ignore[arg-type]
     pool = open_pool(data, preprocess, classes)
-    apart = min(MOST_HELD_OUT, max(1, len(pool) // HELD_OUT_SHARE)) if held_out else 0
+    apart = 0
+    if held_out is None:
+        apart = min(MOST_HELD_OUT, max(1, len(pool) // HELD_OUT_SHARE))
+    elif is_number(held_out):
+        apart = number_of(held_out, len(pool))
     return Shuffled(pool, batch, apart, seed), pool.notes
