@@ -119,8 +119,10 @@ def open_images(
     from an iterable the first images. Raises `DataError` on what is missing, unreadable, of the
     wrong shape, not finite, or would have to be normalized without `preprocess`.
     """
-    if limit is not None:
-        limit = whole("limit", limit, 1, error=DataError)
+    if limit is not None and (not is_whole(limit) or limit < 1):
+        raise DataError(
+            f"limit={limit!r} does not fit: a whole number of at least 1 image is needed"
+        )
     if isinstance(data, Images):
         images = data
     elif isinstance(data, str) and data in DEMO_FILES:
@@ -192,7 +194,7 @@ def number_of(held_out: float, images: int) -> int:
         return whole("held_out", held_out, 0, error=DataError)
     if not 0 <= held_out < 1:
         raise DataError(
-            f"held_out={held_out!r} does not fit: give a number of images, or a fraction of them below 1"
+            f"held_out={held_out!r} does not fit: give how many are held out, or a fraction below 1"
         )
     return math.ceil(held_out * images)
 
