@@ -673,6 +673,26 @@ class TestDamage:
             load(folder)
         assert type(caught.value).__module__ == "onebyone.errors"
 
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            *(("preprocess", v) for v in ("x", 5, [1], {"sizes": 3})),
+            *(("classes", v) for v in ("x", 5, [1, 2], {"a": "b"})),
+            *(("channels_last", v) for v in ("x", 5, 1.5, [0])),
+        ],
+    )
+    def test_parts_of_the_model_description(
+        self, name: str, value: Any, saved: Path, tmp_path: Path
+    ) -> None:
+        folder = self.copied(saved, tmp_path, model=lambda about: about | {name: value})
+        with pytest.raises(PlanError, match=rf"plan\.json has damaged `{name}` of its `model`: .+"):
+            load(folder)
+
+    def test_an_input_that_no_memory_holds(self, saved: Path, tmp_path: Path) -> None:
+        folder = self.copied(saved, tmp_path, input_shape=lambda size: [size[0], 10**12, 10**3])
+        with pytest.raises(ModelError, match=r"an input of size .* cannot be made"):
+            load(folder, architecture=network())
+
     def test_a_source_that_is_its_own_folder(self, saved: Path, tmp_path: Path) -> None:
         folder = self.copied(
             saved, tmp_path, source=lambda _: {"spec": str(tmp_path / "copy"), "weights": None}

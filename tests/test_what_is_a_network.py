@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -57,6 +58,50 @@ def test_weights_without_values_are_told_by_the_arguments_name(name: str) -> Non
 def test_what_may_have_been_meant(wrong: object, advice: str) -> None:
     with pytest.raises(ModelError, match=advice):
         obo.measure(wrong, X)  # type: ignore[arg-type]
+
+
+def lazy() -> nn.Module:
+    return nn.Sequential(nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d(), nn.ReLU(), nn.LazyConv2d(4, 3))
+
+
+@pytest.mark.parametrize("name", TAKEN)
+def test_weights_without_shapes_are_told_and_left_without_them(name: str) -> None:
+    model = lazy()
+    with pytest.raises(ModelError, match="has no shape yet"):
+        TAKEN[name][1](model)
+    assert isinstance(model[0], nn.LazyConv2d)
+
+
+def test_a_function_may_return_lazy_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They get their shapes from its example, without a trace in BatchNorm."""
+    (tmp_path / "my_lazy.py").write_text(
+        "import torch\nfrom torch import nn\ndef make():\n    torch.manual_seed(0)\n"
+        "    return nn.Sequential(nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d()), torch.ones(1, 2, 8, 8)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    loaded = obo.load("my_lazy:make")
+    convolution, norm = loaded.model.children()
+    assert type(convolution) is nn.Conv2d
+    assert convolution.in_channels == 2
+    assert type(norm) is nn.BatchNorm2d
+    assert torch.equal(norm.running_mean, torch.zeros(4))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("made", [torch.jit.script, lambda m: torch.jit.trace(m, X[:1])])
+def test_a_teacher_may_be_torchscript(made: Callable[[nn.Module], nn.Module]) -> None:
+    """Its outputs are what counts: they train the same weights as the module's own do."""
+    torch.manual_seed(1)
+    student = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Conv2d(3, 4, 3))
+    recipe = obo.Recipe(batch_size=2, epochs=1, precision="float32", features=0.0)
+    x = torch.randn(8, 2, 8, 8)
+    tuned = [
+        obo.fine_tune(student, x, teacher=teacher, recipe=recipe, held_out=0).model
+        for teacher in (NET.eval(), made(NET.eval()))
+    ]
+    for one, other, before in zip(*(m.parameters() for m in (*tuned, student)), strict=True):
+        torch.testing.assert_close(one, other)
+        assert not torch.equal(one, before)
 
 
 class _Finder(nn.Module):

@@ -62,6 +62,8 @@ class Preprocess:
     @staticmethod
     def from_json(values: dict[str, Any]) -> Preprocess:
         """What `to_json` gave; raises `DataError` on anything else."""
+        if not isinstance(values, dict):
+            raise DataError(f"this is no preprocessing: {values!r}")
         plain: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
         }

@@ -257,8 +257,6 @@ def _refuse(layer: nn.Module) -> str | None:
     if kind not in PLAIN:
         name = f"{kind.__module__.removeprefix('torch.nn.modules.')}.{kind.__name__}"
         return f"{name} is not one of the plain layers that onebyone rewrites"
-    if isinstance(layer.weight, nn.parameter.UninitializedParameter):
-        return "its weight has no values yet (a lazy layer)"
     weight = layer._parameters.get("weight")
     if weight is None:
         return "its weight is no parameter of its own (weight or spectral normalisation)"

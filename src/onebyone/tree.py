@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from onebyone.closures import Functions
 from onebyone.errors import ModelError
 
+PLAIN = (nn.Parameter, Tensor)
+LAZY = (nn.UninitializedParameter, nn.UninitializedBuffer)
+
 
 def check_networks(**given: Any) -> None:
     """Raise ModelError, by the argument's name, for what is no network (None where one may be left out)."""
@@ -35,7 +38,7 @@ def check_networks(**given: Any) -> None:
 
 
 def check_weights(**given: Any) -> None:
-    """`check_networks`, and ModelError for networks whose weights hold no values."""
+    """`check_networks`, and ModelError for networks whose weights hold no values, or have no shape yet."""
     check_networks(**given)
     for name, model in given.items():
         if model is not None and any(t.is_meta for t in (*model.parameters(), *model.buffers())):
@@ -43,6 +46,26 @@ def check_weights(**given: Any) -> None:
                 f"{name}= has tensors on the meta device, which hold no values: give it its weights first "
                 "(load_state_dict with assign=True)"
             )
+        if model is not None:
+            check_shapes(model)
+
+
+def without_shape(model: nn.Module) -> Tensor | None:
+    """A weight that gets its shape from the first input (a lazy layer's), if there is one."""
+    lazy = (t for t in held_tensors(model) if type(t) not in PLAIN and isinstance(t, LAZY))
+    return next(lazy, None)
+
+
+def check_shapes(model: nn.Module) -> None:
+    """Raise ModelError for weights that have no shape yet."""
+    tensor = without_shape(model)
+    if tensor is not None:
+        named = (*model.named_parameters(), *model.named_buffers())
+        name = next(name for name, other in named if other is tensor)
+        raise ModelError(
+            f"the parameter {name!r} has no shape yet (a lazy layer): run the network once on an "
+            "input before"
+        )
 
 
 def uncompiled(model: nn.Module) -> nn.Module:

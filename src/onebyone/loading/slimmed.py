@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_map
 from onebyone.building import skeleton
 from onebyone.conv import ConvSpec
 from onebyone.deepening.insertions import insert
-from onebyone.errors import ModelError, OneByOneError, PlanError
+from onebyone.errors import DataError, ModelError, OneByOneError, PlanError
 from onebyone.files import PLAN, PROGRAM, WEIGHTS
 from onebyone.forms import KEPT
 from onebyone.loading.archive import open_program
@@ -69,7 +69,7 @@ def load_folder(
     about = values.get("model")
     if not isinstance(about, dict):
         raise PlanError(f"{folder / PLAN} does not describe a saved network: it has no `model`")
-    packing = _packing(about, folder)
+    packing, preprocess, classes, channels_last = _described(about, folder)
     program = False
     try:
         base = _architecture(plan, architecture, build, packing)
@@ -80,27 +80,46 @@ def load_folder(
         program, (model, fixed) = True, _program(folder, trust, error)
         notes = (f"loaded from {PROGRAM}: {error}",) if plan.source else ()
         if weights is not None:
-            _fill(model, Path(weights), about, trust)
+            _fill(model, Path(weights), channels_last, trust)
     else:
         fixed, notes = None, ()
-        _fill(model, Path(weights) if weights else folder / WEIGHTS, about, trust)
+        _fill(model, Path(weights) if weights else folder / WEIGHTS, channels_last, trust)
     return Loaded(
         model.eval(), _examples(plan, about, packing, program),
-        Preprocess.from_json(about["preprocess"]) if about.get("preprocess") else None,
-        tuple(about["classes"]) if about.get("classes") else None,
+        preprocess, classes,
         {"spec": str(folder.absolute()), "weights": weights, "plan": _changes(values)},
         fixed, notes,
     )  # fmt: skip
 
 
-def _packing(about: dict[str, Any], folder: Path) -> Packing | None:
-    """How several inputs are packed; None for a network of one."""
-    if about.get("inputs") is None:
-        return None
-    try:
-        return Packing.from_json(about["inputs"])
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise PlanError(f"{folder / PLAN} has damaged `inputs` of its `model`: {error}") from error
+def _described(
+    about: dict[str, Any], folder: Path
+) -> tuple[Packing | None, Preprocess | None, tuple[str, ...] | None, frozenset[str]]:
+    """How several inputs are packed (None for a network of one), how images are prepared, the names of
+    classes, and of tensors in channels-last; PlanError names what is damaged."""
+
+    def read(name: str, made: Callable[[Any], Any], otherwise: Any) -> Any:
+        if about.get(name) is None:
+            return otherwise
+        try:
+            return made(about[name])
+        except (DataError, AttributeError, KeyError, TypeError, ValueError) as error:
+            raise PlanError(
+                f"{folder / PLAN} has damaged `{name}` of its `model`: {error}"
+            ) from error
+
+    return (
+        read("inputs", Packing.from_json, None),
+        read("preprocess", Preprocess.from_json, None),
+        read("classes", _texts, ()) or None,
+        frozenset(read("channels_last", _texts, ())),
+    )
+
+
+def _texts(values: Any) -> tuple[str, ...]:
+    if not isinstance(values, list) or not all(isinstance(v, str) for v in values):
+        raise ValueError(f"{values!r} stands where a list of names is expected")
+    return tuple(values)
 
 
 def _read_plan(folder: Path) -> dict[str, Any]:
@@ -198,7 +217,7 @@ def _program(folder: Path, trust: bool, error: OneByOneError) -> tuple[nn.Module
     return program.model, program.fixed_batch
 
 
-def _fill(model: nn.Module, weights: Path, about: dict[str, Any], trust: bool) -> None:
+def _fill(model: nn.Module, weights: Path, channels_last: frozenset[str], trust: bool) -> None:
     """Load the weights with their own dtypes and memory formats, tied ones tied."""
     state = read_weights(weights, trust=trust)
     own = tensor_state(model)
@@ -207,10 +226,9 @@ def _fill(model: nn.Module, weights: Path, about: dict[str, Any], trust: bool) -
         twin = names.get((tensor.data_ptr(), tensor.shape))
         if name not in state and twin is not None:
             state[name] = state[twin]
-    last = frozenset(about.get("channels_last") or ())
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if name in state and tensor.shape == state[name].shape:
-            _conform(tensor, state[name].dtype, name in last)
+            _conform(tensor, state[name].dtype, name in channels_last)
     fit_weights(model, state, weights)
 
 

@@ -22,6 +22,8 @@ from onebyone.loading.onnx_graphs import read_onnx
 from onebyone.loading.programs import module_of, takes_any_batch
 from onebyone.loading.slimmed import is_slimmed, load_folder
 from onebyone.loading.weights import SUFFIXES, fit_weights, read_pickle, read_weights
+from onebyone.running import call
+from onebyone.tree import without_shape
 
 RANDOM = "random"
 
@@ -227,7 +229,11 @@ def _load_factory(
     if input_size is not None or inputs is None:
         inputs = (_sized(input_size, spec),)
     given |= {"directory": os.getcwd()}
-    return Loaded(model.eval(), inputs, None, None, given)
+    model.eval()
+    if without_shape(model) is not None:  # layers that get their shapes from the first input
+        with torch.no_grad():
+            call(model, *inputs)
+    return Loaded(model, inputs, None, None, given)
 
 
 def _sized(size: tuple[int, ...] | None, spec: str) -> Tensor:

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_iter, tree_map
 
 from onebyone.errors import DataError, ModelError, line_of
-from onebyone.measurement.rehearsing import check_shapes
 from onebyone.measurement.timing import cpu_threads
 from onebyone.running import call, wants_gradients
 from onebyone.tree import (
+    check_shapes,
     deep_copy,
     evaluating,
     guarded,

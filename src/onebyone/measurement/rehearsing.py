@@ -20,6 +20,7 @@ from onebyone.closures import Functions
 from onebyone.errors import ModelError, line_of
 from onebyone.running import call, wants_gradients
 from onebyone.tree import (
+    check_shapes,
     deep_copy,
     guarded,
     held_tensors,
@@ -36,8 +37,6 @@ SHARED = frozenset(
 UNCOMPILED = (
     "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG"  # PyTorch's switch: compiled it shows no operators
 )
-PLAIN = (nn.Parameter, Tensor)
-LAZY = (nn.UninitializedParameter, nn.UninitializedBuffer)
 META = torch.device("meta")
 CONTAINERS = frozenset((dict, OrderedDict, set, list, tuple))
 
@@ -157,18 +156,6 @@ def _plain_mode(gradients: bool) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast)
         if compiles is not None:
             setattr(flexible, UNCOMPILED, compiles)
-
-
-def check_shapes(model: nn.Module) -> None:
-    """Raise ModelError for weights that have no shape yet."""
-    for tensor in held_tensors(model):
-        if type(tensor) not in PLAIN and isinstance(tensor, LAZY):
-            named = (*model.named_parameters(), *model.named_buffers())
-            name = next(name for name, other in named if other is tensor)
-            raise ModelError(
-                f"the parameter {name!r} has no shape yet (a lazy layer): run the network once on an "
-                "input before"
-            )
 
 
 @contextmanager

@@ -248,7 +248,10 @@ def _trainable(model: nn.Module, recipe: Recipe, example: Tensor) -> nn.Module:
 
 def _teacher(model: nn.Module, recipe: Recipe, example: Tensor) -> nn.Module:
     """A copy in eval mode and without gradients."""
-    return _trainable(model, recipe, example).eval().requires_grad_(False)
+    made = _trainable(model, recipe, example).eval()
+    for parameter in made.parameters():  # the module's own requires_grad_ is refused by TorchScript
+        parameter.requires_grad_(False)
+    return made
 
 
 def _training(
