@@ -163,6 +163,28 @@ class TestSubsets:
         torch.testing.assert_close(torch.cat([x for x, _ in parts]), images.inputs)
         assert [int(i) for _, y in parts if y is not None for i in y] == list(range(10))
 
+    @pytest.mark.parametrize("kind", ["f2", "f4", "f8"])
+    @pytest.mark.parametrize("order", "<>")
+    def test_byte_order_does_not_matter(self, kind: str, order: str, tmp_path: Path) -> None:
+        values, classes = np.random.default_rng(0).normal(size=(6, 1, 2, 2)), np.arange(6) % 3
+        inputs, labels = values.astype(order + kind), classes.astype(f"{order}i4")
+        np.savez(tmp_path / "a.npz", images=inputs, labels=labels)
+        for given in ((inputs, labels), str(tmp_path / "a.npz")):
+            images = open_images(given)
+            assert images.labels is not None
+            assert images.labels.tolist() == [0, 1, 2, 0, 1, 2]
+            assert np.array_equal(images.inputs.numpy(), values.astype(kind).astype("f4"))
+
+    def test_sparse_and_nested_tensors_are_told(self) -> None:
+        x = random(4, 1, 2, 2)
+        for given in (x.to_sparse(), (x.to_sparse(), range_labels(4))):
+            with pytest.raises(DataError, match=r"layout torch.sparse_coo: .*to_dense"):
+                open_images(given)
+        with pytest.raises(DataError, match="a nested tensor"):
+            open_images(torch.nested.nested_tensor(list(x), layout=torch.jagged))
+        with pytest.raises(DataError, match=r"layout torch.sparse_coo"):
+            Images(x.to_sparse())
+
     @pytest.mark.parametrize("limit", [0, -1])
     def test_no_images_wanted(self, limit: int) -> None:
         with pytest.raises(DataError, match="at least 1"):

@@ -303,11 +303,27 @@ def _labeled(inputs: Tensor, labels: Any) -> Images:
 def _classes(labels: Any, count: int) -> Tensor:
     """Labels of so many images as class numbers."""
     try:
-        tensor = torch.as_tensor(np.array(labels) if isinstance(labels, np.ndarray) else labels)
+        tensor = _own(labels) if isinstance(labels, np.ndarray) else torch.as_tensor(labels)
     except (TypeError, ValueError) as error:
         raise DataError(f"the labels are no whole numbers: {error}") from None
     _check_labels(tensor, count)
     return tensor.long()
+
+
+def _own(array: np.ndarray) -> Tensor:
+    """A tensor of the array's values, copied, whichever byte order they have."""
+    return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("="), order="C"))
+
+
+def dense(images: Tensor) -> Tensor:
+    """The tensor itself; DataError for sparse and nested ones, whose images are not all alike."""
+    if images.is_nested:
+        raise DataError("the images are a nested tensor: give one of a single shape (torch.stack)")
+    if images.layout != torch.strided:
+        raise DataError(
+            f"the images are of layout {images.layout}: give a dense tensor (.to_dense())"
+        )
+    return images
 
 
 def _inputs(values: Tensor | np.ndarray, preprocess: Preprocess | None) -> Tensor:
@@ -317,10 +333,8 @@ def _inputs(values: Tensor | np.ndarray, preprocess: Preprocess | None) -> Tenso
             values = _channels_first(values, preprocess)
         elif values.dtype.kind not in "fiub":
             raise DataError(f"an array of {values.dtype} is no array of images")
-        values = torch.from_numpy(
-            np.ascontiguousarray(values.astype(values.dtype.newbyteorder("=")))
-        )
-    values = values.detach().cpu()
+        values = _own(values)
+    values = dense(values.detach()).cpu()
     if values.dtype == torch.uint8:
         if preprocess is None:
             raise DataError(
@@ -358,6 +372,7 @@ def _check_channels(values: Tensor, preprocess: Preprocess) -> None:
 
 
 def _check_inputs(inputs: Tensor) -> None:
+    dense(inputs)
     if inputs.ndim not in (3, 4, 5) or 0 in inputs.shape:
         raise DataError(
             f"the images have shape {tuple(inputs.shape)}: (N, C, H, W) with at least one image is "
