@@ -63,6 +63,7 @@ class Case:
         self.known, self.each = known, each
         self.crops = photos.crops(unknown, held_out, network.size, 1)
         self.held_out = network.inputs(self.crops)
+        self.squares = network.inputs(photos.squares(unknown, network.size))
         self.observing = 0.0
 
     @cached_property
@@ -73,9 +74,17 @@ class Case:
         return self.network.inputs(by_turns.swapaxes(0, 1).reshape(made.shape))
 
     @cached_property
-    def before(self) -> Tensor:
-        """What the original gives for the crops held out."""
-        return outputs(self.model, self.held_out)
+    def before(self) -> tuple[Tensor, Tensor]:
+        """What the original gives for the crops held out, and for the whole squares of those photos."""
+        return outputs(self.model, self.held_out), outputs(self.model, self.squares)
+
+    def fidelity(self, lighter: nn.Module) -> dict[str, float]:
+        """How much a network's outputs are like the original's, on crops and on whole squares."""
+        crops, squares = (
+            self.network.fidelity(before, outputs(lighter, inputs))
+            for before, inputs in zip(self.before, (self.held_out, self.squares), strict=True)
+        )
+        return crops | {f"whole_{name}": value for name, value in squares.items()}
 
     @cached_property
     def seen(self) -> obo.Statistics:
@@ -128,10 +137,10 @@ class Case:
             return {"why": "not reached"}
         before, after = (count(m, self.held_out[:1]) for m in (self.model, lighter))
         return {
-            **self.network.fidelity(self.before, outputs(lighter, self.held_out)),
+            **self.fidelity(lighter),
             "macs_kept": after.macs / before.macs, "params_kept": after.params / before.params,
             "cpu_seconds": round(seconds, 1), "calibration": len(self.images),
-            "held_out": len(self.held_out), "package": self.network.version,
+            "held_out": len(self.held_out), "whole": len(self.squares), "package": self.network.version,
             "date": datetime.date.today().isoformat(), "torch": torch.__version__,
         }  # fmt: skip
 

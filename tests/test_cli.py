@@ -617,3 +617,27 @@ class TestHelp:
             out = line.replace("--plan-only -o plan.json", "--plan-only -o made.json")
             result = call(out.removeprefix("onebyone "))
             assert result.stderr == "onebyone: all options were understood\n"
+
+
+def test_the_original_named_again_has_the_weights_of_the_plan(place: Path, no_onnx: None) -> None:
+    """What the message advises compares with the trained network, not with one of other weights."""
+    trained = {k: 3 * v for k, v in load_file("w.safetensors").items()}
+    save_file(trained, "trained.safetensors")
+    done(f"{MINE.replace('w.safetensors', 'trained.safetensors')} --macs 0.6 -o out")
+    advice = call("verify out --data pics --no-latency").stderr
+    assert "--original nets:net" in " ".join(advice.split())
+    results = [
+        json.loads(done(f"verify out --data pics --no-latency --json {option}").stdout)
+        for option in (
+            "--trust",
+            "--original nets:net",
+            "--original nets:net --weights w.safetensors",
+        )
+    ]
+    trusted, named, other = (r["output_error"] for r in results)
+    assert named == trusted
+    assert other > 10 * trusted
+    Path("moved.py").write_text(NETS)
+    told = done("verify out --data pics --no-latency --original moved:net").stderr
+    assert "moved:net is taken with the weights that it comes with" in " ".join(told.split())
+    assert "trained.safetensors" in told

@@ -402,6 +402,70 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return export(small(), torch.randn(2, 3, 8, 8), path, dynamic_shapes=shapes)
 
 
+class Tied(nn.Module):
+    """Layers that share some of their tensors and not others; `kind` says which."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.kind = kind
+        self.a, self.b = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        if kind == "weight":
+            self.b.weight = self.a.weight
+        elif kind == "bias":
+            self.b.bias = self.a.bias
+        elif kind == "one without bias":
+            self.b = nn.Conv2d(4, 4, 3, padding=1, bias=False)
+            self.b.weight = self.a.weight
+        elif kind == "transposed":
+            self.b = nn.ConvTranspose2d(4, 4, 3, padding=1)  # type: ignore[assignment]
+            self.b.weight = self.a.weight
+        elif kind == "norm":
+            self.a, self.b = nn.BatchNorm2d(4), nn.BatchNorm2d(4)  # type: ignore[assignment]
+            self.b.weight, self.b.bias = self.a.weight, self.a.bias
+            nn.init.normal_(self.a.get_buffer("running_mean"))
+            nn.init.uniform_(self.b.get_buffer("running_var"), 1, 2)
+        elif kind == "linear":
+            self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 8)  # type: ignore[assignment]
+            self.b.weight = self.a.weight
+        elif kind == "constant":
+            self.register_buffer("blur", torch.rand(4, 1, 3, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kind == "constant":
+            x = F.conv2d(x, self.blur, self.a.bias, padding=1, groups=4)
+            x = F.conv2d(x, self.blur, padding=1, groups=4)
+        return self.b(self.a(x).relu())
+
+
+KINDS = ("weight", "bias", "one without bias", "transposed", "norm", "linear", "constant")
+
+
+class TestTiedPrograms:
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_what_layers_share_is_shared_and_nothing_else(self, kind: str, tmp_path: Path) -> None:
+        model, x = Tied(kind).eval(), torch.randn(2, 4, 8, 8)
+        loaded = load(export(model, x, tmp_path / "m.pt2")).model
+        torch.testing.assert_close(loaded(x), model(x), rtol=0, atol=0)
+        assert numbers(loaded.parameters()) == numbers(model.parameters())
+        own = {n: t for n, t in loaded.state_dict().items() if not n.endswith("tracked")}
+        expected = {n: t for n, t in model.state_dict().items() if not n.endswith("tracked")}
+        assert own.keys() == expected.keys()
+        for name, tensor in expected.items():
+            assert torch.equal(own[name], tensor), name
+
+    def test_constants_are_no_parameters(self, tmp_path: Path) -> None:
+        """A blur stays what it was: not counted as weights, not trained, not slimmed."""
+        path = export(Tied("constant").eval(), torch.randn(1, 4, 8, 8), tmp_path / "m.pt2")
+        loaded = load(path).model
+        assert "blur" in dict(loaded.named_buffers())
+        assert {n for n, m in loaded.named_modules() if isinstance(m, nn.Conv2d)} == {"a", "b"}
+
+
+def numbers(tensors: Iterator[Tensor]) -> int:
+    return sum(t.numel() for t in tensors)
+
+
 class TestHarmfulPrograms:
     def test_pickled_inputs_are_not_executed(self, program: Path, tmp_path: Path) -> None:
         marker = tmp_path / "harmed"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from onebyone.cli.showing import note
+
 if TYPE_CHECKING:
     from onebyone.plans import Plan
 
@@ -22,7 +24,8 @@ def original_of(
 
     Of a network that was made in several steps that is the one before the last; `first`: the one
     before the first, as it always is for a deepened network, whose budget is a part of that. `option`
-    is what the command calls `given`. Raises ModelError for a folder that is not ours, and where the
+    is what the command calls `given`; where that is the network that the plan names, its weights are those
+    of the plan unless others are given. Raises ModelError for a folder that is not ours, and where the
     original is not known or naming it would run code that nobody trusted.
     """
     from onebyone.errors import ModelError
@@ -36,9 +39,16 @@ def original_of(
             f"{folder} is no folder that onebyone wrote: give one that onebyone slim -o wrote"
         )
     plan = read_plan(folder / PLAN)
-    if given is not None:
-        return plan, given, weights
     source = root_source(plan.source) if first or plan.reference else plan.source or {}
+    if given is not None:
+        known = source.get("weights")
+        if given == source.get("spec"):
+            return plan, given, weights or known
+        if known and not weights:
+            note(
+                f"{given} is taken with the weights that it comes with; the plan's original had {known}"
+            )
+        return plan, given, weights
     if not source:
         raise ModelError(f"{folder} does not say which network it was: give {option} MODEL")
     spec = str(source["spec"])

@@ -22,7 +22,7 @@ NORMS: dict[int, type[nn.Module]] = {
 
 @dataclass(frozen=True)
 class Restored:
-    """A layer, the value it is called on, and its weight's qualified name.
+    """A layer, the value it is called on, and its tensors' qualified names, the weight's first.
 
     Calls with equal keys are calls of one layer. `first_of_many`: the operator returned a tuple
     whose first item is the layer's output.
@@ -30,7 +30,7 @@ class Restored:
 
     layer: nn.Module
     input: Any
-    weight: str | None
+    tensors: tuple[str, ...]
     key: tuple[Any, ...]
     first_of_many: bool = False
 
@@ -38,7 +38,8 @@ class Restored:
 def layer_of(name: str, values: dict[str, Any], fetch: Fetch) -> Restored | None:
     """The layer of an operator's call by name, or None where it stays a call.
 
-    A call stays where its weights are computed, or where the layer would compute anything else.
+    A call stays where its weights are computed or no parameters (the kernels of a blur), or where the
+    layer would compute anything else.
     """
     if name in ("conv1d", "conv2d", "conv3d", "convolution"):
         return _convolution(values, fetch)
@@ -52,12 +53,12 @@ def layer_of(name: str, values: dict[str, Any], fetch: Fetch) -> Restored | None
         return _batch_norm(values, fetch, first_of_many=name != "batch_norm")
     if name in ("dropout", "dropout_"):
         given = values.get("input", values.get("self"))
-        return Restored(nn.Dropout(values["p"], inplace=name == "dropout_"), given, None, ())
+        return Restored(nn.Dropout(values["p"], inplace=name == "dropout_"), given, (), ())
     return None
 
 
 def _convolution(values: dict[str, Any], fetch: Fetch) -> Restored | None:
-    weight, bias = fetch(values["weight"]), fetch(values["bias"])
+    weight, bias = _parameters(values, fetch)
     if weight is None or (bias is None) != (values["bias"] is None):
         return None
     axes, turned = weight.ndim - 2, bool(values.get("transposed"))
@@ -74,18 +75,18 @@ def _convolution(values: dict[str, Any], fetch: Fetch) -> Restored | None:
         )  # fmt: skip
     _fill(layer, weight=weight, bias=bias)
     key = (values["weight"], values["bias"], *geometry.values(), values["groups"])
-    return Restored(layer, values["input"], str(values["weight"].target), key)
+    return Restored(layer, values["input"], _names(values, "weight", "bias"), key)
 
 
 def _linear(values: dict[str, Any], fetch: Fetch) -> Restored | None:
-    weight, bias = fetch(values["weight"]), fetch(values["bias"])
+    weight, bias = _parameters(values, fetch)
     if weight is None or weight.ndim != 2 or (bias is None) != (values["bias"] is None):
         return None
     with torch.device("meta"):
         layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
     _fill(layer, weight=weight, bias=bias)
     key = (values["weight"], values["bias"])
-    return Restored(layer, values["input"], str(values["weight"].target), key)
+    return Restored(layer, values["input"], _names(values, "weight", "bias"), key)
 
 
 def _linear_of_product(values: dict[str, Any], fetch: Fetch) -> Restored | None:
@@ -109,7 +110,7 @@ def _batch_norm(values: dict[str, Any], fetch: Fetch, *, first_of_many: bool) ->
     names = ("weight", "bias", "running_mean", "running_var")
     tensors = {k: fetch(values[k]) for k in names}
     shape = getattr(values["input"].meta.get("val"), "ndim", 0)
-    if any(t is None for t in tensors.values()) or shape not in NORMS:
+    if None in _parameters(values, fetch) or None in tensors.values() or shape not in NORMS:
         return None
     channels = len(tensors["running_mean"])  # type: ignore[arg-type]
     with torch.device("meta"):
@@ -117,7 +118,17 @@ def _batch_norm(values: dict[str, Any], fetch: Fetch, *, first_of_many: bool) ->
     layer.num_batches_tracked = torch.zeros((), dtype=torch.long)
     _fill(layer, **tensors)
     key = (*(values[k] for k in names), values["eps"], values["momentum"])
-    return Restored(layer, values["input"], str(values["weight"].target), key, first_of_many)
+    return Restored(layer, values["input"], _names(values, *names), key, first_of_many)
+
+
+def _parameters(values: dict[str, Any], fetch: Fetch) -> tuple[nn.Parameter | None, ...]:
+    """The weight and the bias of a call, None for what is no parameter."""
+    found = (fetch(values[name]) for name in ("weight", "bias"))
+    return tuple(t if isinstance(t, nn.Parameter) else None for t in found)
+
+
+def _names(values: dict[str, Any], *tensors: str) -> tuple[str, ...]:
+    return tuple(str(values[name].target) for name in tensors if values[name] is not None)
 
 
 def _each(given: Any, axes: int) -> tuple[int, ...] | str | None:
@@ -138,5 +149,5 @@ def _fill(layer: nn.Module, **tensors: Tensor | None) -> None:
         if name in layer._buffers:
             layer._buffers[name] = tensor
         else:
-            kept = isinstance(tensor, nn.Parameter)
-            layer._parameters[name] = tensor if kept else nn.Parameter(tensor, tensor.requires_grad)
+            assert isinstance(tensor, nn.Parameter)
+            layer._parameters[name] = tensor

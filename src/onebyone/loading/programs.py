@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -15,9 +16,10 @@ from torch.fx import Graph, GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from onebyone.errors import ModelError
-from onebyone.loading.layers import layer_of
+from onebyone.loading.layers import Restored, layer_of
 
 CHECKS = ("_assert_scalar", "_assert_tensor_metadata", "_assert_async", "sym_constrain_range")
+BATCHES = "num_batches_tracked"
 VIEWS = ("view", "reshape", "_unsafe_view", "view_copy", "_reshape_alias")
 
 
@@ -87,6 +89,7 @@ def _plain(program: ExportedProgram) -> tuple[Graph, nn.Module]:
     specs = {s.arg.name: s for s in program.graph_signature.input_specs if hasattr(s.arg, "name")}
     graph, root = Graph(), nn.Module()
     copies: dict[Node, Any] = {}
+    tied: dict[Hashable, nn.Parameter] = {}
     for node in program.graph.nodes:
         spec = specs.get(node.name) if node.op == "placeholder" else None
         if node.op == "output":
@@ -97,7 +100,7 @@ def _plain(program: ExportedProgram) -> tuple[Graph, nn.Module]:
                 **program.constants,
             }:
                 raise ModelError(f"the program's input {node.name} ({spec.kind.name}) is not taken")
-            _attach(root, spec.target, program)
+            _attach(root, spec.target, program, tied)
             copies[node] = graph.get_attr(spec.target)
         else:
             if node.op == "get_attr":  # the graphs of control flow
@@ -107,8 +110,11 @@ def _plain(program: ExportedProgram) -> tuple[Graph, nn.Module]:
     return graph, root
 
 
-def _attach(root: nn.Module, name: str, program: ExportedProgram) -> None:
-    """Put one parameter, buffer or constant at its qualified name, tied ones tied."""
+def _attach(
+    root: nn.Module, name: str, program: ExportedProgram, tied: dict[Hashable, nn.Parameter]
+) -> None:
+    """Put one parameter, buffer or constant at its qualified name; parameters that a file holds once are
+    one, whatever objects it gave for them."""
     *path, last = name.split(".")
     parent = root
     for part in path:
@@ -117,7 +123,8 @@ def _attach(root: nn.Module, name: str, program: ExportedProgram) -> None:
         parent = cast(nn.Module, parent._modules[part])
     value = program.state_dict.get(name, program.constants.get(name))
     if isinstance(value, nn.Parameter):
-        parent.register_parameter(last, value)
+        place = (value.data_ptr(), value.shape, value.stride(), value.dtype)
+        parent.register_parameter(last, tied.setdefault(place, value) if value.numel() else value)
     elif isinstance(value, Tensor):
         parent.register_buffer(last, value, persistent=name in program.state_dict)
     else:
@@ -156,7 +163,7 @@ def _drop_checks(graph: Graph) -> None:
         if node.op != "call_function" or node.users:
             continue
         # A restored BatchNorm counts its batches itself.
-        counts = bool(node.args) and str(node.args[0]).endswith("num_batches_tracked")
+        counts = bool(node.args) and str(node.args[0]).endswith(BATCHES)
         if _operator_of(node) in CHECKS or counts:
             graph.erase_node(node)
     graph.eliminate_dead_code()
@@ -174,20 +181,28 @@ def _operator_of(node: Node) -> str:
 
 def _restore_layers(graph: Graph, root: nn.Module) -> None:
     """Replace calls by layers; equal calls with equal weights share one layer."""
+    fetch = _fetcher(root)
+
+    def restored(node: Node) -> tuple[tuple[Any, ...], Restored] | None:
+        name = _operator_of(node) if node.op == "call_function" else ""
+        found = layer_of(name, _bound(node), fetch) if name else None
+        return None if found is None else ((name, *map(repr, found.key)), found)
+
+    layers = {found[0]: found[1] for found in map(restored, graph.nodes) if found}
+    users = Counter(name for layer in layers.values() for name in layer.tensors)
     made: dict[tuple[Any, ...], str] = {}
     for node in list(graph.nodes):
-        if node.op != "call_function" or not _operator_of(node):
+        found = restored(node)  # once more, since its input may be a layer by now
+        if found is None:
             continue
-        restored = layer_of(_operator_of(node), _bound(node), _fetcher(root))
-        if restored is None:
-            continue
-        key = (_operator_of(node), *map(repr, restored.key))
-        if restored.weight is None or key not in made:
-            made[key] = _place(root, restored.weight or node.name, restored.layer, node.name)
+        key, layer = found
+        if not layer.tensors or key not in made:
+            names = sorted(layer.tensors, key=users.__getitem__)
+            made[key] = _place(root, names, layer.layer, node.name)
         with graph.inserting_before(node):
-            call = graph.call_module(made[key], (restored.input,))
+            call = graph.call_module(made[key], (layer.input,))
         call.meta = dict(node.meta)
-        if restored.first_of_many:
+        if layer.first_of_many:
             for user in list(node.users):
                 if user.target is operator.getitem and user.args[1] == 0:
                     user.replace_all_uses_with(call)
@@ -211,30 +226,32 @@ def _bound(node: Node) -> dict[str, Any]:
 
 
 def _fetcher(root: nn.Module) -> Callable[[Any], Tensor | None]:
-    """A function from a `get_attr` node to its tensor; None for any other value."""
+    """A function from a `get_attr` node to the tensor that it gave in the program; None for any other
+    value."""
+    held = dict(_named_tensors(root))
 
     def fetch(value: Any) -> Tensor | None:
         if not isinstance(value, Node) or value.op != "get_attr":
             return None
-        found: Any = root
-        for part in str(value.target).split("."):
-            found = getattr(found, part)
-        return found if isinstance(found, Tensor) else None
+        return held.get(str(value.target))
 
     return fetch
 
 
-def _place(root: nn.Module, weight: str, layer: nn.Module, node: str) -> str:
-    """Put the layer where its weight was, or beside it where that place holds anything more."""
-    path = weight.rpartition(".")[0]
-    if path and weight.endswith(".weight"):
+def _place(root: nn.Module, tensors: Sequence[str], layer: nn.Module, node: str) -> str:
+    """Put the layer where its tensors were, or beside the first where no place holds them alone.
+
+    A tied weight has one of its layers' names, so those that fewer layers have come first.
+    """
+    paths = [name.rpartition(".")[0] for name in tensors]
+    for path in filter(None, paths):
         there = root.get_submodule(path)
-        own = {*layer._parameters, *layer._buffers}
-        if type(there) is nn.Module and not there._modules and _tensors(there) <= own:
+        if type(there) is nn.Module and not there._modules and _holds(layer, there):
             parent, _, name = path.rpartition(".")
             layer._buffers.update(there._buffers)  # BatchNorm's counter
             setattr(root.get_submodule(parent), name, layer)
             return path
+    path = paths[0] if paths else ""
     parent = root.get_submodule(path)
     name = node
     while hasattr(parent, name):
@@ -243,8 +260,18 @@ def _place(root: nn.Module, weight: str, layer: nn.Module, node: str) -> str:
     return f"{path}.{name}" if path else name
 
 
-def _tensors(module: nn.Module) -> set[str]:
-    return {*module._parameters, *module._buffers}
+def _holds(layer: nn.Module, there: nn.Module) -> bool:
+    """Whether the tensors of a place are the layer's own, by name; it counts its batches itself."""
+    own = layer._parameters | layer._buffers
+    return all(
+        name in own and (name == BATCHES or tensor is None or own[name] is tensor)
+        for name, tensor in (there._parameters | there._buffers).items()
+    )
+
+
+def _named_tensors(root: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from root.named_parameters(remove_duplicate=False)
+    yield from root.named_buffers(remove_duplicate=False)
 
 
 def takes_any_batch(model: nn.Module, inputs: tuple[Tensor, ...]) -> bool:
