@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from onebyone import saving
-from onebyone.cli import app
+from onebyone.cli.app import app
 from onebyone.errors import MissingExtraError, OneByOneError
 from onebyone.loading import load
 
@@ -641,3 +641,94 @@ def test_the_original_named_again_has_the_weights_of_the_plan(place: Path, no_on
     told = done("verify out --data pics --no-latency --original moved:net").stderr
     assert "moved:net is taken with the weights that it comes with" in " ".join(told.split())
     assert "trained.safetensors" in told
+
+
+class TestSignalsWhileImporting:
+    """What a signal raises inside of an import may be lost there, and leaves modules half made."""
+
+    CODE = """
+import atexit, sys, time
+from onebyone.cli.signals import listen
+listen()
+atexit.register(lambda: print("whole", hasattr(sys.modules.get("slow"), "DONE"), flush=True))
+try:
+    import slow
+    time.sleep(20)
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+    SLOW = """
+import time
+print("begun", flush=True)
+until = time.monotonic() + 0.7
+while time.monotonic() < until:
+    try:
+        sum(range(1000))
+    except BaseException:
+        pass
+DONE = True
+"""
+
+    @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+    def test_it_comes_again_after_the_import(self, number: int, code: int, tmp_path: Path) -> None:
+        (tmp_path / "slow.py").write_text(self.SLOW)
+        listening = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        with subprocess.Popen(
+            [sys.executable, "-c", listening + self.CODE],
+            stdout=subprocess.PIPE, text=True, cwd=tmp_path,
+        ) as process:  # fmt: skip
+            assert process.stdout is not None
+            assert process.stdout.readline() == "begun\n"
+            time.sleep(0.1)
+            process.send_signal(number)
+            rest = process.stdout.read()
+        assert (rest, process.returncode) == ("whole True\n", code)
+
+    def test_an_interrupt_before_the_command_begins_is_told(self, tmp_path: Path) -> None:
+        """The command's own module is what is being imported."""
+        code = STOP_AT.format(module="onebyone.cli.app", name="_command")
+        with start(code, "measure", "demo", cwd=tmp_path) as process:
+            while not (tmp_path / "reached").exists():
+                time.sleep(0.02)
+            process.send_signal(signal.SIGINT)
+            told = process.communicate()[1]
+        assert process.returncode == 130
+        assert told == "onebyone: interrupted; nothing was written\n"
+
+
+def closed(line: str, descriptors: str, place: Path) -> tuple[int, str]:
+    """The command with some of its outputs closed or full, as a shell does it: exit code, stderr."""
+    done = subprocess.run(
+        ["sh", "-c", f"exec {sys.executable} -m onebyone {line} {descriptors}"],
+        capture_output=True, text=True, cwd=place, check=False,
+    )  # fmt: skip
+    return done.returncode, done.stderr
+
+
+def test_a_closed_stderr_is_no_bug(tmp_path: Path) -> None:
+    assert closed("measure demo", "2>&-", tmp_path) == (0, "")
+    assert closed("measure demo", "2>&- >&-", tmp_path) == (0, "")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_stdout_is_told_with_what_was_written(place: Path) -> None:
+    code, told = closed(f"{MINE} --macs 0.6 -o out", "> /dev/full", place)
+    assert code == 2
+    assert "standard output cannot be written: No space left on device; " in told
+    assert told.rstrip().endswith("out had been written")
+    assert Path("out/plan.json").is_file()
+
+
+def test_a_folder_made_elsewhere_says_where(
+    place: Path,
+    no_onnx: None,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    done(f"{MINE} --macs 0.6 -o out")
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    sys.modules.pop("nets", None)
+    for line in (f"verify {place}/out --trust --data {place}/pics", f"measure {place}/out --trust"):
+        told = " ".join(call(line).stderr.split())
+        assert f"run this in {place}, where it was found when the folder was made" in told

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 import onebyone as obo
 from onebyone import saving
-from onebyone.cli import app
+from onebyone.cli.app import app
 
 
 @pytest.fixture(scope="module")

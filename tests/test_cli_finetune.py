@@ -17,7 +17,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 import onebyone as obo
-from onebyone.cli import app
+from onebyone.cli.app import app
 
 QUICK = ["--batch", "16", "--precision", "float32", "--augment", "none", "--no-latency"]
 

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from typer import BadParameter
 from typer.testing import CliRunner
 
-from onebyone.cli import app, values
+from onebyone.cli import values
+from onebyone.cli.app import app
 from onebyone.cli.reading import read_model
 from onebyone.errors import ModelError
 from onebyone.report.columns import Column, FittedTable

@@ -23,7 +23,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 import onebyone as obo
-from onebyone.cli import app
+from onebyone.cli.app import app
 from onebyone.comparison import Comparison, break_even
 from onebyone.errors import OneByOneError, ShapeError
 from onebyone.measurement.counting import count

@@ -7,7 +7,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from onebyone.cli import app
+from onebyone.cli.app import app
 from onebyone.data import DEMO, open_images
 from onebyone.demo.networks import CLASSES, NETWORKS
 from onebyone.loading import load

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from typer.testing import CliRunner
 
-from onebyone.cli import app
+from onebyone.cli.app import app
 from onebyone.data import open_images
 from onebyone.diffing import STATUSES, Difference, Match, diff
 from onebyone.errors import ModelError

@@ -461,6 +461,33 @@ class TestTiedPrograms:
         assert "blur" in dict(loaded.named_buffers())
         assert {n for n, m in loaded.named_modules() if isinstance(m, nn.Conv2d)} == {"a", "b"}
 
+    @pytest.mark.parametrize(
+        "key", ["low level", "stage (1)", "a[0], b=1", "#1", "import os", "ü|x"]
+    )
+    def test_names_of_layers_may_be_any_text(self, key: str, tmp_path: Path) -> None:
+        model, x = Keyed(key).eval(), torch.randn(2, 3, 8, 8)
+        loaded = load(export(model, x, tmp_path / "m.pt2")).model
+        torch.testing.assert_close(loaded(x), model(x), rtol=0, atol=0)
+        assert loaded.state_dict().keys() == model.state_dict().keys()
+
+    @pytest.mark.parametrize("key", ['a"b', "a'b", "a\\b", "a\nb", "a{b}"])
+    def test_but_none_that_ends_its_quotes(self, key: str, tmp_path: Path) -> None:
+        path = export(Keyed(key).eval(), torch.randn(2, 3, 8, 8), tmp_path / "m.pt2")
+        with pytest.raises(ModelError, match=r"may run code.*--trust"):
+            load(path)
+
+
+class Keyed(nn.Module):
+    """A convolution under a name that is no identifier."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__()
+        self.parts = nn.ModuleDict({key: nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))})
+        self.key = key
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.parts[self.key](x)
+
 
 def numbers(tensors: Iterator[Tensor]) -> int:
     return sum(t.numel() for t in tensors)

@@ -331,6 +331,23 @@ class TestPrograms:
         assert note.startswith("no model.pt2: torch.export cannot save the network")
         assert not (tmp_path / "out" / "model.pt2").exists()
 
+    def test_a_folder_that_needs_its_original_says_so(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """In Python too, where no command tells the plan's notes."""
+
+        class Two(Net):
+            def forward(self, x: Tensor) -> Any:
+                return Pair(super().forward(x), x.mean((2, 3)))
+
+        slimmed_of(network(), macs=0.7).save(tmp_path / "whole")
+        assert "onebyone" not in [r.name for r in caplog.records]
+        slimmed_of(network(Two), macs=0.7).save(tmp_path / "out")
+        (told,) = (r for r in caplog.records if r.name == "onebyone")
+        assert told.levelname == "WARNING"
+        assert f"{tmp_path / 'out'} loads again only beside the original" in told.getMessage()
+        assert "no model.pt2: torch.export cannot save" in told.getMessage()
+
     @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
     def test_onnx_of_types_that_no_runtime_takes(self, dtype: torch.dtype, tmp_path: Path) -> None:
         runtime = pytest.importorskip("onnxruntime")

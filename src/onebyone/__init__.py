@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import random
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -117,7 +118,9 @@ def __getattr__(name: str) -> Any:
     """Public names come from their modules when first asked for, so that the import is instant."""
     if name not in _HOMES:
         raise AttributeError(f"module 'onebyone' has no attribute {name!r}")
+    drawn = random.getstate()
     module = importlib.import_module(f"onebyone.{_HOMES[name]}")
+    random.setstate(drawn)  # rich draws from them when it is imported
     value = module if name == _HOMES[name] else getattr(module, name)
     globals()[name] = value
     return value

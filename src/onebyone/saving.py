@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import tempfile
@@ -49,6 +50,8 @@ from onebyone.loading.slimmed import FORMATS, is_slimmed
 from onebyone.plan_files import plan_to_json
 from onebyone.several import flat, packing_of
 from onebyone.tree import deep_copy
+
+LOG = logging.getLogger("onebyone")
 
 if TYPE_CHECKING:
     from onebyone.deepening.deepening import Deepened
@@ -116,13 +119,20 @@ def save_folder(slimmed: Slimmed | Deepened, folder: Path, *, force: bool = Fals
     try:
         make_parent(folder)
         with _staged(folder) as staged:
-            _write_all(slimmed, staged)
+            notes = _write_all(slimmed, staged)
+            program = (staged / PROGRAM).is_file()
             _swap(staged, folder)
     except (OSError, SafetensorError, OutputError) as error:
         reason = getattr(error.__cause__ or error, "strerror", None) or error
         raise OutputError(
             f"the folder {folder} cannot be written: {reason}; nothing was left there"
         ) from error
+    if not source and not program:
+        why = next((note for note in notes if PROGRAM in note), f"no {PROGRAM}")
+        LOG.warning(
+            "%s loads again only beside the original network, as obo.load(folder, architecture=network): "
+            "it has %s", folder, why,
+        )  # fmt: skip
     return folder
 
 
@@ -151,7 +161,8 @@ def _swap(staged: Path, folder: Path) -> None:
         raise
 
 
-def _write_all(slimmed: Slimmed | Deepened, folder: Path) -> None:
+def _write_all(slimmed: Slimmed | Deepened, folder: Path) -> list[str]:
+    """Every file of the folder; the notes of its plan."""
     from onebyone.explaining.report import write_report
     from onebyone.report import to_json
     from onebyone.report.deepened import deepened_html
@@ -167,6 +178,7 @@ def _write_all(slimmed: Slimmed | Deepened, folder: Path) -> None:
     else:
         insight = getattr(slimmed, "insight", None)
         write_report(folder / REPORT, slimmed.verification, plan, insight)
+    return notes
 
 
 def _on_cpu(model: nn.Module) -> nn.Module:

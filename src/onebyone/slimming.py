@@ -60,7 +60,8 @@ class Slimmed(Displayed):
         """Write plan.json, weights.safetensors, the reports, model.pt2 and model.onnx to a folder.
 
         The folder appears whole or not at all; OutputError if it exists and is not a slimmed one
-        (`force` replaces it all the same).
+        (`force` replaces it all the same). A warning is logged where the network cannot be exported
+        and the plan has no source: such a folder loads again only beside the original network.
         """
         from onebyone.saving import save_folder
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import os
-import sys
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from onebyone.cli.failures import INTERRUPTED
-from onebyone.cli.signals import listen
+from onebyone.cli.signals import before_work
 
 # What `onebyone --help` lists: a command's name, which its module and its function bear too, and
 # the first sentence of its help. The module is imported when the command is called.
@@ -56,6 +53,10 @@ class _Commands(TyperGroup):
         name, _, rest = super().resolve_command(ctx, args)
         return name, _command(str(name)), rest
 
+    def invoke(self, ctx: Any) -> Any:
+        with before_work():
+            return super().invoke(ctx)
+
 
 app = typer.Typer(
     name="onebyone",
@@ -92,20 +93,8 @@ def onebyone(
       onebyone slim torchvision:resnet50 --data photos/ --macs 0.5 -o out/
 
     Exit codes: 0 done; 2 something to mend, and the message says what;
-    130 interrupted; 1 a bug in onebyone.
+    130 interrupted, 143 by SIGTERM; 1 a bug in onebyone.
     """
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
         raise typer.Exit(2)
-
-
-def main() -> None:
-    """The console entry point."""
-    # OpenMP threads that wait by spinning slow a shared machine down many times; torch reads this
-    # when it is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    listen()
-    try:
-        app()
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)

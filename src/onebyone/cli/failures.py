@@ -15,10 +15,10 @@ from typing import NoReturn
 import typer
 
 from onebyone.cli.showing import leads
-from onebyone.cli.signals import deafen, interrupted
-from onebyone.errors import LostError, OneByOneError
+from onebyone.cli.signals import INTERRUPTED, deafen, interrupted
+from onebyone.errors import LostError, OneByOneError, OutputError
 
-BUG, MENDABLE, INTERRUPTED, UNHEARD = 1, 2, 130, 141
+BUG, MENDABLE, UNHEARD = 1, 2, 141
 ISSUES = "please report it with the lines above and the command you ran"
 
 
@@ -53,6 +53,8 @@ def failures(lighter: str = "") -> Iterator[Outcome]:
         message = _message(error, lighter)
         if message is None:
             _bug(error)
+        if outcome.written and isinstance(error, OutputError):
+            message += f"; {outcome.written} had been written"
         if not leads() and not isinstance(error, LostError):
             raise typer.Exit(MENDABLE) from None  # every process meets it, and one tells
         stop(message)

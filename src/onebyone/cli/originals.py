@@ -30,7 +30,7 @@ def original_of(
     """
     from onebyone.errors import ModelError
     from onebyone.files import PLAN
-    from onebyone.loading.factories import is_factory
+    from onebyone.loading.factories import find_again, is_factory
     from onebyone.loading.slimmed import is_slimmed, root_source
     from onebyone.plan_files import read_plan
 
@@ -57,4 +57,6 @@ def original_of(
             f"the plan in {folder} names {spec} as the original, and calling that runs code: give "
             f"{option} {spec} if that is yours"
         )
+    if is_factory(spec):
+        find_again(source)
     return plan, spec, weights or source.get("weights")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -82,8 +83,24 @@ def show(*parts: RenderableType) -> None:
             raise  # to `failures`, which knows the exit code
 
     console = Plain(highlight=False)
-    for part in parts:
-        console.print(part)
+    with _to_stdout():
+        for part in parts:
+            console.print(part)
+
+
+@contextmanager
+def _to_stdout() -> Iterator[None]:
+    """OutputError, which says what could not be written, for a full disk; `failures` knows closed pipes."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.EPIPE or error.filename:
+            raise
+        from onebyone.errors import OutputError
+
+        raise OutputError(
+            f"standard output cannot be written: {error.strerror or error}"
+        ) from error
 
 
 def show_slimmed(slimmed: Slimmed | Deepened, folder: Path | None, as_json: bool) -> None:
@@ -120,7 +137,8 @@ def show_json(values: dict[str, Any]) -> None:
     """Print JSON, and nothing else, on stdout."""
     import json
 
-    typer.echo(json.dumps(values, indent=2, ensure_ascii=False))
+    with _to_stdout():
+        typer.echo(json.dumps(values, indent=2, ensure_ascii=False))
 
 
 def note(*lines: str) -> None:

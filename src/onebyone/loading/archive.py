@@ -31,6 +31,9 @@ OPERATOR = re.compile(
 # Operators that touch files.
 FORBIDDEN = re.compile(r"torch\.ops\.\w+\.(from_file|save|load\w*)\b")
 PLAIN = re.compile(r"[\w.:/@+\-]*")
+# Names of weights are keys, and stand in quotes where they become source code.
+QUOTED = re.compile(r"""[^"'`\\{}\x00-\x1f\x7f\x85\u2028\u2029]*""")
+WEIGHT_NAMES = frozenset(["parameter_name", "buffer_name", "tensor_constant_name", "fqn"])
 TREES = frozenset(
     [None, "builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict"]
 )
@@ -114,7 +117,7 @@ def _check_record(value: Any, key: str = "") -> Any:
     """JSON without what is dropped; every string in it must be harmless where it stands."""
     if isinstance(value, dict):
         for name in value:
-            _check_text(name, "name")
+            _check_text(name, "fqn" if key == "config" else "name")
         empty = {"metadata": {}, "guards_code": [], "treespec_namedtuple_fields": {}}
         return {k: empty[k] if k in DROPPED else _check_record(v, k) for k, v in value.items()}
     if isinstance(value, list):
@@ -129,6 +132,8 @@ def _check_text(text: str, key: str) -> None:
         return
     if key in ("in_spec", "out_spec"):
         safe = not text or _tree_is_plain(json.loads(text))
+    elif key in WEIGHT_NAMES:
+        safe = bool(QUOTED.fullmatch(text))
     elif key == "expr_str":
         safe = _is_arithmetic(text)
     elif key == "target":

@@ -6,7 +6,7 @@ import difflib
 import importlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -44,6 +44,27 @@ def find_factory(spec: str) -> tuple[Any, Callable[[], Any]]:
     return module, factory
 
 
+class MissingModuleError(ModelError):
+    """The module that a function should be in is not there."""
+
+
+def find_again(source: Mapping[str, Any]) -> None:
+    """Import the module of the function that a plan's source names.
+
+    Raises ModelError, with the directory that it was found in before, where it is not found now.
+    """
+    spec, made = str(source["spec"]), source.get("directory")
+    try:
+        find_factory(spec)
+    except MissingModuleError as error:
+        if made is None or made == os.getcwd():
+            raise
+        raise ModelError(
+            f"the module of {spec!r} cannot be found in {os.getcwd()}: run this in {made}, where it was "
+            "found when the folder was made"
+        ) from error
+
+
 def _imported(name: str, spec: str) -> Any:
     """A module, also from the working directory."""
     here = os.getcwd()
@@ -55,7 +76,7 @@ def _imported(name: str, spec: str) -> Any:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
-            raise ModelError(
+            raise MissingModuleError(
                 f"the module {name} of {spec!r} cannot be found, not in {here} either: give {KINDS}"
             ) from None
         raise ModelError(f"importing {name} of {spec!r} failed: {error}") from error

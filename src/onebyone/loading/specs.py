@@ -16,7 +16,7 @@ from onebyone.errors import ModelError, seeded
 from onebyone.files import PLAN
 from onebyone.loading import zoo
 from onebyone.loading.archive import open_program
-from onebyone.loading.factories import call_factory, find_factory, is_factory
+from onebyone.loading.factories import call_factory, find_again, find_factory, is_factory
 from onebyone.loading.loaded import KINDS, Loaded, example_of, inputs_of
 from onebyone.loading.onnx_graphs import read_onnx
 from onebyone.loading.programs import module_of, takes_any_batch
@@ -119,6 +119,8 @@ def _rebuilt(source: Mapping[str, Any], shape: tuple[int, ...] | None, trust: bo
         )
     if is_slimmed(Path(spec)):
         raise ModelError(f"its plan names the slimmed folder {spec} without the plan in that")
+    if is_factory(spec):
+        find_again(source)
     return load(spec, input_size=shape, trust=trust).model
 
 
