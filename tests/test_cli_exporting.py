@@ -75,7 +75,12 @@ def test_networks_in_half_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         "    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(288, 4)).eval().half()\n"
     )
     done("export halves:half --input 3x8x8 --to onnx --no-latency -o out")
-    assert "MACs" in done("bench halves:half --input 3x8x8 --runtime eager,onnxruntime").stdout
+    result = done("bench halves:half --input 3x8x8 --runtime eager,onnxruntime")
+    assert "MACs" in result.stdout
+    told = "computes in float16: here it is converted to float32"
+    assert told in " ".join(result.stderr.split())
+    result = done("export halves:half --input 3x8x8 --to onnx -o made --no-latency")
+    assert told in " ".join(result.stderr.split())
 
 
 def test_export_verify_and_replace(out: Path) -> None:

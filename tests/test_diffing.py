@@ -772,3 +772,22 @@ def test_a_network_that_holds_the_other_has_its_layers_renamed() -> None:
             assert kinds.count("renamed") == 5
             assert len(kinds) == 5 + added
             assert all(m.same_weights for m in found.matches if m.same_weights is not None)
+
+
+def test_a_traced_program_beside_a_module_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "nets.py").write_text(
+        "import torch\nfrom torch import nn\ndef net():\n    torch.manual_seed(0)\n"
+        "    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), torch.zeros(1, 3, 8, 8)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    model, x = load("nets:net")
+    torch.export.save(torch.export.export(model, (x,)), "net.pt2")
+    told = " ".join(call("nets:net net.pt2").stderr.split())
+    assert (
+        "net.pt2 is a traced program: what has no weights, such as ReLU, is no layer there" in told
+    )
+    for line in ("nets:net nets:net", "net.pt2 net.pt2"):
+        assert "traced program" not in call(line).stderr
+    sys.modules.pop("nets", None)

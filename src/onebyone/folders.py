@@ -109,7 +109,7 @@ def _files(path: Path, preprocess: Preprocess | None) -> tuple[Preprocess, list[
     if preprocess is None:
         raise DataError(
             f"how the network takes pictures is not known, so {path} cannot be read: give --size "
-            "(such as 3x224x224), --mean and --std (in Python a Preprocess)"
+            "(such as 224), --mean and --std (in Python a Preprocess)"
         )
     files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
     if not files:

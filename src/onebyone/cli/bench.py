@@ -87,6 +87,7 @@ def _read(
 ) -> tuple[Any, tuple[Any, ...], Path | None]:
     """The network (None where only other runtimes can read it), its inputs, and an ONNX file."""
     from onebyone.errors import ModelError, OneByOneError
+    from onebyone.exporting.network import converted_note
     from onebyone.loading import load
 
     file = Path(spec) if spec.lower().endswith(".onnx") and Path(spec).is_file() else None
@@ -102,6 +103,7 @@ def _read(
     note(*loaded.notes)
     if not loaded.of_tensors:
         raise ModelError(f"{spec} takes more than tensors: only networks of tensors are timed here")
+    note(*converted_note(loaded.model))
     return loaded.model, loaded.call, file
 
 

@@ -88,6 +88,7 @@ def diff(
             tell("load", 0)
             from onebyone.diffing import diff as compare
             from onebyone.files import json_text
+            from onebyone.loading.programs import is_program
             from onebyone.report.difference import difference_table
             from onebyone.report.difference_files import (
                 difference_csv,
@@ -106,6 +107,12 @@ def diff(
         if drawn:
             note("weights are not compared: some were drawn at random")
         names = before, after
+        traced = [n for n, x in zip(names, (a, b), strict=True) if is_program(x.model)]
+        if len(traced) == 1:
+            note(
+                f"{traced[0]} is a traced program: what has no weights, such as ReLU, is no layer there "
+                "and counts as removed or added"
+            )
         outputs.write(
             lambda: json_text(difference_json(found, names)),
             lambda: difference_csv(found),

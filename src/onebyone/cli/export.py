@@ -200,13 +200,14 @@ def _read(
     original: str | None, pictures: Pictures, data: str | None,
 ) -> _Source:  # fmt: skip
     from onebyone.errors import ModelError, OneByOneError
+    from onebyone.exporting.network import converted_note
     from onebyone.files import PLAN
     from onebyone.loading import load
     from onebyone.loading.slimmed import is_slimmed
     from onebyone.plan_files import read_plan
 
     loaded = load(spec, weights=weights, input_size=size, trust=trust)
-    note(*loaded.notes)
+    note(*loaded.notes, *converted_note(loaded.model))
     if not loaded.of_tensors:
         raise ModelError(f"{spec} takes more than tensors: only networks of tensors are exported")
     preprocess = pictures.preprocess(loaded)

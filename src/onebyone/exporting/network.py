@@ -99,6 +99,15 @@ def write_as_taken(
         raise
 
 
+def converted_note(model: nn.Module) -> tuple[str, ...]:
+    """A note on a network that computes in another floating type than what runtimes are given."""
+    found = {t.dtype for t in model.parameters() if t.is_floating_point()} - {torch.float32}
+    if not found:
+        return ()
+    names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in found))
+    return (f"the network computes in {names}: here it is converted to float32",)
+
+
 def on_cpu_in_float32(model: nn.Module) -> nn.Module:
     """The model, or a copy where any of it is on another device or in another floating type."""
     tensors = (*model.parameters(), *model.buffers())

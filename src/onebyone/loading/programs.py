@@ -19,6 +19,7 @@ from onebyone.errors import ModelError
 from onebyone.loading.layers import Restored, layer_of
 
 CHECKS = ("_assert_scalar", "_assert_tensor_metadata", "_assert_async", "sym_constrain_range")
+NAME = "Program"  # the class of what is made here
 BATCHES = "num_batches_tracked"
 VIEWS = ("view", "reshape", "_unsafe_view", "view_copy", "_reshape_alias")
 
@@ -30,6 +31,11 @@ class Program:
     model: nn.Module
     inputs: tuple[Tensor, ...]
     fixed_batch: int | None
+
+
+def is_program(model: nn.Module) -> bool:
+    """Whether `module_of` made it."""
+    return isinstance(model, GraphModule) and type(model).__name__ == NAME
 
 
 def module_of(program: ExportedProgram) -> Program:
@@ -46,7 +52,7 @@ def module_of(program: ExportedProgram) -> Program:
     graph, root = _plain(program)
     _free_batch(graph, batch)
     _restore_layers(graph, root)
-    model = GraphModule(root, graph, "Program")
+    model = GraphModule(root, graph, NAME)
     _drop_checks(model.graph)
     model.recompile()
     model.delete_all_unused_submodules()

@@ -190,8 +190,9 @@ def _said(error: BudgetError, watch: Stopwatch) -> str:
 
 
 def _place(runtime: str, threads: int) -> str:
-    """Where it was timed: onnxruntime 1.20 on 1 thread."""
-    return f"{runtime} on {threads} thread{'s' * (threads != 1)}"
+    """Where it was timed, the runtime by its own name: onnxruntime on 1 thread."""
+    title = TARGETS[runtime].runtime if runtime in TARGETS else runtime
+    return f"{title} on {threads} thread{'s' * (threads != 1)}"
 
 
 def timed_plan(budget: Budget, planned: Callable[[Budget, Times], Plan], times: LayerTimes) -> Plan:
