@@ -40,7 +40,7 @@ deepened = partial(obo.deepen, net(), images().inputs[:1], obo.Budget(macs=2.0**
     ("call", "name", "wrong"),
     [
         (slimmed, "seed", (1.5, "a", None, True, 2**70)),
-        (slimmed, "memory", (0, -1, "x", 2.5)),
+        (slimmed, "memory", (0, -1, "x", 0.5, float("nan"))),
         (slimmed, "calibration", (0, -1, 1.5, "x")),
         (slimmed, "held_out", (1.5, -1, 24)),
         (observed, "seed", (1.5, "a", 2**70)),
@@ -78,6 +78,11 @@ def test_a_budget_is_a_budget() -> None:
         obo.plan(net(), observed(), 0.5)  # type: ignore[arg-type]
     with pytest.raises(BudgetError, match=r"the budget is 1\.0: give a Budget"):
         obo.deepen(net(), images().inputs[:1], 1.0, reference=net())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("memory", [2e9, np.float64(2e9), np.int64(1 << 31), float("inf")])
+def test_any_number_of_bytes_is_memory(memory: float) -> None:
+    assert slimmed(memory=memory).plan == slimmed().plan
 
 
 def test_numbers_of_numpy_are_numbers() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Integral
+from numbers import Integral, Real
 from textwrap import shorten
 from typing import Any
 
@@ -74,6 +74,13 @@ def whole(
 def seeded(seed: Any, error: type[OneByOneError]) -> int:
     """A seed of random numbers: a whole number that fits in 64 bits."""
     return whole("seed", seed, -(1 << 63), most=(1 << 63) - 1, error=error)
+
+
+def as_bytes(memory: Any, error: type[OneByOneError]) -> int:
+    """An amount of memory as whole bytes: any number from 1 up."""
+    if not isinstance(memory, Real) or isinstance(memory, bool) or not memory >= 1:
+        raise error(f"memory={memory!r} does not fit: give a number of bytes, such as 2 << 30")
+    return int(min(memory, 1 << 62))
 
 
 def listed(names: Sequence[str], most: int = 4) -> str:

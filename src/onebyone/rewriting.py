@@ -16,7 +16,7 @@ from onebyone.building import fill, skeleton
 from onebyone.conv import ConvSpec, kernel_of
 from onebyone.data import open_images
 from onebyone.effort import Effort, Work, efforts
-from onebyone.errors import DataError, ModelError, PlanError, listed, whole
+from onebyone.errors import DataError, ModelError, PlanError, as_bytes, listed
 from onebyone.factorize.fit import Band, fit
 from onebyone.factorize.grouped import fit_each_group, fit_groups, group_features
 from onebyone.factorize.metric import factor
@@ -102,7 +102,7 @@ def rewrite(
     Raises PlanError for a plan of another network.
     """
     check_weights(model=model)
-    memory = whole("memory", memory, 1, error=DataError)
+    memory = as_bytes(memory, DataError)
     every, given = open_images(images), model
     inputs = every.inputs
     model = plain(packed(model, every.packing), inputs[:1]).model

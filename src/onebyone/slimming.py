@@ -15,7 +15,7 @@ from onebyone.clock import Clock, Progress
 from onebyone.data import Images, check_held_out, is_number, number_of, open_images
 from onebyone.displaying import Displayed
 from onebyone.distributed import World
-from onebyone.errors import BudgetError, DataError, seeded, whole
+from onebyone.errors import BudgetError, DataError, as_bytes, seeded, whole
 from onebyone.explaining.insight import Insight, look_into
 from onebyone.folders import unread
 from onebyone.pacing.pace import paced, runtime_named
@@ -115,7 +115,7 @@ def slim(
     """
     check_weights(model=model)
     model = uncompiled(model)  # torch.compile would compile anew for every hook
-    seed, memory = seeded(seed, DataError), whole("memory", memory, 1, error=DataError)
+    seed, memory = seeded(seed, DataError), as_bytes(memory, DataError)
     calibration = whole("calibration", calibration, 1, error=DataError)
     check_recipe(recipe)
     clock = Clock(progress)

@@ -13,7 +13,7 @@ from onebyone.agreement import Agreement
 from onebyone.conv import ConvSpec, kernel_of
 from onebyone.data import open_images
 from onebyone.distributed import World
-from onebyone.errors import DataError, ModelError, listed, seeded, whole
+from onebyone.errors import DataError, ModelError, as_bytes, listed, seeded
 from onebyone.factorize.metric import shrink, shrinkage_of_halves
 from onebyone.factorize.selection import Order
 from onebyone.factorize.squeeze import input_form
@@ -78,7 +78,7 @@ def observe(
     Raises ModelError for a model that fails on the images, returns NaN or has nothing to change.
     """
     check_weights(model=model)
-    seed, memory = seeded(seed, DataError), whole("memory", memory, 1, error=DataError)
+    seed, memory = seeded(seed, DataError), as_bytes(memory, DataError)
     every, world = open_images(images), World.current()
     inputs = every.inputs
     model = plain(packed(model, every.packing), inputs[:1]).model
