@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from numbers import Real
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 import torch
@@ -181,11 +180,6 @@ def _channels(count: int) -> str:
 
 def _shape(inputs: Tensor) -> str:
     return "×".join(map(str, inputs.shape[1:]))
-
-
-def is_number(held_out: object) -> TypeGuard[float]:
-    """Whether held-out images are given by how many they are, rather than themselves."""
-    return isinstance(held_out, Real) and not isinstance(held_out, bool)
 
 
 def number_of(held_out: float, images: int) -> int:

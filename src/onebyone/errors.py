@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from numbers import Integral, Real
 from textwrap import shorten
-from typing import Any
+from typing import Any, TypeGuard
 
 LONGEST = 300
 PLACES = ("Exception from ", "Check '")  # lines by which OpenVINO begins
@@ -56,6 +56,11 @@ class LostError(TrainingError):
     """Another of the processes that worked together is gone."""
 
 
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether it is a real number, numpy's too; True and False are none."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
 def is_whole(value: Any) -> bool:
     """Whether it is a whole number, numpy's too; True and False are none."""
     return isinstance(value, Integral) and not isinstance(value, bool)
@@ -78,7 +83,7 @@ def seeded(seed: Any, error: type[OneByOneError]) -> int:
 
 def as_bytes(memory: Any, error: type[OneByOneError]) -> int:
     """An amount of memory as whole bytes: any number from 1 up."""
-    if not isinstance(memory, Real) or isinstance(memory, bool) or not memory >= 1:
+    if not is_number(memory) or not memory >= 1:
         raise error(f"memory={memory!r} does not fit: give a number of bytes, such as 2 << 30")
     return int(min(memory, 1 << 62))
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from torch import nn
 
 from onebyone.clock import Clock
-from onebyone.data import Images, check_held_out, is_number, number_of, open_images
+from onebyone.data import Images, check_held_out, number_of, open_images
 from onebyone.distributed import World
+from onebyone.errors import is_number
 from onebyone.plain import plain
 from onebyone.plans import Step
 from onebyone.pools import Pool, check_all_used, is_batches, open_pool

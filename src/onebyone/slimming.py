@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from onebyone.clock import Clock, Progress
-from onebyone.data import Images, check_held_out, is_number, number_of, open_images
+from onebyone.data import Images, check_held_out, number_of, open_images
 from onebyone.displaying import Displayed
 from onebyone.distributed import World
-from onebyone.errors import BudgetError, DataError, as_bytes, seeded, whole
+from onebyone.errors import BudgetError, DataError, as_bytes, is_number, seeded, whole
 from onebyone.explaining.insight import Insight, look_into
 from onebyone.folders import unread
 from onebyone.pacing.pace import paced, runtime_named

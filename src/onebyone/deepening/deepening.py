@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from onebyone.clock import Clock, Progress
-from onebyone.data import Images, check_held_out, check_images, is_number, number_of, open_images
+from onebyone.data import Images, check_held_out, check_images, number_of, open_images
 from onebyone.deepening.candidates import KINDS, WIDTH, candidates, inserted, same
 from onebyone.deepening.filling import Room, by_gain, by_rule
 from onebyone.deepening.insertions import INSERTIONS, Insertion
 from onebyone.deepening.probing import BATCH, BATCHES, LEAST, RECIPE, probe
-from onebyone.errors import BudgetError, DataError, ModelError, seeded, whole
+from onebyone.errors import BudgetError, DataError, ModelError, is_number, seeded, whole
 from onebyone.loading.slimmed import as_source
 from onebyone.measurement.counting import count
 from onebyone.plans import Budget, Plan, as_budget

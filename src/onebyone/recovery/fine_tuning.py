@@ -10,9 +10,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from onebyone.data import Images, check_held_out, is_number, open_images
+from onebyone.data import Images, check_held_out, open_images
 from onebyone.distributed import World, together
-from onebyone.errors import OutputError, TrainingError
+from onebyone.errors import OutputError, TrainingError, is_number
 from onebyone.files import check_writable
 from onebyone.folders import unread
 from onebyone.measurement.preparing import backward, total

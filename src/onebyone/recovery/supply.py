@@ -10,9 +10,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from onebyone.data import Images, is_number, number_of, open_images
+from onebyone.data import Images, number_of, open_images
 from onebyone.distributed import World
-from onebyone.errors import TrainingError
+from onebyone.errors import TrainingError, is_number
 from onebyone.folders import Listing
 from onebyone.pools import Pool, check_all_used, is_batches, open_pool
 from onebyone.preprocessing import Preprocess
