@@ -16,10 +16,9 @@ def main() -> None:
     # when it is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     listen()
+    # Where one is closed, the next file to be opened would stand for it.
     for name in ("stdout", "stderr"):
-        if (
-            getattr(sys, name) is None
-        ):  # closed, so that the next file to be opened would stand for it
+        if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     try:
         with before_work():
