@@ -707,7 +707,7 @@ class TestDamage:
 
     def test_an_input_that_no_memory_holds(self, saved: Path, tmp_path: Path) -> None:
         folder = self.copied(saved, tmp_path, input_shape=lambda size: [size[0], 10**12, 10**3])
-        with pytest.raises(ModelError, match=r"an input of size .* cannot be made"):
+        with pytest.raises(PlanError, match=r"the plan's input_shape .* cannot be made"):
             load(folder, architecture=network())
 
     def test_a_source_that_is_its_own_folder(self, saved: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_map
 from onebyone.building import skeleton
 from onebyone.conv import ConvSpec
 from onebyone.deepening.insertions import insert
-from onebyone.errors import DataError, ModelError, OneByOneError, PlanError
+from onebyone.errors import DataError, ModelError, OneByOneError, PlanError, line_of
 from onebyone.files import PLAN, PROGRAM, WEIGHTS
 from onebyone.forms import KEPT
 from onebyone.loading.archive import open_program
@@ -176,7 +176,7 @@ def _architecture(
 
 def _applied(base: nn.Module, plan: Plan, packing: Packing | None = None) -> nn.Module:
     """The network cut, its layers replaced, the insertions in it: in place, weights not filled in."""
-    example = example_of(plan.input_shape) if packing is None else packing.drawn()
+    example = _example(plan, packing)
     base = plain(packed(base, packing), example).model
     if packing is not None:
         unpacked(base)
@@ -240,11 +240,23 @@ def _conform(tensor: Tensor, dtype: torch.dtype, channels_last: bool) -> None:
         tensor.data = torch.empty_like(tensor.data, memory_format=FORMATS[tensor.ndim])
 
 
+def _example(plan: Plan, packing: Packing | None) -> Tensor:
+    """One image of the plan's size, or several inputs side by side, drawn at random."""
+    if packing is not None:
+        return packing.drawn()
+    try:
+        return example_of(plan.input_shape)
+    except RuntimeError as error:
+        raise PlanError(
+            f"the plan's input_shape {plan.input_shape} cannot be made: {line_of(error)}"
+        ) from error
+
+
 def _examples(
     plan: Plan, about: dict[str, Any], packing: Packing | None, program: bool
 ) -> tuple[Any, ...]:
     """What one call takes, drawn at random; a program takes the tensors of lists and dicts one by one."""
-    example = example_of(plan.input_shape) if packing is None else packing.drawn()
+    example = _example(plan, packing)
     dtype = getattr(torch, str(about.get("dtype")), None)
     example = example.to(dtype) if isinstance(dtype, torch.dtype) else example
     if packing is None:
