@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -131,13 +132,17 @@ def test_folders_that_are_not_ours(images: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends signals")
+@pytest.mark.parametrize("in_place", [False, True])
 def test_an_interrupt_keeps_the_best_and_resumes(
-    slimmed: Path, images: Path, tmp_path: Path
+    in_place: bool, slimmed: Path, images: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "tuned"
+    start, options = (out, ()) if in_place else (slimmed, ("-o", str(out)))
+    if in_place:
+        shutil.copytree(slimmed, out)
     command = [
-        sys.executable, "-m", "onebyone", "finetune", str(slimmed), "--data", str(images), "-o",
-        str(out), "--epochs", "12", *QUICK,
+        sys.executable, "-m", "onebyone", "finetune", str(start), "--data", str(images), *options,
+        "--epochs", "12", *QUICK,
     ]  # fmt: skip
     checkpoint = tmp_path / "tuned.checkpoint.safetensors"
 
@@ -156,8 +161,14 @@ def test_an_interrupt_keeps_the_best_and_resumes(
     assert "the best so far is in" in said
     assert (out / "plan.json").exists()
     assert checkpoint.exists()
-    again = run(
-        "finetune", slimmed, "--data", images, "-o", out, "--epochs", 12, "--resume", *QUICK
-    )
+    assert [note.count("broken off by an interrupt") for note in trainings(out)] == [1]
+    again = run("finetune", start, "--data", images, *options, "--epochs", 12, "--resume", *QUICK)
     assert again.exit_code == 0, again.output
     assert not checkpoint.exists()
+    assert [note.count("broken off") for note in trainings(out)] == [0]
+
+
+def trainings(folder: Path) -> list[str]:
+    """What the plan's notes say of trainings."""
+    notes = json.loads((folder / "plan.json").read_text())["notes"]
+    return [note for note in notes if note.startswith("fine-tuned on")]

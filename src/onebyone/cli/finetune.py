@@ -38,6 +38,7 @@ MODEL, IMAGES, TRAINING, OUTPUT, WORK = (
     "The networks", "The images", "The training", "The result", "The work",
 )  # fmt: skip
 CHECKPOINT = ".checkpoint.safetensors"
+BROKEN_OFF = "broken off by an interrupt"  # said of a training that --resume goes on with
 
 
 def finetune(
@@ -215,7 +216,7 @@ def finetune(
             tuned = run.tuned(pool, checkpoint, resume)
             if not leads():
                 return
-            slimmed = run.compared(tuned, apart, latency)
+            slimmed = run.compared(tuned, apart, latency, resume)
         tell("save", 0)
         outcome.written = slimmed.save(goal, force=force or out is None)
         if tuned.ended in ("done", "early"):
@@ -265,7 +266,9 @@ class _Run:
             network.cpu()
         return tuned
 
-    def compared(self, tuned: FineTuned, held_out: Images | None, latency: bool) -> Slimmed:
+    def compared(
+        self, tuned: FineTuned, held_out: Images | None, latency: bool, resumed: bool
+    ) -> Slimmed:
         """Beside the original, on the held-out images or on those that chose the weights."""
         from onebyone.slimming import Slimmed
         from onebyone.verification import verify
@@ -277,10 +280,14 @@ class _Run:
             self.original, tuned.model, images, example=example, latency=latency,
             progress=lambda done: self.tell("verify", done),
         )  # fmt: skip
-        told = (*(n for n in tuned.notes if n not in self.plan.notes), tuned.words)
+        # What an interrupted training in place told is told anew by the one that goes on from it.
+        known = [n for n in self.plan.notes if not (resumed and BROKEN_OFF in n)]
+        words = f"{tuned.words}; {BROKEN_OFF}" if tuned.ended == "interrupted" else tuned.words
+        told = [*tuned.notes, words]
         if held_out is None and images is not None:
-            told = (*told, "the same held-out images chose the weights")
-        plan = replace(self.plan, notes=(*self.plan.notes, *told))
+            told.append("the same held-out images chose the weights")
+        notes = (*known, *(note for note in told if note not in known))
+        plan = replace(self.plan, notes=notes)
         return Slimmed(
             tuned.model, plan, result, self.lighter.sample, self.preprocess, self.lighter.classes,
         )  # fmt: skip
