@@ -125,8 +125,8 @@ def paced(
     if found is None:
         raise BudgetError(
             f"latency={budget.latency} cannot be met in {_place(runtime, threads)}: the lowest that "
-            f"was measured is {min(tried):.3f} of the original's time (the whole network, whatever the times of "
-            "its layers promise)"
+            f"was measured is {min(tried):.3f} of the original's time (the whole network, "
+            "whatever the times of its layers promise)"
         )
     return found
 
