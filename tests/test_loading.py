@@ -489,6 +489,115 @@ class Keyed(nn.Module):
         return self.parts[self.key](x)
 
 
+class OfOne(nn.Module):
+    """A network that a program of one image makes one of that image alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(3, 5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x).mean((2, 3))
+        return y[torch.arange(x.shape[0]), y.argmax(1)]
+
+
+class Counting(nn.Module):
+    """A network whose outputs depend on how often it ran."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(3, 5, 3)
+        self.register_buffer("runs", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.runs.add_(1)
+        return self.conv(x) + self.runs
+
+
+class Telling(nn.Module):
+    """Outputs that are no floats, and one for the whole batch."""
+
+    def __init__(self, told: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.told = nn.Conv2d(3, 5, 3), told
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.conv(x)
+        others = {"bool": y > 0, "mean": y.mean(), "none": None, "classes": y.argmax(1)}
+        return y, others[self.told]
+
+
+class TestBatchesOfPrograms:
+    @pytest.mark.parametrize("draw", [torch.zeros, torch.ones, torch.randn])
+    def test_a_program_of_one_image_is_seen_on_any_example(
+        self, draw: Callable[..., Tensor], tmp_path: Path
+    ) -> None:
+        path = export(OfOne().eval(), draw(1, 3, 8, 8), tmp_path / "m.pt2")
+        assert load(path).fixed_batch == 1
+
+    def test_what_a_program_keeps_is_what_its_file_holds(self, tmp_path: Path) -> None:
+        model, x = Counting().eval(), torch.randn(2, 3, 8, 8)
+        loaded = load(export(model, x, tmp_path / "m.pt2"))
+        assert loaded.fixed_batch is None
+        assert float(loaded.model.get_buffer("runs")) == 0.0
+        torch.testing.assert_close(loaded.model(x), model(x), rtol=0, atol=0)
+
+    @pytest.mark.parametrize("told", ["bool", "mean", "none", "classes"])
+    def test_outputs_of_any_kind(self, told: str, tmp_path: Path) -> None:
+        model, x = Telling(told).eval(), torch.randn(2, 3, 8, 8)
+        free = ({0: torch.export.Dim("batch", min=1)},)
+        loaded = load(export(model, x, tmp_path / "m.pt2", dynamic_shapes=free))
+        assert loaded.fixed_batch is None
+        for images in (x, x[:1], torch.randn(5, 3, 8, 8)):
+            for ours, wanted in zip(loaded.model(images), model(images), strict=True):
+                assert ours is wanted or torch.equal(ours, wanted)
+
+
+class TestTrainingPrograms:
+    """Programs exported in training mode are those of evaluation; what cannot be is told."""
+
+    @pytest.mark.parametrize(
+        "layer",
+        [
+            nn.Dropout(), nn.Dropout2d(), nn.AlphaDropout(), nn.FeatureAlphaDropout(), nn.RReLU(),
+            nn.BatchNorm2d(5), nn.BatchNorm2d(5, affine=False),
+            nn.InstanceNorm2d(5), nn.InstanceNorm2d(5, track_running_stats=True),
+        ],
+        ids=lambda layer: type(layer).__name__,
+    )  # fmt: skip
+    def test_layers_that_know_of_training(self, layer: nn.Module, tmp_path: Path) -> None:
+        model, x = nn.Sequential(nn.Conv2d(3, 5, 3), copy.deepcopy(layer)), torch.randn(4, 3, 8, 8)
+        for name, buffer in model.named_buffers():
+            if name.endswith("mean"):
+                buffer.normal_()
+        path = export(model.train(), x, tmp_path / "m.pt2")
+        model.eval()
+        loaded = load(path)
+        torch.testing.assert_close(loaded.model(x), model(x))
+        torch.testing.assert_close(loaded.model(x), loaded.model(x), rtol=0, atol=0)
+        assert not any("training mode" in note for note in loaded.notes)
+
+    @pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
+    @pytest.mark.parametrize("layer", [nn.Dropout2d(), nn.BatchNorm2d(5)])
+    def test_decomposed_ones_are_told(self, layer: nn.Module, tmp_path: Path) -> None:
+        model, x = nn.Sequential(nn.Conv2d(3, 5, 3), layer).train(), torch.randn(4, 3, 8, 8)
+        path = tmp_path / "m.pt2"
+        torch.export.save(torch.export.export(model, (x,)).run_decompositions(), path)
+        assert any("exported in training mode" in note for note in load(path).notes)
+        model.eval()
+        torch.export.save(torch.export.export(model, (x,)).run_decompositions(), path)
+        assert not any("training mode" in note for note in load(path).notes)
+
+    def test_the_average_of_all_batches(self, tmp_path: Path) -> None:
+        model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5, momentum=None)).eval()
+        loaded = load(export(model, torch.randn(4, 3, 8, 8), tmp_path / "m.pt2")).model
+        (norm,) = (m for m in loaded.modules() if isinstance(m, nn.BatchNorm2d))
+        assert norm.momentum is None
+
+
 def numbers(tensors: Iterator[Tensor]) -> int:
     return sum(t.numel() for t in tensors)
 
@@ -645,6 +754,36 @@ class TestOnnx:
         assert example.shape == (1, 3, 8, 8)
         torch.testing.assert_close(model(x), original(x), rtol=1e-4, atol=1e-5)
         assert any(type(m) is nn.Conv2d for m in model.modules())
+
+    @pytest.mark.parametrize("told", ["bool", "classes"])
+    def test_outputs_that_are_no_floats(self, told: str, tmp_path: Path) -> None:
+        pytest.importorskip("onnx2torch")
+        original, x = Telling(told).eval(), torch.randn(1, 3, 8, 8)
+        torch.onnx.export(original, (x,), tmp_path / "m.onnx", dynamo=False, opset_version=13)
+        for ours, wanted in zip(load(tmp_path / "m.onnx").model(x), original(x), strict=True):
+            torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-5)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_the_batch_and_the_type_of_the_file(self, dtype: torch.dtype, tmp_path: Path) -> None:
+        pytest.importorskip("onnx2torch")
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(0), nn.Linear(4 * 4 * 36, 2))
+        original, x = model.to(dtype).eval(), torch.randn(4, 3, 8, 8, dtype=dtype)
+        torch.onnx.export(original, (x,), tmp_path / "m.onnx", dynamo=False, opset_version=13)
+        loaded = load(tmp_path / "m.onnx")
+        assert loaded.example.shape == x.shape
+        assert loaded.example.dtype == dtype
+        torch.testing.assert_close(loaded.model(x), original(x), rtol=1e-4, atol=1e-5)
+
+    def test_a_size_that_the_file_does_not_take(self, tmp_path: Path) -> None:
+        pytest.importorskip("onnx2torch")
+        pytest.importorskip("onnxruntime")
+        torch.onnx.export(
+            small(), (torch.randn(1, 3, 8, 8),), tmp_path / "m.onnx", dynamo=False, opset_version=13
+        )
+        with pytest.raises(
+            ModelError, match=r"does not run in onnxruntime on an input of 1×3×16×16"
+        ):
+            load(tmp_path / "m.onnx", input_size=(3, 16, 16))
 
     def test_missing_package(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "m.onnx").write_bytes(b"")

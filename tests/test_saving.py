@@ -348,6 +348,25 @@ class TestPrograms:
         assert f"{tmp_path / 'out'} loads again only beside the original" in told.getMessage()
         assert "no model.pt2: torch.export cannot save" in told.getMessage()
 
+    def test_a_program_with_a_dict_of_outputs_is_loaded_again(self, tmp_path: Path) -> None:
+        """What was slimmed from a program is a program of what that returned, without its original too."""
+
+        class Both(Net):
+            def forward(self, x: Tensor) -> Any:
+                y = super().forward(x)
+                return {"classes": y, "parts": [y.relu(), {"mean": y.mean(1)}]}
+
+        file = tmp_path / "both.pt2"
+        example = pictures(3, 12, 12, n=2)
+        torch.export.save(torch.export.export(network(Both), (example,)), file)
+        first = load(file)
+        slimmed = slim(first.model, pictures(3, 12, 12, n=24), macs=0.7, latency=False)
+        folder = slimmed.save(tmp_path / "out")
+        found, wanted = load(folder).model(example), slimmed.model(example)
+        assert torch.equal(found["classes"], wanted["classes"])
+        assert torch.equal(found["parts"][0], wanted["parts"][0])
+        assert torch.equal(found["parts"][1]["mean"], wanted["parts"][1]["mean"])
+
     @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
     def test_onnx_of_types_that_no_runtime_takes(self, dtype: torch.dtype, tmp_path: Path) -> None:
         runtime = pytest.importorskip("onnxruntime")

@@ -35,7 +35,15 @@ PLAIN = re.compile(r"[\w.:/@+\-]*")
 QUOTED = re.compile(r"""[^"'`\\{}\x00-\x1f\x7f\x85\u2028\u2029]*""")
 WEIGHT_NAMES = frozenset(["parameter_name", "buffer_name", "tensor_constant_name", "fqn"])
 TREES = frozenset(
-    [None, "builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict"]
+    [
+        None,
+        "builtins.tuple",
+        "builtins.list",
+        "builtins.dict",
+        "collections.OrderedDict",
+        "torch.fx.immutable_collections.immutable_dict",
+        "torch.fx.immutable_collections.immutable_list",
+    ]
 )
 # Needed by nobody here, and some of it is written into source code as comments.
 DROPPED = frozenset(["metadata", "guards_code", "treespec_namedtuple_fields"])

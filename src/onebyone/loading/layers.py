@@ -114,7 +114,8 @@ def _batch_norm(values: dict[str, Any], fetch: Fetch, *, first_of_many: bool) ->
         return None
     channels = len(tensors["running_mean"])  # type: ignore[arg-type]
     with torch.device("meta"):
-        layer: Any = NORMS[shape](channels, eps=values["eps"], momentum=values["momentum"])
+        # A program says 0 for the average of all batches, for which the layer has None.
+        layer: Any = NORMS[shape](channels, eps=values["eps"], momentum=values["momentum"] or None)
     layer.num_batches_tracked = torch.zeros((), dtype=torch.long)
     _fill(layer, **tensors)
     key = (*(values[k] for k in names), values["eps"], values["momentum"])

@@ -21,16 +21,25 @@ from onebyone.loading.layers import Restored, layer_of
 CHECKS = ("_assert_scalar", "_assert_tensor_metadata", "_assert_async", "sym_constrain_range")
 NAME = "Program"  # the class of what is made here
 BATCHES = "num_batches_tracked"
+TRAINING = {  # operators with a flag for training, and its name
+    "dropout": "train", "feature_dropout": "train", "alpha_dropout": "train",
+    "feature_alpha_dropout": "train", "native_dropout": "train", "rrelu": "training",
+    "batch_norm": "training", "instance_norm": "use_input_stats",
+}  # fmt: skip
+RANDOM = ("bernoulli", "rand", "rand_like", "randn", "randn_like", "uniform")
+OF_BATCHES = ("_native_batch_norm_legit_functional",)
 VIEWS = ("view", "reshape", "_unsafe_view", "view_copy", "_reshape_alias")
 
 
 @dataclass(frozen=True)
 class Program:
-    """A program as a module, its example inputs (N, …), and the only N it takes (None: any)."""
+    """A program as a module, its example inputs (N, …), the only N it takes (None: any), and what there is
+    to say of it."""
 
     model: nn.Module
     inputs: tuple[Tensor, ...]
     fixed_batch: int | None
+    notes: tuple[str, ...] = ()
 
 
 def is_program(model: nn.Module) -> bool:
@@ -51,15 +60,17 @@ def module_of(program: ExportedProgram) -> Program:
     batch = len(inputs[0])
     graph, root = _plain(program)
     _free_batch(graph, batch)
+    _to_evaluation(graph)
     _restore_layers(graph, root)
     model = GraphModule(root, graph, NAME)
+    notes = _notes(graph)
     _drop_checks(model.graph)
     model.recompile()
     model.delete_all_unused_submodules()
     model.eval()
     if takes_any_batch(model, inputs):
-        return Program(model, tuple(x[:1] for x in inputs), None)
-    return Program(model, inputs, batch)
+        return Program(model, tuple(x[:1] for x in inputs), None, notes)
+    return Program(model, inputs, batch, notes)
 
 
 def _inputs(program: ExportedProgram) -> tuple[Tensor, ...]:
@@ -162,6 +173,34 @@ def _free_batch(graph: Graph, batch: int) -> None:
             continue
         if sizes and sizes[0] == batch == value.shape[0] and -1 not in sizes:
             node.args = (given, [-1, *sizes[1:]], *node.args[2:])
+
+
+def _to_evaluation(graph: Graph) -> None:
+    """Let calls of operators that know of training be those of evaluation, as modules are in eval mode."""
+    for node in graph.nodes:
+        flag = TRAINING.get(_operator_of(node).rstrip("_")) if node.op == "call_function" else None
+        if flag is None:
+            continue
+        values = _bound(node)
+        if values.get(flag) is True and values.get("running_mean", True) is not None:
+            names = [argument.name for argument in cast(Any, node.target)._schema.arguments]
+            node.args = tuple(False if name == flag else values[name] for name in names)
+            node.kwargs = {}
+
+
+def _notes(graph: Graph) -> tuple[str, ...]:
+    """Calls that no flag turns into those of evaluation, as decompositions leave them."""
+    names = {_operator_of(node) for node in graph.nodes if node.op == "call_function"}
+    found = sorted(names & {*RANDOM, *OF_BATCHES})
+    if not found:
+        return ()
+    what = (
+        "draws random numbers" if set(found) & {*RANDOM} else "takes the statistics of each batch"
+    )
+    return (
+        f"the program {what} whenever it runs (aten.{', aten.'.join(found)}): if it was exported in "
+        "training mode, export it anew after model.eval()",
+    )
 
 
 def _drop_checks(graph: Graph) -> None:
@@ -281,21 +320,48 @@ def _named_tensors(root: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def takes_any_batch(model: nn.Module, inputs: tuple[Tensor, ...]) -> bool:
-    """Whether two images together give what each gives alone."""
-    one = [x[:1] for x in inputs]
-    other = [x.flip(-1) if x.ndim > 1 else x for x in one]
+    """Whether two images together give what each gives alone. Buffers that the model changes come back."""
+    one = [_varied(x[:1], 0) for x in inputs]
+    other = [_varied(x[:1], 1) for x in inputs]
+    before = [(buffer, buffer.clone()) for buffer in model.buffers()]
+
+    def outputs(given: list[Tensor]) -> list[Any]:
+        found = pytree.tree_leaves(model(*given))
+        for buffer, value in before:
+            buffer.copy_(value)
+        return found
+
     try:
         with torch.no_grad():
-            joined = (torch.cat(pair) for pair in zip(one, other, strict=True))
-            both = pytree.tree_leaves(model(*joined))
-            each = [pytree.tree_leaves(model(*xs)) for xs in (one, other)]
-        for k, value in enumerate(both):
-            expected = torch.cat([e[k] for e in each])
-            if value.shape != expected.shape:
-                return False
-            scale = float(expected.abs().max()) or 1.0
-            if not torch.allclose(value, expected, rtol=1e-3, atol=1e-3 * scale, equal_nan=True):
-                return False
+            joined = [torch.cat(pair) for pair in zip(one, other, strict=True)]
+            return all(map(_agree, outputs(joined), outputs(one), outputs(other)))
     except Exception:  # any operator may refuse another batch in its own words
         return False
-    return True
+    finally:
+        for buffer, value in before:
+            buffer.data.copy_(value)
+
+
+def _varied(image: Tensor, seed: int) -> Tensor:
+    """An image that no other seed gives, of values between its own least and most (or normal ones, if
+    it is all one value); whole numbers are turned around, since which others there may be is not known."""
+    if not image.is_floating_point() or not image.numel():
+        return image.flip(-1) if seed and image.ndim > 1 else image
+    drawn = torch.rand(image.shape, generator=torch.Generator().manual_seed(seed)).to(image)
+    least, most = image.aminmax()
+    if least == most:
+        return 2 * drawn - 1
+    return least + (most - least) * drawn
+
+
+def _agree(both: Any, *each: Any) -> bool:
+    """Whether an output for two images is those for each; one without a row for each image may be any."""
+    if not isinstance(both, Tensor) or not both.ndim:
+        return True
+    expected = torch.cat(each)
+    if both.shape != expected.shape or both.dtype != expected.dtype:
+        return False
+    if not (both.is_floating_point() or both.is_complex()):
+        return torch.equal(both, expected)
+    scale = float(expected.abs().max()) or 1.0
+    return torch.allclose(both, expected, rtol=1e-3, atol=1e-3 * scale, equal_nan=True)

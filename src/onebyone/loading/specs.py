@@ -134,17 +134,19 @@ def _load_file(
     if not path.is_file():
         raise ModelError(f"the model file {path} does not exist")
     given |= {"spec": str(path.absolute())}
-    fixed, notes = None, ()
+    fixed: int | None = None
+    notes: tuple[str, ...] = ()
     if path.suffix.lower() == ".pt2":
         program = module_of(open_program(path, trust=trust))
         model, inputs, fixed = program.model, program.inputs, program.fixed_batch
+        notes = program.notes
     elif path.suffix.lower() == ".onnx":
         model, inputs = read_onnx(path, input_size)
         fixed = None if takes_any_batch(model, inputs) else len(inputs[0])
     else:
         model, inputs = _pickled_module(path, trust), (_sized(input_size, str(path)),)
     if fixed is not None:
-        notes = (f"{path} takes batches of {fixed} only: export it with a free batch size",)
+        notes = (*notes, f"{path} takes batches of {fixed} only: export it with a free batch size")
     if weights is not None:
         _fill(model, weights, trust, str(path))
     return Loaded(model.eval(), inputs, None, None, given, fixed, notes)
