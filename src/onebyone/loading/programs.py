@@ -28,6 +28,7 @@ TRAINING = {  # operators with a flag for training, and its name
 }  # fmt: skip
 RANDOM = ("bernoulli", "rand", "rand_like", "randn", "randn_like", "uniform")
 OF_BATCHES = ("_native_batch_norm_legit_functional",)
+TIES = 0.01  # of the whole numbers that a network returns may differ from batch to batch
 VIEWS = ("view", "reshape", "_unsafe_view", "view_copy", "_reshape_alias")
 
 
@@ -326,20 +327,19 @@ def takes_any_batch(model: nn.Module, inputs: tuple[Tensor, ...]) -> bool:
     before = [(buffer, buffer.clone()) for buffer in model.buffers()]
 
     def outputs(given: list[Tensor]) -> list[Any]:
-        found = pytree.tree_leaves(model(*given))
-        for buffer, value in before:
-            buffer.copy_(value)
-        return found
+        try:
+            return pytree.tree_leaves(model(*given))
+        finally:
+            for buffer, value in before:
+                buffer.copy_(value)
 
     try:
         with torch.no_grad():
             joined = [torch.cat(pair) for pair in zip(one, other, strict=True)]
-            return all(map(_agree, outputs(joined), outputs(one), outputs(other)))
+            found = zip(outputs(joined), outputs(one), outputs(other), strict=True)
+            return all(_agree(*leaves) for leaves in found)
     except Exception:  # any operator may refuse another batch in its own words
         return False
-    finally:
-        for buffer, value in before:
-            buffer.data.copy_(value)
 
 
 def _varied(image: Tensor, seed: int) -> Tensor:
@@ -361,7 +361,7 @@ def _agree(both: Any, *each: Any) -> bool:
     expected = torch.cat(each)
     if both.shape != expected.shape or both.dtype != expected.dtype:
         return False
-    if not (both.is_floating_point() or both.is_complex()):
-        return torch.equal(both, expected)
+    if not (both.is_floating_point() or both.is_complex()):  # classes, of which few may be ties
+        return float((both != expected).double().mean()) <= TIES
     scale = float(expected.abs().max()) or 1.0
     return torch.allclose(both, expected, rtol=1e-3, atol=1e-3 * scale, equal_nan=True)
