@@ -774,6 +774,27 @@ class TestOnnx:
         assert loaded.example.dtype == dtype
         torch.testing.assert_close(loaded.model(x), original(x), rtol=1e-4, atol=1e-5)
 
+    def test_weights_that_are_constants_here_are_told(self, tmp_path: Path) -> None:
+        pytest.importorskip("onnx2torch")
+
+        class Product(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.conv = nn.Conv2d(3, 4, 3)
+                self.weight = nn.Parameter(torch.randn(4, 6))
+
+            def forward(self, x: Tensor) -> Tensor:
+                return self.conv(x).mean((2, 3)) @ self.weight
+
+        x = torch.randn(1, 3, 8, 8)
+        for model, told in ((Product(), True), (small(), False)):
+            torch.onnx.export(
+                model.eval(), (x,), tmp_path / "m.onnx", dynamo=False, opset_version=13
+            )
+            notes = load(tmp_path / "m.onnx").notes
+            assert any("24 numbers of the file that no layer holds" in n for n in notes) == told
+            assert told or not any("constants here" in n for n in notes)
+
     def test_a_size_that_the_file_does_not_take(self, tmp_path: Path) -> None:
         pytest.importorskip("onnx2torch")
         pytest.importorskip("onnxruntime")

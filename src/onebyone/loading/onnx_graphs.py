@@ -16,6 +16,7 @@ from onebyone.errors import MissingExtraError, ModelError, line_of
 from onebyone.loading.loaded import example_of
 from onebyone.loading.zoo import mismatched
 
+STATISTICS = ("running_mean", "running_var")
 ADVICE = (
     "Export the model from PyTorch to .pt2 instead (torch.export.save), or write the ONNX file "
     "with an older operator set (13 to 17)"
@@ -50,6 +51,21 @@ def read_onnx(
     _name_inputs(model, list(inputs))
     _check_outputs(model, path, inputs)
     return model, tuple(inputs.values())
+
+
+def constants_note(model: nn.Module) -> tuple[str, ...]:
+    """A note on the weights that onnx2torch makes constants, where there are more than one in a hundred."""
+    held = sum(
+        buffer.numel()
+        for name, buffer in model.named_buffers()
+        if buffer.is_floating_point() and not name.endswith(STATISTICS)
+    )
+    if held * 100 <= sum(p.numel() for p in model.parameters()):
+        return ()
+    return (
+        f"{held:,} numbers of the file that no layer holds (weights of products and sums) are constants "
+        "here: not among the parameters, not trained, not slimmed",
+    )
 
 
 def _converter() -> tuple[Any, Any]:

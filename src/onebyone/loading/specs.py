@@ -18,7 +18,7 @@ from onebyone.loading import zoo
 from onebyone.loading.archive import open_program
 from onebyone.loading.factories import call_factory, find_again, find_factory, is_factory
 from onebyone.loading.loaded import KINDS, Loaded, example_of, inputs_of
-from onebyone.loading.onnx_graphs import read_onnx
+from onebyone.loading.onnx_graphs import constants_note, read_onnx
 from onebyone.loading.programs import module_of, takes_any_batch
 from onebyone.loading.slimmed import is_slimmed, load_folder
 from onebyone.loading.weights import SUFFIXES, fit_weights, read_pickle, read_weights
@@ -143,6 +143,7 @@ def _load_file(
     elif path.suffix.lower() == ".onnx":
         model, inputs = read_onnx(path, input_size)
         fixed = None if takes_any_batch(model, inputs) else len(inputs[0])
+        notes = constants_note(model)
     else:
         model, inputs = _pickled_module(path, trust), (_sized(input_size, str(path)),)
     if fixed is not None:
