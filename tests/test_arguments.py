@@ -17,11 +17,11 @@ from onebyone.pools import open_pool
 from onebyone.preprocessing import Preprocess
 
 
-def net() -> nn.Module:
+def net(width: int = 8) -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4),
+        nn.Conv2d(3, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, width, 3, padding=1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 4),
     ).eval()  # fmt: skip
 
 
@@ -109,7 +109,7 @@ def test_held_out_images_can_be_a_number_wherever_they_are_taken() -> None:
         net(),
         images().inputs[:1],
         obo.Budget(macs=1.0),
-        reference=wide(),
+        reference=net(32),
         data=images(),
         held_out=0.5,
     )
@@ -117,14 +117,6 @@ def test_held_out_images_can_be_a_number_wherever_they_are_taken() -> None:
     batches = [(images().inputs, images().labels)]
     with pytest.raises(DataError, match="of the batches of list none can be held out"):
         obo.fine_tune(net(), batches, held_out=4, recipe=recipe)
-
-
-def wide() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 4),
-    ).eval()  # fmt: skip
 
 
 def test_a_training_whose_only_held_out_file_is_broken_goes_on(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from onebyone.errors import DataError, is_whole, seeded, whole
-from onebyone.folders import read_folder
+from onebyone.errors import DataError, is_whole, whole
+from onebyone.folders import read_folder, shuffled
 from onebyone.preprocessing import Preprocess
 from onebyone.several import Packing, described, pack
 
@@ -54,7 +54,7 @@ class Images:
     def take(self, n: int, seed: int = 0) -> Images:
         """A random subset of n images, the same one for the same seed; all where n is larger."""
         n = whole("n", n, 1, error=DataError)
-        return self if n >= len(self) else self._at(_shuffled(len(self), seed)[:n])
+        return self if n >= len(self) else self._at(shuffled(len(self), seed)[:n])
 
     def led_by(self, place: int) -> Images:
         """The same images, with the one at this place first."""
@@ -72,7 +72,7 @@ class Images:
                 f"{held_out} of {len(self)} images cannot be held out: at least one must remain on "
                 "each side; give more images"
             )
-        order = _shuffled(len(self), seed)
+        order = shuffled(len(self), seed)
         return self._at(order[n:]), self._at(order[:n])
 
     def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
@@ -193,10 +193,6 @@ def number_of(held_out: float, images: int) -> int:
     return math.ceil(held_out * images)
 
 
-def _shuffled(n: int, seed: int) -> Tensor:
-    return torch.randperm(n, generator=torch.Generator().manual_seed(seeded(seed, DataError)))
-
-
 def _is_pair(first: Any, second: Any) -> bool:
     """Whether (first, second) is images and labels rather than two batches."""
     if not (
@@ -274,7 +270,7 @@ def _from_arrays(
     if labels is not None:
         labels = _classes(labels, count)
     if limit is not None and limit < count:
-        index = _shuffled(count, seed)[:limit]
+        index = shuffled(count, seed)[:limit]
         inputs = inputs[index.numpy()]
         labels = None if labels is None else labels[index]
     return Images(_inputs(inputs, preprocess), labels, notes=notes)

@@ -30,6 +30,11 @@ class Folder:
     notes: tuple[str, ...]
 
 
+def shuffled(n: int, seed: int) -> Tensor:
+    """An order of n things, the same one for the same seed."""
+    return torch.randperm(n, generator=torch.Generator().manual_seed(seeded(seed, DataError)))
+
+
 def read_folder(
     path: Path,
     preprocess: Preprocess | None,
@@ -44,9 +49,8 @@ def read_folder(
     `DataError` where no image is left, or where the normalization is not known.
     """
     preprocess, files = _files(path, preprocess)
-    generator = torch.Generator().manual_seed(seeded(seed, DataError))
-    shuffled = [files[i] for i in torch.randperm(len(files), generator=generator).tolist()]
-    kept, tensors, skipped = _decode(shuffled, preprocess, len(files) if limit is None else limit)
+    drawn = [files[i] for i in shuffled(len(files), seed).tolist()]
+    kept, tensors, skipped = _decode(drawn, preprocess, len(files) if limit is None else limit)
     if not tensors:
         raise DataError(
             f"none of the {len(skipped)} image files in {path} can be read: "

@@ -10,11 +10,13 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from onebyone.data import DEMO_FILES, Images, open_images
-from onebyone.errors import DataError, seeded
-from onebyone.folders import Listing, list_folder
+from onebyone.data import DEMO_FILES, Images, number_of, open_images
+from onebyone.errors import DataError, is_number
+from onebyone.folders import Listing, list_folder, shuffled
 from onebyone.preprocessing import Preprocess
 from onebyone.several import Packing
+
+MOST_HELD_OUT = 2000
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Pool:
 
     def take(self, count: int, seed: int = 0) -> Images:
         """At most so many of the images, in memory, drawn at random by `seed`."""
-        order = self._shuffled(seed)
+        order = shuffled(len(self), seed)
         return Images(*self.read(order[:count]), packing=self.packing)
 
     def readable(self) -> Images | None:
@@ -78,13 +80,16 @@ class Pool:
             raise DataError(
                 f"{apart:,} of {len(self):,} images cannot be set apart: give more images"
             )
-        order = self._shuffled(seed)
+        order = shuffled(len(self), seed)
         first, rest = (part.sort().values for part in (order[:apart], order[apart:]))
         return replace(self, places=self.places[rest]), replace(self, places=self.places[first])
 
-    def _shuffled(self, seed: int) -> Tensor:
-        generator = torch.Generator().manual_seed(seeded(seed, DataError))
-        return torch.randperm(len(self), generator=generator)
+    def apart(self, held_out: object, share: int) -> int:
+        """How many of the images are held out: as many as that number says; where it is None one in
+        `share`, 2,000 at most; none where it is images of their own."""
+        if held_out is None:
+            return min(MOST_HELD_OUT, max(1, len(self) // share))
+        return number_of(held_out, len(self)) if is_number(held_out) else 0
 
 
 def open_pool(

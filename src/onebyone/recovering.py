@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from onebyone.clock import Clock
-from onebyone.data import Images, check_held_out, number_of, open_images
+from onebyone.data import Images, check_held_out, open_images
 from onebyone.distributed import World
 from onebyone.errors import is_number
 from onebyone.plain import plain
@@ -21,7 +21,7 @@ from onebyone.searching import Found
 from onebyone.several import packed
 from onebyone.surveying import telling
 
-HELD_OUT_SHARE, MOST_HELD_OUT = 8, 2000
+HELD_OUT_SHARE = 8
 
 
 @dataclass(frozen=True)
@@ -87,12 +87,7 @@ class Recovering:
                 check_held_out(given, used.inputs[:1], used.packing)
             return self.images, used, given, ()
         pool = open_pool(self.images, self.preprocess, self.classes)
-        apart = 0
-        if given is None:
-            apart = min(MOST_HELD_OUT, max(1, len(pool) // HELD_OUT_SHARE))
-            if is_number(self.held_out):
-                apart = number_of(self.held_out, len(pool))
-        rest, kept_back = pool.split(apart, self.seed)
+        rest, kept_back = pool.split(pool.apart(self.held_out, HELD_OUT_SHARE), self.seed)
         used = rest.take(self.calibration, self.seed)
         if given is not None:
             check_held_out(given, used.inputs[:1], pool.packing)

@@ -51,12 +51,12 @@ from onebyone.plan_files import plan_to_json
 from onebyone.several import flat, packing_of
 from onebyone.tree import deep_copy
 
-LOG = logging.getLogger("onebyone")
-
 if TYPE_CHECKING:
     from onebyone.deepening.deepening import Deepened
     from onebyone.plans import Plan
     from onebyone.slimming import Slimmed
+
+LOG = logging.getLogger("onebyone")
 
 
 def check_folder(folder: Path, *, force: bool, inputs: Iterable[object] = ()) -> None:

@@ -16,7 +16,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from onebyone.errors import ModelError
-from onebyone.loading.layers import Restored, layer_of
+from onebyone.loading.layers import layer_of
 
 CHECKS = ("_assert_scalar", "_assert_tensor_metadata", "_assert_async", "sym_constrain_range")
 NAME = "Program"  # the class of what is made here
@@ -179,7 +179,7 @@ def _free_batch(graph: Graph, batch: int) -> None:
 def _to_evaluation(graph: Graph) -> None:
     """Let calls of operators that know of training be those of evaluation, as modules are in eval mode."""
     for node in graph.nodes:
-        flag = TRAINING.get(_operator_of(node).rstrip("_")) if node.op == "call_function" else None
+        flag = TRAINING.get(_operator_of(node).rstrip("_"))
         if flag is None:
             continue
         values = _bound(node)
@@ -191,7 +191,7 @@ def _to_evaluation(graph: Graph) -> None:
 
 def _notes(graph: Graph) -> tuple[str, ...]:
     """Calls that no flag turns into those of evaluation, as decompositions leave them."""
-    names = {_operator_of(node) for node in graph.nodes if node.op == "call_function"}
+    names = {_operator_of(node) for node in graph.nodes}
     found = sorted(names & {*RANDOM, *OF_BATCHES})
     if not found:
         return ()
@@ -227,33 +227,31 @@ def _operator_of(node: Node) -> str:
 
 def _restore_layers(graph: Graph, root: nn.Module) -> None:
     """Replace calls by layers; equal calls with equal weights share one layer."""
-    fetch = _fetcher(root)
-
-    def restored(node: Node) -> tuple[tuple[Any, ...], Restored] | None:
-        name = _operator_of(node) if node.op == "call_function" else ""
-        found = layer_of(name, _bound(node), fetch) if name else None
-        return None if found is None else ((name, *map(repr, found.key)), found)
-
-    layers = {found[0]: found[1] for found in map(restored, graph.nodes) if found}
-    users = Counter(name for layer in layers.values() for name in layer.tensors)
+    fetch, found = _fetcher(root), []
+    for node in graph.nodes:
+        name = _operator_of(node)
+        layer = layer_of(name, _bound(node), fetch) if name else None
+        if layer is not None:
+            found.append((node, (name, *map(repr, layer.key)), layer))
+    distinct = {key: layer for _, key, layer in found}.values()
+    users = Counter(name for layer in distinct for name in layer.tensors)
     made: dict[tuple[Any, ...], str] = {}
-    for node in list(graph.nodes):
-        found = restored(node)  # once more, since its input may be a layer by now
-        if found is None:
-            continue
-        key, layer = found
+    calls: dict[Node, Node] = {}  # of layers, by what they stand for
+    for node, key, layer in found:
         if not layer.tensors or key not in made:
             names = sorted(layer.tensors, key=users.__getitem__)
             made[key] = _place(root, names, layer.layer, node.name)
         with graph.inserting_before(node):
-            call = graph.call_module(made[key], (layer.input,))
+            call = graph.call_module(made[key], (calls.get(layer.input, layer.input),))
         call.meta = dict(node.meta)
         if layer.first_of_many:
             for user in list(node.users):
                 if user.target is operator.getitem and user.args[1] == 0:
+                    calls[user] = call
                     user.replace_all_uses_with(call)
                     graph.erase_node(user)
         else:
+            calls[node] = call
             node.replace_all_uses_with(call)
         if not node.users:
             graph.erase_node(node)

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from onebyone.data import Images, number_of, open_images
+from onebyone.data import Images, open_images
 from onebyone.distributed import World
 from onebyone.errors import TrainingError, is_number
 from onebyone.folders import Listing
@@ -18,7 +18,7 @@ from onebyone.pools import Pool, check_all_used, is_batches, open_pool
 from onebyone.preprocessing import Preprocess
 from onebyone.several import Packing
 
-HELD_OUT_SHARE, MOST_HELD_OUT = 20, 2000
+HELD_OUT_SHARE = 20
 Batch = tuple[Tensor, Tensor | None]
 
 
@@ -146,9 +146,4 @@ def open_supply(
             check_all_used(data, held_out)
         return Given(data, preprocess, world), ()  # type: ignore[arg-type]
     pool = open_pool(data, preprocess, classes)
-    apart = 0
-    if held_out is None:
-        apart = min(MOST_HELD_OUT, max(1, len(pool) // HELD_OUT_SHARE))
-    elif is_number(held_out):
-        apart = number_of(held_out, len(pool))
-    return Shuffled(pool, batch, apart, seed), pool.notes
+    return Shuffled(pool, batch, pool.apart(held_out, HELD_OUT_SHARE), seed), pool.notes
