@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import onebyone as obo
 from onebyone.demo import networks
 from onebyone.errors import MissingExtraError, ModelError
 from onebyone.loading import load, module_of, open_program, read_weights
@@ -243,6 +244,59 @@ class TestSpecs:
         assert torch.equal(before, torch.get_rng_state())
         torch.testing.assert_close(a, b, rtol=0, atol=0)
         assert not torch.equal(a["conv1_1.weight"], c["conv1_1.weight"])
+
+
+class TestSizes:
+    def net(self) -> nn.Module:
+        return nn.Sequential(
+            nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
+        ).eval()
+
+    def test_a_built_in_network_of_another_size(self) -> None:
+        loaded = load("demo", input_size=(1, 36, 32))
+        assert loaded.example.shape == (1, 1, 36, 32)
+        assert loaded.preprocess is None  # its pictures would have another size
+        assert load("demo", input_size=(1, 28, 28)).preprocess is not None
+        with pytest.raises(ModelError, match="inputs of 1×28×28, and does not take 3×28×28"):
+            load("demo", input_size=(3, 28, 28))
+
+    def test_a_program_takes_the_size_that_it_was_made_for(self, tmp_path: Path) -> None:
+        path = export(self.net(), torch.randn(1, 3, 16, 16), tmp_path / "m.pt2")
+        assert load(path, input_size=(3, 16, 16)).example.shape == (1, 3, 16, 16)
+        for size in ((3, 24, 16), (3, 16)):
+            with pytest.raises(ModelError, match="a program for inputs of 3×16×16, not of 3×"):
+                load(path, input_size=size)
+
+    def test_a_program_with_free_sizes_takes_others(self, tmp_path: Path) -> None:
+        net = self.net()
+        free = ({n: torch.export.Dim(name, min=8, max=64) for n, name in ((2, "h"), (3, "w"))},)
+        x = torch.randn(1, 3, 16, 20)
+        path = export(net, x, tmp_path / "m.pt2", dynamic_shapes=free)
+        model, example = load(path, input_size=(3, 24, 12))
+        assert example.shape == (1, 3, 24, 12)
+        torch.testing.assert_close(model(example), net(example))
+        with pytest.raises(ModelError, match="not of 4×24×12"):
+            load(path, input_size=(4, 24, 12))
+
+    def test_a_slimmed_folder(self, tmp_path: Path) -> None:
+        images = obo.Images(torch.randn(16, 3, 16, 16))
+        slimmed = obo.slim(self.net(), images, macs=0.9, held_out=0, latency=False)
+        slimmed.save(tmp_path / "out")
+        architecture = self.net()
+        loaded = load(tmp_path / "out", architecture=architecture, input_size=(3, 9, 12))
+        assert loaded.example.shape == (1, 3, 9, 12)
+        with pytest.raises(ModelError, match="does not take 3×2×2"):
+            load(tmp_path / "out", architecture=architecture, input_size=(3, 2, 2))
+
+    def test_one_size_for_several_inputs(self, tmp_path: Path) -> None:
+        class Two(nn.Module):
+            def forward(self, a: Tensor, b: Tensor) -> Tensor:
+                return a + b
+
+        x = torch.randn(2, 3, 8, 8)
+        torch.export.save(torch.export.export(Two(), (x, x)), tmp_path / "m.pt2")
+        with pytest.raises(ModelError, match="takes several inputs, and one size was given"):
+            load(tmp_path / "m.pt2", input_size=(3, 8, 8))
 
 
 class Traps(nn.Module):

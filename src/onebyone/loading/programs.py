@@ -20,6 +20,7 @@ from onebyone.loading.layers import layer_of
 
 CHECKS = ("_assert_scalar", "_assert_tensor_metadata", "_assert_async", "sym_constrain_range")
 NAME = "Program"  # the class of what is made here
+SIZES = "sizes"  # of a program's input, in its node's `meta`
 BATCHES = "num_batches_tracked"
 TRAINING = {  # operators with a flag for training, and its name
     "dropout": "train", "feature_dropout": "train", "alpha_dropout": "train",
@@ -46,6 +47,16 @@ class Program:
 def is_program(model: nn.Module) -> bool:
     """Whether `module_of` made it."""
     return isinstance(model, GraphModule) and type(model).__name__ == NAME
+
+
+def made_for(model: nn.Module, size: tuple[int, ...]) -> bool:
+    """Whether a program's one input may have the size C×H×W: that of its export, but for lengths left free.
+
+    Lengths that were fixed may stand anywhere among its numbers.
+    """
+    assert isinstance(model, GraphModule)
+    own = next(n.meta[SIZES] for n in model.graph.nodes if n.op == "placeholder")[1:]
+    return len(own) == len(size) and all(a in (b, None) for a, b in zip(own, size, strict=True))
 
 
 def module_of(program: ExportedProgram) -> Program:
@@ -213,8 +224,13 @@ def _drop_checks(graph: Graph) -> None:
         if _operator_of(node) in CHECKS or counts:
             graph.erase_node(node)
     graph.eliminate_dead_code()
-    for node in graph.nodes:
-        node.meta = {}
+    for node in graph.nodes:  # symbols and fake tensors can be neither copied nor kept in files
+        node.meta = {SIZES: _sizes(node.meta["val"])} if node.op == "placeholder" else {}
+
+
+def _sizes(like: Tensor) -> tuple[int | None, ...]:
+    """The lengths that the export fixed, None where it left them free."""
+    return tuple(n if isinstance(n, int) else None for n in like.shape)
 
 
 def _operator_of(node: Node) -> str:

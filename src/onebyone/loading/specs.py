@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,12 @@ from onebyone.loading.archive import open_program
 from onebyone.loading.factories import call_factory, find_again, find_factory, is_factory
 from onebyone.loading.loaded import KINDS, Loaded, example_of, inputs_of
 from onebyone.loading.onnx_graphs import constants_note, read_onnx
-from onebyone.loading.programs import module_of, takes_any_batch
+from onebyone.loading.programs import is_program, made_for, module_of, takes_any_batch
 from onebyone.loading.slimmed import is_slimmed, load_folder
 from onebyone.loading.weights import SUFFIXES, fit_weights, read_pickle, read_weights
-from onebyone.running import call
-from onebyone.tree import without_shape
+from onebyone.running import call, suited
+from onebyone.tree import kept, random_state, without_shape
+from onebyone.windows import shape_text
 
 RANDOM = "random"
 
@@ -53,7 +55,8 @@ def load(
         `architecture`, the original network, is taken for it, and else the exported program in it;
       - `demo` (or `demo:vgg`) and `demo:resnet`: two small trained networks, built in.
 
-    `input_size` is C×H×W of the example input, needed where the model does not say it. Files are
+    `input_size` is C×H×W of the example input, needed where the model does not say it; a file, a
+    folder or a built-in network that says it may take another one, and is tried with it. Files are
     read without executing anything in them unless `trust`. Raises `ModelError`, or
     `MissingExtraError` where an optional package is missing.
     """
@@ -65,16 +68,45 @@ def load(
     path = Path(text)
     kind, _, name = text.partition(":")
     if path.is_dir():
-        return _load_folder(path, weights, trust, architecture)
+        return _of_size(_load_folder(path, weights, trust, architecture), input_size, text)
     if path.suffix.lower() in (".pt2", ".onnx", *SUFFIXES):
-        return _load_file(path, weights, input_size, trust, given)
+        return _of_size(_load_file(path, weights, input_size, trust, given), input_size, text)
     if kind in ("torchvision", "timm"):
         return _load_named(kind, name, weights, input_size, trust, given)
     if kind == "demo":
-        return _load_demo(name or "vgg", weights, trust, given)
+        return _of_size(_load_demo(name or "vgg", weights, trust, given), input_size, text)
     if is_factory(text):
         return _load_factory(text, weights, input_size, trust, given)
     raise ModelError(f"{text!r} names no model{_hint(text)}: give {KINDS}")
+
+
+def _of_size(loaded: Loaded, size: tuple[int, ...] | None, spec: str) -> Loaded:
+    """With an example of the size that is given, where the network takes it; ModelError where not."""
+    own = loaded.example
+    if size is None or size == loaded.input_size:
+        return loaded
+    if loaded.several:
+        raise ModelError(
+            f"{spec} takes several inputs, and one size was given: leave it out, and the sizes that it "
+            "was made with are taken"
+        )
+    drawn = example_of(size, loaded.fixed_batch or 1).to(own.dtype)
+    if is_program(loaded.model) and not made_for(loaded.model, size):
+        raise ModelError(
+            f"{spec} is a program for inputs of {shape_text(own.shape[1:])}, not of {shape_text(size)}: "
+            "export the network with that size, or with free sizes"
+        )
+    with torch.no_grad(), random_state(0), kept(loaded.model):
+        try:
+            call(loaded.model, suited(loaded.model, drawn))
+        except ModelError as error:
+            raise ModelError(
+                f"{spec} was made with inputs of {shape_text(own.shape[1:])}, and does not take "
+                f"{shape_text(size)}: {error}"
+            ) from error
+    fitting = loaded.preprocess is not None and loaded.preprocess.size == size
+    preprocess = loaded.preprocess if fitting else None
+    return replace(loaded, inputs=(drawn,), preprocess=preprocess)
 
 
 def _hint(text: str) -> str:
