@@ -81,6 +81,8 @@ def test_networks_in_half_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert told in " ".join(result.stderr.split())
     result = done("export halves:half --input 3x8x8 --to onnx -o made --no-latency")
     assert told in " ".join(result.stderr.split())
+    result = done("export halves:half --input 3x8x8 --to onnx -o made --no-latency --dtype float16")
+    assert "converted" not in result.stderr
 
 
 def test_export_verify_and_replace(out: Path) -> None:

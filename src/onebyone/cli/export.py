@@ -122,7 +122,7 @@ def export(
             folder = _folder(model, out)
             paths = {name: folder / target.file_name(dtype) for name, target in targets.items()}
             _check_outputs(paths, (model, weights, data), force)
-            source = _read(model, weights, size, trust, original, pictures, data)
+            source = _read(model, weights, size, trust, original, pictures, data, dtype)
             tell("load", 1)
             made, failed = _export(source, paths, dtype, latency, tell, outcome)
         if as_json:
@@ -197,7 +197,7 @@ class _Source:
 
 def _read(
     spec: str, weights: str | None, size: tuple[int, ...] | None, trust: bool,
-    original: str | None, pictures: Pictures, data: str | None,
+    original: str | None, pictures: Pictures, data: str | None, dtype: str,
 ) -> _Source:  # fmt: skip
     from onebyone.errors import ModelError, OneByOneError
     from onebyone.exporting.network import converted_note
@@ -207,7 +207,7 @@ def _read(
     from onebyone.plan_files import read_plan
 
     loaded = load(spec, weights=weights, input_size=size, trust=trust)
-    note(*loaded.notes, *converted_note(loaded.model))
+    note(*loaded.notes, *converted_note(loaded.model, dtype))
     if not loaded.of_tensors:
         raise ModelError(f"{spec} takes more than tensors: only networks of tensors are exported")
     preprocess = pictures.preprocess(loaded)

@@ -99,9 +99,13 @@ def write_as_taken(
         raise
 
 
-def converted_note(model: nn.Module) -> tuple[str, ...]:
-    """A note on a network that computes in another floating type than what runtimes are given."""
-    found = {t.dtype for t in model.parameters() if t.is_floating_point()} - {torch.float32}
+def converted_note(model: nn.Module, dtype: str = "float32") -> tuple[str, ...]:
+    """A note on a network that computes in another floating type than what runtimes are given.
+
+    dtype: what is asked of them; float16 files of networks in float16 hold the same weights.
+    """
+    same = {torch.float32, torch.float16} if dtype == "float16" else {torch.float32}
+    found = {t.dtype for t in model.parameters() if t.is_floating_point()} - same
     if not found:
         return ()
     names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in found))
