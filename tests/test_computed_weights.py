@@ -14,12 +14,14 @@ from test_plain import check_same
 from test_rewriting import full, kept, outputs, relative_error
 from test_tree import check_untouched
 from torch import Tensor, nn
+from torch.fx import GraphModule
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, parametrize
 
 import onebyone as obo
 from onebyone import plain as plain_layers
 from onebyone.errors import BudgetError
+from onebyone.loading import module_of
 from onebyone.plain import plain
 from onebyone.tree import modules_by_name
 
@@ -113,6 +115,44 @@ def test_it_becomes_plain_to_the_bit(name: str) -> None:
     kinds = {type(m) for n, m in modules_by_name(found).items() if n.startswith("first.1")}
     assert kinds <= {nn.Conv2d, nn.Sequential, nn.ZeroPad2d}
     assert not any(m._forward_pre_hooks for m in found.modules())
+
+
+def program(name: str, decomposed: bool) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        exported = torch.export.export(network(name), (images(1, 4, 12, 12),))
+        return module_of(exported.run_decompositions() if decomposed else exported).model
+
+
+@pytest.mark.parametrize("decomposed", [False, True])
+@pytest.mark.parametrize("name", sorted({*LAYERS} - {"orthogonal"}))  # which is not exported
+def test_so_it_does_in_an_exported_program(name: str, decomposed: bool) -> None:
+    original, model, x = network(name), program(name, decomposed), images(5, 4, 12, 12)
+    own, names = dict(original.named_parameters()), dict(model.named_parameters())
+    assert own.keys() == names.keys()
+    assert all(torch.equal(own[name], tensor) for name, tensor in names.items())
+    torch.testing.assert_close(outputs(model, x), outputs(original, x), rtol=1e-5, atol=1e-5)
+    slimmed = obo.slim(model, images(48, 4, 12, 12), macs=0.6, latency=False)
+    assert not any(d.refused for d in slimmed.plan.decisions)
+    assert "first.1" in {d.layer for d in slimmed.plan.decisions}
+    assert any("first.1 are computed anew" in note for note in slimmed.plan.notes)
+
+
+def test_a_program_keeps_calls_whose_weights_others_read() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            shared = self.a.weight * 2
+            return F.conv2d(x, shared) + F.conv2d(x, shared, self.a.bias, stride=1) + self.b(x)
+
+    original, x = Two().eval(), images(3, 4, 6, 6)
+    model = module_of(torch.export.export(original, (x[:1],))).model
+    assert type(model.b) is nn.Conv2d
+    assert not isinstance(model.a, GraphModule)
+    torch.testing.assert_close(outputs(model, x), outputs(original, x), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("name", LAYERS)

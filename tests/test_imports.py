@@ -37,9 +37,10 @@ deepening deepening.insertions deepening.files deepening.flow deepening.places d
 deepening.filling
 forms form_costs plans plan_files allocation narrowing.widths losses candidates narrowing.proposing planning
 building lockstep effort rewriting merging
-loading.loaded loading.layers loading.archive loading.programs loading.weights loading.zoo
+windows loading.loaded loading.layers loading.archive loading.computed loading.programs
+loading.weights loading.zoo
 loading.factories loading.onnx_graphs loading.slimmed loading.specs loading
-windows chains blocks sources variants comparison comparing
+chains blocks sources variants comparison comparing
 verification
 exporting exporting.program exporting.folding exporting.network exporting.onnx exporting.openvino
 exporting.executorch exporting.litert exporting.ncnn exporting.targets exporting.checking

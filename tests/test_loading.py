@@ -376,14 +376,39 @@ class TestPrograms:
         torch.testing.assert_close(model(x), original(x), rtol=0, atol=0)
         for name in ("same", "depthwise", "twice", "circular"):
             assert type(model.get_submodule(name)) is nn.Conv2d, name
-        assert type(getattr(model, "scaled", None)) is not nn.Conv2d
+        # Its weight is computed at each pass, from tensors under the names that they had.
+        assert type(model.scaled) is not nn.Conv2d
+        assert torch.equal(model.scaled.weight, original.scaled.weight)
+        assert torch.equal(model.scaled.bias, original.scaled.bias)
+        torch.testing.assert_close(
+            model.scaled(x[:, :1].expand(-1, 4, -1, -1)),
+            F.conv2d(x[:, :1].expand(-1, 4, -1, -1), original.scaled.weight * 2, original.scaled.bias),
+            rtol=0, atol=0,
+        )  # fmt: skip
         functional = [n.target for n in model.graph.nodes if n.op == "call_function"]
-        assert functional.count(torch.ops.aten.conv2d.default) == 1
+        assert torch.ops.aten.conv2d.default not in functional
         # The stride-2 call has its own layer with the very same weight.
         tied = [m for m in model.modules() if getattr(m, "weight", 0) is model.twice.weight]
         assert sorted(m.stride for m in tied) == [(1, 1), (2, 2)]
         calls = [n.target for n in model.graph.nodes if n.op == "call_module"]
         assert calls.count("twice") == 2
+
+    def test_a_weight_of_the_root_is_that_of_its_layer_alone(self, tmp_path: Path) -> None:
+        class Bare(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.kernel = nn.Parameter(torch.randn(8, 3, 3, 3))
+                self.after = nn.Conv2d(8, 4, 1)
+
+            def forward(self, x: Tensor) -> Tensor:
+                return self.after(F.conv2d(x, self.kernel))
+
+        original, x = Bare().eval(), torch.randn(2, 3, 8, 8)
+        model = load(export(original, x, tmp_path / "m.pt2")).model
+        assert sum(p.numel() for p in model.parameters()) == 8 * 27 + 8 * 4 + 4
+        assert {type(m) for m in model.children()} == {nn.Conv2d}
+        slimmed = obo.slim(model, obo.Images(torch.randn(32, 3, 8, 8)), macs=0.7, latency=False)
+        assert not any(d.refused for d in slimmed.plan.decisions)
 
     def test_the_result_is_an_ordinary_module(self, tmp_path: Path) -> None:
         x = torch.randn(1, 3, 8, 8)

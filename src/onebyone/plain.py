@@ -94,7 +94,7 @@ def _may_be(layer: nn.Module) -> bool:
     inner = [
         m
         for m in layer.children()
-        if not isinstance(m, nn.ModuleDict) or not is_parametrized(layer)
+        if not (isinstance(m, nn.ModuleDict) and is_parametrized(layer)) and not _only_holds(m)
     ]
     return (
         not any(hooks)
@@ -103,6 +103,11 @@ def _may_be(layer: nn.Module) -> bool:
         and any(True for _ in layer.parameters())
         and not any(True for m in inner for _ in m.parameters())
     )
+
+
+def _only_holds(module: nn.Module) -> bool:
+    """Whether it is a place for tensors that does nothing, as those of an exported program are."""
+    return all(type(m) is nn.Module for m in module.modules())
 
 
 def _inputs(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Node
 
 from onebyone.conv import CONVOLUTIONS, TRANSPOSED
 
@@ -33,6 +34,26 @@ class Restored:
     tensors: tuple[str, ...]
     key: tuple[Any, ...]
     first_of_many: bool = False
+
+
+def operator_of(node: Node) -> str:
+    """`conv2d` for aten.conv2d.default; empty for what is no aten operator."""
+    target = node.target
+    if isinstance(target, torch._ops.OpOverload) and target.namespace == "aten":
+        return target._schema.name.split("::")[1]
+    return ""
+
+
+def bound(node: Node) -> dict[str, Any]:
+    """A call's arguments by the names in the operator's schema, defaults filled in."""
+    schema = cast(Any, node.target)._schema
+    values: dict[str, Any] = {}
+    for index, argument in enumerate(schema.arguments):
+        if index < len(node.args):
+            values[argument.name] = node.args[index]
+        else:
+            values[argument.name] = node.kwargs.get(argument.name, argument.default_value)
+    return values
 
 
 def layer_of(name: str, values: dict[str, Any], fetch: Fetch) -> Restored | None:

@@ -16,7 +16,8 @@ from torch.fx import Graph, GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from onebyone.errors import ModelError
-from onebyone.loading.layers import layer_of
+from onebyone.loading.computed import gather_computed
+from onebyone.loading.layers import bound, layer_of, operator_of
 
 CHECKS = ("_assert_scalar", "_assert_tensor_metadata", "_assert_async", "sym_constrain_range")
 NAME = "Program"  # the class of what is made here
@@ -74,11 +75,11 @@ def module_of(program: ExportedProgram) -> Program:
     _free_batch(graph, batch)
     _to_evaluation(graph)
     _restore_layers(graph, root)
-    model = GraphModule(root, graph, NAME)
     notes = _notes(graph)
-    _drop_checks(model.graph)
-    model.recompile()
-    model.delete_all_unused_submodules()
+    whole = GraphModule(root, graph)
+    _drop_checks(whole.graph)
+    gather_computed(whole.graph, whole)
+    model = GraphModule(whole, whole.graph, NAME)  # with what its graph names, and nothing else
     model.eval()
     if takes_any_batch(model, inputs):
         return Program(model, tuple(x[:1] for x in inputs), None, notes)
@@ -177,7 +178,7 @@ def _output(program: ExportedProgram, node: Node, copies: dict[Node, Any]) -> An
 def _free_batch(graph: Graph, batch: int) -> None:
     """Let reshapes whose first length is the example's batch size follow the batch instead."""
     for node in graph.nodes:
-        if node.op != "call_function" or _operator_of(node) not in VIEWS:
+        if node.op != "call_function" or operator_of(node) not in VIEWS:
             continue
         given, sizes = node.args[0], node.args[1]
         value = given.meta.get("val") if isinstance(given, Node) else None
@@ -190,10 +191,10 @@ def _free_batch(graph: Graph, batch: int) -> None:
 def _to_evaluation(graph: Graph) -> None:
     """Let calls of operators that know of training be those of evaluation, as modules are in eval mode."""
     for node in graph.nodes:
-        flag = TRAINING.get(_operator_of(node).rstrip("_"))
+        flag = TRAINING.get(operator_of(node).rstrip("_"))
         if flag is None:
             continue
-        values = _bound(node)
+        values = bound(node)
         if values.get(flag) is True and values.get("running_mean", True) is not None:
             names = [argument.name for argument in cast(Any, node.target)._schema.arguments]
             node.args = tuple(False if name == flag else values[name] for name in names)
@@ -202,7 +203,7 @@ def _to_evaluation(graph: Graph) -> None:
 
 def _notes(graph: Graph) -> tuple[str, ...]:
     """Calls that no flag turns into those of evaluation, as decompositions leave them."""
-    names = {_operator_of(node) for node in graph.nodes}
+    names = {operator_of(node) for node in graph.nodes}
     found = sorted(names & {*RANDOM, *OF_BATCHES})
     if not found:
         return ()
@@ -221,7 +222,7 @@ def _drop_checks(graph: Graph) -> None:
             continue
         # A restored BatchNorm counts its batches itself.
         counts = bool(node.args) and str(node.args[0]).endswith(BATCHES)
-        if _operator_of(node) in CHECKS or counts:
+        if operator_of(node) in CHECKS or counts:
             graph.erase_node(node)
     graph.eliminate_dead_code()
     for node in graph.nodes:  # symbols and fake tensors can be neither copied nor kept in files
@@ -233,20 +234,12 @@ def _sizes(like: Tensor) -> tuple[int | None, ...]:
     return tuple(n if isinstance(n, int) else None for n in like.shape)
 
 
-def _operator_of(node: Node) -> str:
-    """`conv2d` for aten.conv2d.default; empty for what is no aten operator."""
-    target = node.target
-    if isinstance(target, torch._ops.OpOverload) and target.namespace == "aten":
-        return target._schema.name.split("::")[1]
-    return ""
-
-
 def _restore_layers(graph: Graph, root: nn.Module) -> None:
     """Replace calls by layers; equal calls with equal weights share one layer."""
     fetch, found = _fetcher(root), []
     for node in graph.nodes:
-        name = _operator_of(node)
-        layer = layer_of(name, _bound(node), fetch) if name else None
+        name = operator_of(node)
+        layer = layer_of(name, bound(node), fetch) if name else None
         if layer is not None:
             found.append((node, (name, *map(repr, layer.key)), layer))
     distinct = {key: layer for _, key, layer in found}.values()
@@ -271,18 +264,6 @@ def _restore_layers(graph: Graph, root: nn.Module) -> None:
             node.replace_all_uses_with(call)
         if not node.users:
             graph.erase_node(node)
-
-
-def _bound(node: Node) -> dict[str, Any]:
-    """A call's arguments by the names in the operator's schema, defaults filled in."""
-    schema = cast(Any, node.target)._schema
-    values: dict[str, Any] = {}
-    for index, argument in enumerate(schema.arguments):
-        if index < len(node.args):
-            values[argument.name] = node.args[index]
-        else:
-            values[argument.name] = node.kwargs.get(argument.name, argument.default_value)
-    return values
 
 
 def _fetcher(root: nn.Module) -> Callable[[Any], Tensor | None]:
