@@ -139,7 +139,7 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", default=["bottleneck", "pointwise", "prelu"])
     parser.add_argument("--width", type=float, default=WIDTH, help="of the channels")
     parser.add_argument("--epochs", type=float, default=6.0)
-    parser.add_argument("--optimizer", choices=tuple(OPTIMIZERS), default="muon")
+    parser.add_argument("--optimizer", choices=tuple(OPTIMIZERS), default="shampoo")
     parser.add_argument("--rate", type=float, default=0.05)
     parser.add_argument("--precision", choices=PRECISIONS, default="auto")
     parser.add_argument("--soft", type=float, default=0.5, help="share of the teacher in the loss")

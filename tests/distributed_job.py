@@ -12,7 +12,7 @@ from test_recovery import QUICK, labeled, net
 import onebyone as obo
 from onebyone.distributed import World, together
 from onebyone.plan_files import plan_to_json
-from onebyone.recovery.muon import Muon
+from onebyone.recovery.shampoo import Shampoo
 from onebyone.recovery.status import Status
 
 BATCHED = {"batch_size": 16, "epochs": 2}
@@ -54,7 +54,7 @@ def losing(out: Path) -> None:
         raise AssertionError("only the leading process shows progress")
 
     if World.current().rank == 1:
-        step = Muon.step
+        step = Shampoo.step
         steps = [0]
 
         def die(self, *args, **kwargs):
@@ -63,7 +63,7 @@ def losing(out: Path) -> None:
                 os._exit(7)
             return step(self, *args, **kwargs)
 
-        Muon.step = die
+        Shampoo.step = die
     progress = leave if World.current().rank else None
     obo.fine_tune(
         net(), labeled(96), held_out=labeled(33, 2), recipe=QUICK, epochs=9,

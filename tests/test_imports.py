@@ -60,7 +60,7 @@ explaining.saved
 recovery recovery.recipe recovery.augmentation recovery.features recovery.normalization
 recovery.objective recovery.scoring recovery.checkpoints recovery.supply recovery.status
 recovery.interrupts
-recovery.muon recovery.updating recovery.training recovery.fine_tuning
+recovery.shampoo recovery.updating recovery.training recovery.fine_tuning
 saving deepening.probing deepening.deepening searching progressive recovering slimming
 explaining.defaults explaining.explaining explaining.notebook
 explaining.drawing explaining.figures

@@ -81,7 +81,7 @@ def finetune(
     weights: Annotated[str | None, values.original_weights_option(MODEL)] = None,
     trust: Annotated[bool, values.trust_option(MODEL)] = False,
     optimizer: Annotated[
-        str, typer.Option(metavar="NAME", rich_help_panel=TRAINING, help="muon, sgd or adamw.")
+        str, typer.Option(metavar="NAME", rich_help_panel=TRAINING, help="shampoo, sgd or adamw.")
     ] = Recipe.optimizer,
     rate: Annotated[
         float | None,

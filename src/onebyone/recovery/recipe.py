@@ -9,7 +9,7 @@ from typing import Any
 from onebyone.errors import TrainingError, seeded, whole
 
 OPTIMIZERS = {  # learning rate, weight decay
-    "muon": (0.05, 5e-4), "sgd": (0.05, 5e-4), "adamw": (2e-3, 0.01),
+    "shampoo": (0.05, 5e-4), "sgd": (0.05, 5e-4), "adamw": (2e-3, 0.01),
 }  # fmt: skip
 AUGMENTATIONS = ("shift", "mirror")
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -19,7 +19,7 @@ PRECISIONS = ("auto", "float32", "bfloat16")
 class Recipe:
     """How to fine-tune; the defaults were chosen on images that no test has seen (docs/recovery.md).
 
-    epochs: passes over the data, fractions too. optimizer: muon (`recovery.muon`), sgd (with Nesterov
+    epochs: passes over the data, fractions too. optimizer: shampoo (`recovery.shampoo`), sgd (with Nesterov
     momentum) or adamw.
     learning_rate, weight_decay: None for the optimizer's default; decay applies to weights, not to
     biases and normalization. batch_size: images a step, over all processes. warmup: the fraction of
@@ -36,7 +36,7 @@ class Recipe:
     """
 
     epochs: float = 2.0
-    optimizer: str = "muon"
+    optimizer: str = "shampoo"
     learning_rate: float | None = None
     weight_decay: float | None = None
     momentum: float = 0.9

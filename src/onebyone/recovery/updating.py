@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from onebyone.recovery.muon import Muon
 from onebyone.recovery.recipe import Recipe
+from onebyone.recovery.shampoo import Shampoo
 
 
 def optimizer_of(student: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
@@ -28,8 +28,8 @@ def optimizer_of(student: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     ]
     groups.append({"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0})
     groups = [group for group in groups if group["params"]]
-    if recipe.optimizer == "muon":
-        return Muon(groups, lr=recipe.rate, momentum=recipe.momentum)
+    if recipe.optimizer == "shampoo":
+        return Shampoo(groups, lr=recipe.rate, momentum=recipe.momentum)
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=recipe.rate)
     nesterov = recipe.momentum > 0
