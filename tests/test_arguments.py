@@ -33,6 +33,10 @@ def images(n: int = 24) -> obo.Images:
 slimmed = partial(obo.slim, net(), images(), macs=0.7, latency=False)
 observed = partial(obo.observe, net(), images())
 tuned = partial(obo.fine_tune, net(), images(), epochs=1)
+measured = partial(obo.measure, net(), images().inputs[:1])
+benched = partial(obo.bench, net(), images().inputs[:1], runtimes="eager")
+compared = partial(obo.compare, "4x6x6", "4x6x6", latency=False)
+CALLS = {"measured": measured, "slimmed": slimmed, "benched": benched}
 deepened = partial(obo.deepen, net(), images().inputs[:1], obo.Budget(macs=2.0**0), reference=net())
 
 
@@ -53,6 +57,12 @@ deepened = partial(obo.deepen, net(), images().inputs[:1], obo.Budget(macs=2.0**
         (partial(obo.load, "timm:resnet18", weights="random"), "seed", (2.5,)),
         (deepened, "seed", ("x",)),
         (partial(deepened, data=images()), "batches", (0, "x")),
+        (slimmed, "threads", (0, 1.5)),
+        (benched, "batch", (0, -1, 1.5, "x")),
+        (benched, "seconds", (-1, float("nan"), float("inf"), "x")),
+        (partial(measured, latency=True), "seconds", (-1, float("nan"), "x")),
+        (compared, "bias", ("x", 1)),
+        (partial(compared, latency=True), "seconds", (float("nan"),)),
     ],
 )
 def test_an_argument_that_does_not_fit_is_told(
@@ -63,6 +73,36 @@ def test_an_argument_that_does_not_fit_is_told(
             call(**{name: value})
         said = str(raised.value)
         assert f"{name}={value!r}" in said or f"{value} of {24}" in said, said
+
+
+@pytest.mark.parametrize(
+    ("call", "given", "said"),
+    [
+        ("measured", {"batch": 2.5}, "a batch of 2.5 cannot be made"),
+        ("measured", {"batch": "2"}, "a batch of '2' cannot be made"),
+        ("measured", {"latency": True, "threads": 1.5}, "nothing computes with 1.5 threads"),
+        ("measured", {"latency": True, "threads": "2"}, "nothing computes with '2' threads"),
+        ("slimmed", {"runtime": "foo"}, "'foo' is no runtime"),
+        ("slimmed", {"runtime": 3}, "3 is no runtime"),
+        ("benched", {"runtimes": "foo"}, "'foo' is no runtime"),
+    ],
+)
+def test_what_does_not_fit_is_told_in_other_words(call: str, given: Any, said: str) -> None:
+    with pytest.raises(OneByOneError, match=said):
+        CALLS[call](**given)
+
+
+def test_names_in_one_text() -> None:
+    found = obo.bench(net(), images().inputs[:1], runtimes="eager,channels-last", seconds=0.05)
+    assert {run.name for run in found.runs} == {"eager", "channels-last"}
+    assert obo.Recipe(augment="shift,mirror").augment == ("shift", "mirror")  # type: ignore[arg-type]
+    with pytest.raises(OneByOneError, match="augment 'turn' is not known"):
+        obo.Recipe(augment="turn")  # type: ignore[arg-type]
+
+
+def test_no_picture_is_larger_than_memory() -> None:
+    with pytest.raises(DataError, match="are the most that are taken: give a smaller size"):
+        Preprocess((3, 1_000_000, 1_000_000), (0.5,), (0.5,))
 
 
 @pytest.mark.parametrize("call", [slimmed, tuned])

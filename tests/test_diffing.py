@@ -791,3 +791,13 @@ def test_a_traced_program_beside_a_module_is_told(
     for line in ("nets:net nets:net", "net.pt2 net.pt2"):
         assert "traced program" not in call(line).stderr
     sys.modules.pop("nets", None)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("side", [0, 1])
+def test_what_torch_compile_wraps_is_the_network_itself(side: int) -> None:
+    plain = block(3, 4).eval()
+    networks: list[Any] = [plain, plain]
+    networks[side] = torch.compile(plain)
+    found = diff(*networks, image())
+    assert statuses(found) == statuses(diff(plain, plain, image()))

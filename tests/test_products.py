@@ -25,6 +25,20 @@ BY_HAND: dict[str, tuple[Callable[[Tensor], Tensor], Tensor, int]] = {
     "a sparse matrix added to": (
         lambda x: torch.sparse.addmm(x.new_zeros(4, 6), x.to_sparse(), x.new_ones(5, 6)), X, 120
     ),
+    "distances of many rows": (  # squares stand beside the rows as two columns
+        lambda x: torch.cdist(x, x.new_ones(50, 5)), torch.randn(30, 5), 30 * 50 * (5 + 2)
+    ),
+    "distances in batches": (
+        lambda x: torch.cdist(x, x.new_ones(3, 50, 5)), torch.randn(3, 30, 5), 3 * 30 * 50 * (5 + 2)
+    ),
+    "complex numbers": (  # four products of real numbers in each
+        lambda x: x.to(torch.complex64) @ x.new_ones(5, 6, dtype=torch.complex64), X, 4 * 120
+    ),
+    "complex numbers in batches": (
+        lambda x: torch.einsum(
+            "bmk,bkn->bmn", x.to(torch.complex64), x.new_ones(3, 5, 6, dtype=torch.complex64)
+        ), BATCH, 4 * 3 * 120,
+    ),
 }  # fmt: skip
 
 

@@ -74,6 +74,18 @@ def test_moments_are_means_that_forget() -> None:
     torch.testing.assert_close(state["root1"], root, rtol=1e-3, atol=1e-3)  # of the tenth step
 
 
+def test_a_weight_whose_gradients_begin_later() -> None:
+    """As those behind a convolution that starts at zero."""
+    for silent in (1, 7, 9):
+        weight, optimizer = started(drawn(6, 4))
+        for _ in range(silent):
+            assert not moved(weight, optimizer, torch.zeros(6, 4)).any()
+        for number in range(3):
+            step = moved(weight, optimizer, drawn(6, 4, 5)[..., number])
+            assert step.isfinite().all()
+            assert step.norm() > 0
+
+
 def test_large_axes_are_left_as_they_are() -> None:
     weight, optimizer = started(drawn(3, LONGEST + 1))
     moved(weight, optimizer, drawn(3, LONGEST + 1))

@@ -242,3 +242,13 @@ def test_images_may_lie_along_another_axis(count: int, order: tuple[int, ...]) -
         for o in (order, (0, 1, 2))
     )
     assert found == pytest.approx(wanted)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_scripted_network_on_either_side() -> None:
+    model, x = convolutional().eval(), torch.randn(4, 3, 8, 8)
+    scripted = torch.jit.script(model)
+    for one, other in ((model, scripted), (scripted, model)):
+        found = verify(one, other, x, latency=False)
+        assert found.agreement == 1.0
+        assert found.layers == ()

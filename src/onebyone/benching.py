@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from onebyone.errors import ModelError, OneByOneError
+from onebyone.errors import ModelError, OneByOneError, whole
 from onebyone.exporting.checking import Check
 from onebyone.exporting.clocking import latency_in
 from onebyone.exporting.export import size_of
@@ -23,7 +23,7 @@ from onebyone.exporting.rechecking import compared, drawn_images, ready_inputs
 from onebyone.exporting.targets import TARGETS, Session, Target
 from onebyone.measurement.latency import COMPILED, EAGER, Latency
 from onebyone.measurement.preparing import Setting, prepared
-from onebyone.measurement.timing import cpu_threads, interleave
+from onebyone.measurement.timing import as_seconds, cpu_threads, interleave
 from onebyone.several import flat
 from onebyone.tree import check_weights
 
@@ -61,7 +61,7 @@ def bench(
     model: nn.Module | None,
     example: Tensor | tuple[Any, ...],
     *,
-    runtimes: Sequence[str] = ("all",),
+    runtimes: str | Sequence[str] = ("all",),
     threads: int = 1,
     batch: int = 1,
     file: Path | None = None,
@@ -70,12 +70,13 @@ def bench(
 ) -> Bench:
     """Time a network in several runtimes, in turn, each on so many threads.
 
-    runtimes: names of RUNTIMES or of the packages, or "all" for those that are installed. Each file
-    is checked against PyTorch first, on drawn inputs. `file` is an ONNX file to be run as it is in
-    onnxruntime and OpenVINO; without `model` those are the only runtimes. `seconds` are for all
+    runtimes: one or more names of RUNTIMES or of the packages, or "all" for those that are installed.
+    Each file is checked against PyTorch first, on drawn inputs. `file` is an ONNX file to be run as it
+    is in onnxruntime and OpenVINO; without `model` those are the only runtimes. `seconds` are for all
     together. Raises ModelError for a name that is none, or where no runtime is left.
     """
     check_weights(model=model)
+    batch, seconds = whole("batch", batch, 1, error=ModelError), as_seconds(seconds)
     names = chosen(runtimes)
     given = example if isinstance(example, tuple) else (example,)
     if model is not None:
@@ -113,13 +114,14 @@ def bench(
     return Bench(tuple(sorted(runs, key=lambda r: r.latency.median_ms)), refused)
 
 
-def chosen(runtimes: Sequence[str]) -> list[str]:
+def chosen(runtimes: str | Sequence[str]) -> list[str]:
     """The names of the runtimes; ModelError for one that is not known, or where there is none."""
     found: list[str] = []
+    runtimes = runtimes.split(",") if isinstance(runtimes, str) else runtimes
     if not runtimes:
         raise ModelError(f"no runtime is given: give one or more of {', '.join(RUNTIMES)}, or all")
     for given in runtimes:
-        name = SPELLINGS.get(given.lower(), given.lower())
+        name = SPELLINGS.get(str(given).lower(), str(given).lower())
         if name == "all":
             found += [n for n in RUNTIMES if n in PYTORCH or TARGETS[n].missing is None]
         elif name in RUNTIMES:

@@ -16,6 +16,7 @@ from onebyone.comparison import Comparison, Refused, Variant, break_even
 from onebyone.errors import ShapeError
 from onebyone.measurement.counting import count
 from onebyone.measurement.latency import Latency, time_models
+from onebyone.measurement.timing import as_seconds
 from onebyone.sources import source
 from onebyone.tree import random_state
 from onebyone.variants import KINDS, Asked, Kind
@@ -60,8 +61,11 @@ def compare(
     start, end = _shape(input, "the input"), _shape(output, "the output")
     positive(batch, "the batch")
     positive(threads, "the number of threads")
+    seconds = as_seconds(seconds)
     if isinstance(kernel, bool):
         raise ShapeError(f"the kernel is given as {kernel}: the length of its side is expected")
+    if not isinstance(bias, bool):
+        raise ShapeError(f"bias={bias!r} does not fit: give True or False")
     window = Window.between(start[1:], end[1:], kernel)
     widths = _widths(width, start, end)
     shared = gcd(start[0], end[0])

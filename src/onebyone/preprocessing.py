@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "hamming", "box")
+LARGEST = 1 << 30  # numbers of one image: 4 GiB of them
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
@@ -36,6 +38,11 @@ class Preprocess:
     def __post_init__(self) -> None:
         if len(self.size) != 3 or any(n < 1 for n in self.size):
             raise DataError(f"size {self.size} is not C×H×W: give three lengths, such as 3x224x224")
+        if prod(self.size) > LARGEST:
+            raise DataError(
+                f"size {self.size} is {prod(self.size):,} numbers for one image, and {LARGEST:,} are the "
+                "most that are taken: give a smaller size"
+            )
         if self.size[0] not in MODES:
             raise DataError(
                 f"images of {self.size[0]} channels cannot be read from files: 1, 3 or 4 are "

@@ -68,9 +68,10 @@ def check_folder(folder: Path, *, force: bool, inputs: Iterable[object] = ()) ->
     folder = folder.resolve()
     for path in [Path.cwd(), *(Path(str(i)).resolve() for i in inputs if i is not None)]:
         if folder.exists() and path.exists() and path.is_relative_to(folder):
+            inside = "" if path == folder else f" and, with it, {path}"
             raise OutputError(
-                f"the result would replace {folder} and, with it, {path}, where this command reads "
-                "or works: give another folder"
+                f"the result would replace {folder}{inside}, where this command reads or works: give "
+                "another folder"
             )
     if os.path.ismount(folder):
         raise OutputError(

@@ -11,7 +11,7 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 from onebyone.conv import ConvSpec
 from onebyone.measurement.counting import Count, LayerCount
 from onebyone.measurement.owning import PARAMETRIZATIONS
-from onebyone.tree import modules_by_name
+from onebyone.tree import modules_by_name, uncompiled
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,7 @@ def _above(name: str) -> list[str]:
 
 def sides(model: nn.Module, counted: Count, groups: dict[str, str]) -> list[Side]:
     """The layers in the order in which they run, those of a group together."""
+    model = uncompiled(model)  # as it was counted
     modules, tensors = modules_by_name(model), _tensors(model)
     found: dict[str, list[Layer]] = {}
     for name, layer in counted.layers.items():

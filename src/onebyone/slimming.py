@@ -121,9 +121,10 @@ def slim(
     clock = Clock(progress)
     timed = latency if isinstance(latency, bool) else True
     budget = check_budget(macs, params, max_drop, plan, None if latency is timed else latency)
-    clocked = None
-    if budget is not None and budget.latency is not None:
-        clocked = _Clocked(runtime_named(runtime), whole("threads", threads, 1, error=BudgetError))
+    wanted = budget is not None and budget.latency is not None
+    threads = whole("threads", threads, 1, error=BudgetError)
+    runtime = runtime_named(runtime, installed=wanted)
+    clocked = _Clocked(runtime, threads) if wanted else None
     if steps != 1 or finetune_epochs:
         if budget is None or max_drop is not None or clocked is not None:
             raise BudgetError(

@@ -320,7 +320,10 @@ def _image_axes(model: nn.Module, inputs: Tensor, outputs: list[Tensor]) -> list
 def _layer_errors(model: nn.Module, lighter: nn.Module, inputs: Tensor) -> tuple[LayerError, ...]:
     """The error of every plain layer at sampled positions, in the order of the calls."""
     own, other = modules_by_name(model), modules_by_name(lighter)
-    names = [n for n, m in own.items() if type(m) in PLAIN and n in other]
+    names = [
+        n for n, m in own.items()
+        if type(m) in PLAIN and not isinstance(other.get(n), torch.jit.ScriptModule | None)
+    ]  # fmt: skip
     kept: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
     sums: dict[str, list[Tensor]] = {}
     calls: Counter[str] = Counter()

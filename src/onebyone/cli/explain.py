@@ -153,11 +153,16 @@ def _write_figure(path: str, model: str | None, others: tuple[object, ...]) -> N
             "before-after alone is of a network: leave MODEL out", param_hint="--figure"
         )
     with failures() as outcome:
+        from onebyone.errors import PlanError
         from onebyone.explaining.figures import write_figure
         from onebyone.files import PLAN
         from onebyone.plan_files import read_plan
 
         Outputs.checked(path, inputs=(model,))
+        if model is not None and not Path(model, PLAN).is_file():
+            raise PlanError(
+                f"{model} is no slimmed folder (it has no {PLAN}): give one that slim wrote"
+            )
         plan = None if model is None else read_plan(Path(model, PLAN))
         outcome.written = write_figure(path, plan)
     note(f"written to {path}")

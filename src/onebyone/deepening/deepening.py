@@ -39,6 +39,11 @@ RULE = (
     "each round those with the cheapest MACs for a parameter first"
 )
 HELD_OUT_SHARE = 20
+NOWHERE = {  # why a kind of insertion finds no place
+    "bottleneck": "no module of it gives a feature map (N, C, H, W)",
+    "pointwise": "no feature map comes out of a ReLU, ReLU6 or Hardtanh",
+    "prelu": "no factorized layer has two halves without an activation between them",
+}
 NOTHING_GAINED = (
     "the probe measured no gain anywhere, so insertions are spread by the rule instead: "
 )
@@ -128,7 +133,7 @@ def deepen(
             _check_images(model, image, images)
             room, costs, limits = _room(model, reference, image, budget)
             found = candidates(model, image, kinds=kinds, widths=(width,))
-            _check_any(found)
+            _check_any(found, kinds)
         notes = (RULE,)
         if images is not None:
             with clock.step("probe"):
@@ -249,14 +254,16 @@ def _room(
     return Room(left[0], left[1]), own, whole
 
 
-def _check_any(found: tuple[Insertion, ...]) -> None:
+def _check_any(found: tuple[Insertion, ...], kinds: tuple[str, ...]) -> None:
     if any(not i.refused for i in found):
         return
-    reasons = [f"{i.place or '(the network)'}: {i.reason}" for i in found if i.reason]
+    reasons = list(
+        dict.fromkeys(f"{i.place or '(the network)'}: {i.reason}" for i in found if i.reason)
+    )
     raise ModelError(
         "nothing can be inserted into this network: "
         + ("; ".join(reasons[:3]) + (f"; and {len(reasons) - 3} more" if reasons[3:] else "")
-           if reasons else "no module of it gives a feature map (N, C, H, W)")
+           if reasons else "; ".join(NOWHERE[kind] for kind in kinds))
     )  # fmt: skip
 
 

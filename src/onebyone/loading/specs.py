@@ -65,6 +65,8 @@ def load(
         weights = RANDOM if str(weights) == RANDOM else str(Path(weights).absolute())
     size = None if input_size is None else list(input_size)
     given = {"spec": text, "weights": weights, "input_size": size, "seed": seed}
+    if not text.strip():
+        raise ModelError(f"no model is named: give {KINDS}")
     path = Path(text)
     kind, _, name = text.partition(":")
     if path.is_dir():

@@ -31,6 +31,8 @@ def read_weights(path: str | Path, *, trust: bool = False) -> dict[str, Tensor]:
     and on one that needs full unpickling, which runs whatever code the file holds, unless `trust`.
     """
     path = Path(path)
+    if path.is_dir():
+        raise ModelError(f"{path} is a folder: the file of weights is expected")
     if not path.is_file():
         raise ModelError(f"the weights file {path} does not exist")
     if path.suffix.lower() not in SUFFIXES:

@@ -88,6 +88,11 @@ def _baddbmm(args: Sequence[Any], y: Any) -> int:
     return args[1].numel() * args[2].shape[-1]
 
 
+def _distances(args: Sequence[Any], y: Any) -> int:
+    """‖a‖² − 2 a·b + ‖b‖² for all pairs of rows: one product, the two squares as columns beside a and b."""
+    return y.numel() * (args[0].shape[-1] + 2)
+
+
 def _recurrent(args: Sequence[Any], y: Any) -> int:
     """Fused recurrent layers: each matrix meets every item of every step once."""
     x = args[0]
@@ -171,6 +176,7 @@ PACKED_LINEAR = (
 )  # fmt: skip
 INT4 = ("_weight_int4pack_mm", "_weight_int4pack_mm_for_cpu", "_dyn_quant_matmul_4bit")
 
+COMPLEX = 4  # products of real numbers in one of complex numbers
 FORMULAS: dict[str, Formula] = {
     "aten::convolution": _convolution,
     "aten::_convolution": _convolution,
@@ -212,6 +218,7 @@ FORMULAS: dict[str, Formula] = {
     "mkldnn::_linear_pointwise": _linear,
     "aten::_weight_int8pack_mm": _linear,
     "aten::_trilinear": _trilinear,
+    "aten::_euclidean_dist": _distances,
     "higher_order::flex_attention": _attention,
     "aten::_flash_attention_forward": _attention_kernel,
     "aten::_efficient_attention_forward": _attention_kernel,

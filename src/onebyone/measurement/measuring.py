@@ -17,7 +17,7 @@ from onebyone.measurement.layer_latency import LayerLatencies, LayerLatency, tim
 from onebyone.measurement.memory import Memory, measure_memory
 from onebyone.measurement.preparing import Setting, batch_of, prepared
 from onebyone.measurement.roofline import Machine, Placement, measure_machine, place
-from onebyone.measurement.timing import SECONDS
+from onebyone.measurement.timing import SECONDS, as_seconds
 from onebyone.running import ALONE
 from onebyone.tree import check_networks
 
@@ -114,6 +114,7 @@ def measure(
     Raises ModelError where the network fails on the example.
     """
     check_networks(model=model)
+    seconds = as_seconds(seconds)
     inputs = example if isinstance(example, tuple) else (example,)
     counted = count(model, *inputs, partial=partial)
     layers = {name: LayerMeasurement(**vars(layer)) for name, layer in counted.layers.items()}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_iter, tree_map
 
-from onebyone.errors import DataError, ModelError, line_of
+from onebyone.errors import DataError, ModelError, is_whole, line_of
 from onebyone.measurement.timing import cpu_threads
 from onebyone.running import call, wants_gradients
 from onebyone.tree import (
@@ -204,9 +204,10 @@ def _repeated(inputs: tuple[Any, ...], batch: int | None) -> tuple[Any, ...]:
             f"{type(inputs[0]).__name__}, not a tensor; give an example of so many"
         )
     given = batch_of(inputs)
-    if batch < 1 or given < 1:
+    if not is_whole(batch) or batch < 1 or given < 1:
         raise DataError(
-            f"a batch of {batch} cannot be made of an example of {given}: both must be 1 or more"
+            f"a batch of {batch!r} cannot be made of an example of {given}: both must be whole numbers, 1 "
+            "or more"
         )
 
     def fit(value: Any) -> Any:

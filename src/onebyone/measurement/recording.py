@@ -18,7 +18,7 @@ from torch.nn.modules.module import (
 )
 from torch.utils._pytree import tree_iter
 
-from onebyone.measurement.formulas import FORMULAS
+from onebyone.measurement.formulas import COMPLEX, FORMULAS
 from onebyone.measurement.modes import Mode, operator_name, within
 from onebyone.measurement.owning import Owners, packed, storage, tensors
 from onebyone.measurement.recalling import Recipe, no_functions_seen, recipe_of, signature
@@ -217,6 +217,9 @@ class Recorder(Mode):
         name = operator_name(func)
         view = getattr(func, "is_view", False) or name == "aten::_unsafe_view"
         formula = FORMULAS.get(name)
+        macs = None if formula is None else formula(args, written[0])
+        if macs is not None and written[0].is_complex():
+            macs *= COMPLEX
         inputs = _arguments(args, kwargs)
         reads = [_seen(t) for t in (*inputs, *(packed(args) if formula else ()))]
         writes = [_seen(t) for t in written]
@@ -230,7 +233,7 @@ class Recorder(Mode):
             name.replace("::", "."),
             tuple(info for _, info in reads),
             tuple(info for _, info in writes),
-            None if formula is None else formula(args, written[0]),
+            macs,
             not moves,
             0 if view else sum(writes[i][1].bytes for i in fresh),
             sum(info.bytes for _, info in reads) if moves else 0,

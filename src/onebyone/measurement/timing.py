@@ -8,11 +8,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from onebyone.errors import OneByOneError
+from onebyone.errors import OneByOneError, is_number, is_whole
 
 WARMUP = 2
 MOST_THREADS = 256  # where there are fewer cores
@@ -137,12 +139,19 @@ def quartiles(values: Sequence[float]) -> Quartiles:
     return Quartiles(*statistics.quantiles(values, n=4, method="inclusive"))
 
 
+def as_seconds(value: Any) -> float:
+    """How long to time: any number from 0 up; OneByOneError for what is none."""
+    if not is_number(value) or not 0 <= value < inf:
+        raise OneByOneError(f"seconds={value!r} does not fit: give a number of 0 or more")
+    return float(value)
+
+
 @contextmanager
 def cpu_threads(count: int) -> Iterator[None]:
     """So many CPU threads inside; the number before comes back. OneByOneError for less than 1."""
     most = max(MOST_THREADS, 4 * (os.cpu_count() or 1))
-    if not 1 <= count <= most:
-        raise OneByOneError(f"nothing computes with {count} threads here: give 1 to {most}")
+    if not is_whole(count) or not 1 <= count <= most:
+        raise OneByOneError(f"nothing computes with {count!r} threads here: give 1 to {most}")
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

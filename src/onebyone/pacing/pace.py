@@ -83,12 +83,13 @@ class Paced:
         )
 
 
-def runtime_named(name: str) -> str:
-    """The runtime by any of its names; BudgetError for none, MissingExtraError if not installed."""
-    found = SPELLINGS.get(name.lower(), name.lower())
+def runtime_named(name: str, *, installed: bool = True) -> str:
+    """The runtime by any of its names; BudgetError for none, MissingExtraError if it is to be `installed`
+    and is not."""
+    found = SPELLINGS.get(str(name).lower(), str(name).lower())
     if found not in RUNTIMES:
         raise BudgetError(f"{name!r} is no runtime: give one of {', '.join((EAGER, *SPELLINGS))}")
-    if found != EAGER:
+    if installed and found != EAGER:
         TARGETS[found].require()
     return found
 

@@ -59,6 +59,8 @@ class Recipe:
         _within("epochs", self.epochs, 0, None, open_below=True)
         _among("optimizer", self.optimizer, tuple(OPTIMIZERS))
         _among("precision", self.precision, PRECISIONS)
+        if isinstance(self.augment, str):
+            object.__setattr__(self, "augment", tuple(self.augment.split(",")))
         for name in self.augment:
             _among("augment", name, AUGMENTATIONS)
         for name in ("learning_rate", "weight_decay"):

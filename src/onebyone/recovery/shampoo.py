@@ -11,13 +11,14 @@ from torch import Tensor
 
 TURN = 0.2  # of the learning rate: how far a step goes, in parts of the weight's own norm
 LEAST = 0.3  # norm of a weight's rows that is assumed at the least, so that zeros start to move
-MEMORY = 0.95  # of the second moments, from one step to the next
+MEMORY = 0.98  # of the second moments, from one step to the next
 EVERY = 10  # steps: how often the roots follow the moments
 FIRST = (1, 2, 4, 7)  # and at these steps, while there are few moments
 LONGEST = (
     1024  # an axis with more entries is left as it is: its moments would be a matrix too large
 )
 JOINED = 512  # inputs and places are one axis where they are no more than these together
+SMALLEST = 1e-20  # norm of a direction, whose size is about 1, that is not 0
 DAMPING = 1e-4  # of the largest eigenvalue, added to all
 
 Matrices = Float[Tensor, "matrices outputs inputs places"]
@@ -61,7 +62,7 @@ class Shampoo(torch.optim.Optimizer):
                 norm = weight.norm().clamp_min(
                     LEAST * len(weight) ** 0.5
                 )  # nothing waits for a GPU
-                way *= norm / way.norm().clamp_min(torch.finfo(way.dtype).tiny)
+                way *= norm / way.norm().clamp_min(SMALLEST)
                 weight.mul_(1 - rate * group["weight_decay"])
                 weight.add_(way.to(weight.dtype), alpha=-rate * TURN)
 
