@@ -20,7 +20,7 @@ from onebyone.errors import DataError, ModelError, OneByOneError, OutputError, T
 from onebyone.pools import open_pool
 from onebyone.recovery import training as loop
 from onebyone.recovery.augmentation import augmented
-from onebyone.recovery.features import block_ends
+from onebyone.recovery.features import block_ends, standing_for
 from onebyone.recovery.normalization import reestimate
 from onebyone.recovery.objective import Objective
 from onebyone.recovery.scoring import Score, holds_up
@@ -39,6 +39,18 @@ def net(seed: int = 0) -> nn.Sequential:
     for c_in, c_out in ((2, 12), (12, 16), (16, 16)):
         layers += [nn.Conv2d(c_in, c_out, 3, padding=1), nn.BatchNorm2d(c_out), nn.ReLU()]
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 3)).eval()
+
+
+def cut_channels(model: nn.Sequential, kept: Tensor) -> None:
+    """Leave these channels of the last feature map of `net`."""
+    conv, norm, last = nn.Conv2d(16, len(kept), 3, padding=1), nn.BatchNorm2d(len(kept)), model[11]
+    for new, old in ((conv, model[6]), (norm, model[7])):
+        state = old.state_dict()
+        new.load_state_dict({k: t[kept] if t.ndim else t for k, t in state.items()})
+    model[6], model[7] = conv, norm.eval()
+    model[11] = nn.Linear(len(kept), 3)
+    with torch.no_grad():
+        model[11].weight.copy_(last.weight[:, kept])
 
 
 def labeled(n: int = 96, seed: int = 1) -> obo.Images:
@@ -200,6 +212,38 @@ class TestLearning:
         student[3] = nn.Conv2d(8, 16, 3, padding=1)
         names = block_ends(student, teacher, images(1, 2, 10, 10))
         assert names == ("8",)
+
+    def test_fewer_channels_are_matched_with_those_that_they_stand_for(self) -> None:
+        teacher, x = net(), images(32, 2, 10, 10)
+        kept = torch.tensor([5, 1, 6, 11])
+        assert teacher[8](teacher[:8](x)).shape[1] > 11
+        student = deep_copy(teacher)
+        cut_channels(student, kept)
+        recipe = obo.Recipe(soft=0.5, features=0.7)
+        objective = Objective(student, teacher, recipe, x)
+        assert objective.names == ("8",)
+        assert torch.equal(objective.channels["8"], kept)
+        with torch.no_grad():  # away from the teacher, in the features too
+            student[6].weight += 0.1 * torch.randn_like(student[6].weight)
+        with objective:
+            loss = objective.loss(x, None)
+        f, t = student[:9](x), teacher[:9](x)[:, kept].detach()
+        features = (f - t).square().mean() / t.square().mean()
+        logits = [m(x) for m in (student, teacher)]
+        soft = 4 * F.kl_div(
+            (logits[0] / 2).log_softmax(1), (logits[1] / 2).log_softmax(1),
+            reduction="batchmean", log_target=True,
+        )  # fmt: skip
+        torch.testing.assert_close(loss.value, soft + 0.7 * features)
+
+    def test_channels_that_stand_for_none_are_not_matched(self) -> None:
+        other = images(16, 6, 4, 4)
+        chosen = standing_for(other[:, [4, 0]] * 3 - 1 + 0.3 * images(16, 2, 4, 4, seed=5), other)
+        assert chosen is not None
+        assert chosen.tolist() == [4, 0]
+        assert standing_for(other[:, [4, 4]], other) is None  # two for one
+        assert standing_for(images(16, 2, 4, 4, seed=9), other) is None  # noise
+        assert standing_for(torch.zeros(16, 2, 4, 4), other) is None
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same'")

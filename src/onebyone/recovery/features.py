@@ -7,11 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from onebyone.running import call, suited
 from onebyone.surveying import CONV_LIKE
 from onebyone.tree import evaluating, hooked, modules_by_name
+
+ALIKE = 0.2  # the least correlation with the channel that one stands for
 
 
 @dataclass(frozen=True)
@@ -23,15 +26,23 @@ class _Ran:
     storage: int
 
 
-def block_ends(student: nn.Module, teacher: nn.Module, example: Tensor) -> tuple[str, ...]:
+def block_ends(
+    student: nn.Module, teacher: nn.Module, example: Tensor, *, narrower: bool = False
+) -> tuple[str, ...]:
     """Names of modules that both networks have, at whose outputs features can be matched, in order.
 
     Taken are the innermost modules that hold two or more convolutions (blocks), and the last module
     at each size of feature maps (stages); those that run once and give a tensor (N, C, …) of one
-    shape in both networks. `example` suits the networks.
+    shape in both networks, or of fewer channels in the student if it may be `narrower`. `example`
+    suits the networks.
     """
     ran = [_ran(network, example) for network in (student, teacher)]
-    common = {n: r for n, r in ran[1].items() if n in ran[0] and ran[0][n].shape == r.shape}
+
+    def fits(own: tuple[int, ...], other: tuple[int, ...]) -> bool:
+        fewer = narrower and len(own) == len(other) and own[1] < other[1]
+        return own == ((other[0], own[1], *other[2:]) if fewer else other)
+
+    common = {n: r for n, r in ran[1].items() if n in ran[0] and fits(ran[0][n].shape, r.shape)}
     blocks = _blocks(teacher)
     last: dict[tuple[int, ...], str] = {}
     for name in sorted(common, key=lambda n: common[n].order):
@@ -82,6 +93,24 @@ def _ran(model: nn.Module, example: Tensor) -> dict[str, _Ran]:
     with evaluating(model), torch.no_grad(), hooked(handles):
         call(model, suited(model, example))
     return {name: ran for name, ran in found.items() if calls[name] == 1}
+
+
+def standing_for(
+    own: Float[Tensor, "n c ..."], other: Float[Tensor, "n d ..."]
+) -> Int[Tensor, " c"] | None:
+    """The channel of `other` that each one of `own` stands for: the one that it is correlated with most.
+
+    None where two would stand for the same one, or one for none (its greatest correlation is below
+    `ALIKE`): then the channels of `own` are no choice of those of `other`.
+    """
+    scores = []
+    for features in (own, other):
+        rows = features.transpose(0, 1).flatten(1).double()
+        rows = rows - rows.mean(1, keepdim=True)
+        scores.append(rows / rows.norm(dim=1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny))
+    most, chosen = (scores[0] @ scores[1].T).max(1)
+    distinct = len(chosen.unique()) == len(chosen)
+    return chosen if distinct and most.min() >= ALIKE else None
 
 
 class Taps:

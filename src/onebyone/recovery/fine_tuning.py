@@ -135,7 +135,7 @@ def fine_tune(
         student = _student(packed(model, supply.packing), recipe, example)
         if teacher is not None:
             teacher = _teacher(packed(teacher, supply.packing), recipe, example)
-        objective = Objective(student, teacher, recipe, example)
+        objective = Objective(student, teacher, recipe, calm[0])
         training = _training(student, objective, recipe, supply, kept_back, calm, world)
         if resume and path is not None:
             training.resume(path)

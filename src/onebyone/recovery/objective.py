@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from onebyone.distributed import World
 from onebyone.errors import DataError, ModelError, TrainingError
-from onebyone.recovery.features import Taps, block_ends
+from onebyone.recovery.features import Taps, block_ends, standing_for
 from onebyone.recovery.recipe import Recipe
 from onebyone.running import as_logits, call, suited
-from onebyone.tree import draw_from, random_numbers, tensors_in
+from onebyone.tree import draw_from, evaluating, random_numbers, tensors_in
 
 TINY = 1e-12
 
@@ -35,20 +38,47 @@ class Objective:
         s T² KL(p_teacher ‖ p_student) + (1 − s) CE(labels, student) + w mean_b E‖f − f_b‖² / E‖f_b‖²
 
     over the block ends b that both networks have (Romero et al., "FitNets", 2015, without the
-    regressors: names and shapes are equal). Outputs that are not class logits (N, classes) are
-    compared by E‖y − y_t‖² / E‖y_t‖² instead of the divergence; of several outputs all count alike.
+    regressors: names and shapes are equal, or the student has some of the channels; which ones is
+    found on `images`, of which one is enough where no widths differ). Outputs that are not class
+    logits (N, classes) are compared by E‖y − y_t‖² / E‖y_t‖² instead of the divergence; of several
+    outputs all count alike.
     Raises TrainingError where there is neither a teacher nor labels to learn from.
     """
 
     def __init__(
-        self, student: nn.Module, teacher: nn.Module | None, recipe: Recipe, example: Tensor
+        self, student: nn.Module, teacher: nn.Module | None, recipe: Recipe, images: Tensor
     ) -> None:
         self.student, self.teacher, self.recipe = student, teacher, recipe
         self.names: tuple[str, ...] = ()
+        self.channels: dict[str, Tensor] = {}  # of the teacher, where it has more than the student
         if teacher is not None and recipe.features > 0:
-            self.names = block_ends(student, teacher, suited(student, example))
+            self._match(teacher, images)
         self.run: Callable[[Tensor], object] = student  # DDP puts its wrapper here
         self._taps: tuple[Taps, ...] = ()
+
+    def _match(self, teacher: nn.Module, images: Tensor) -> None:
+        """Find the block ends, and at those with fewer channels in the student which ones they are."""
+        student, images = self.student, suited(self.student, images)
+        names = block_ends(student, teacher, images[:1], narrower=True)
+        with ExitStack() as stack, torch.no_grad():
+            given = []
+            for network in (student, teacher):
+                taps = Taps(network, names)
+                stack.callback(taps.remove)
+                stack.enter_context(evaluating(network))
+                call(network, suited(network, images))
+                given.append(taps.take())
+        kept = []
+        for name in names:
+            own, other = (features[name] for features in given)
+            chosen = None
+            if own.shape != other.shape:
+                chosen = World.current().led(partial(standing_for, own, other))
+                if chosen is None:
+                    continue
+                self.channels[name] = chosen.to(other.device)
+            kept.append(name)
+        self.names = tuple(kept)
 
     def __enter__(self) -> Objective:
         if self.names and self.teacher is not None:
@@ -72,6 +102,9 @@ class Objective:
         value = self._outputs(given, wanted, labels)
         if self._taps and self.recipe.features > 0:
             own, others = (taps.take() for taps in self._taps)
+            for name, chosen in self.channels.items():
+                if name in others:
+                    others[name] = others[name][:, chosen]
             parts = [distance(own[n], others[n]) for n in self.names if n in own and n in others]
             if parts:
                 value = value + self.recipe.features * torch.stack(parts).mean()
