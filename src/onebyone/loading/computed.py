@@ -26,11 +26,6 @@ CALLS = {f.__name__: f for f in (
 PARTS = "parametrizations"  # beneath a layer: the tensors that its parametrized ones are made from
 
 
-def is_computed_layer(layer: nn.Module) -> bool:
-    """Whether it was made here."""
-    return isinstance(layer, GraphModule) and type(layer).__name__ == NAME
-
-
 def gather_computed(graph: Graph, root: nn.Module) -> None:
     """Put a module in place of each call whose weights are computed from tensors that it alone has.
 

@@ -14,9 +14,7 @@ LEAST = 0.3  # norm of a weight's rows that is assumed at the least, so that zer
 MEMORY = 0.98  # of the second moments, from one step to the next
 EVERY = 10  # steps: how often the roots follow the moments
 FIRST = (1, 2, 4, 7)  # and at these steps, while there are few moments
-LONGEST = (
-    1024  # an axis with more entries is left as it is: its moments would be a matrix too large
-)
+LONGEST = 1024  # an axis with more entries is left as it is: its moments are too large a matrix
 JOINED = 512  # inputs and places are one axis where they are no more than these together
 SMALLEST = 1e-20  # norm of a direction, whose size is about 1, that is not 0
 DAMPING = 1e-4  # of the largest eigenvalue, added to all
@@ -59,9 +57,7 @@ class Shampoo(torch.optim.Optimizer):
                     continue
                 gradient = _as_matrices(weight.grad, group["matrices"])
                 way = _direction(gradient, state, momentum).reshape(weight.shape)
-                norm = weight.norm().clamp_min(
-                    LEAST * len(weight) ** 0.5
-                )  # nothing waits for a GPU
+                norm = weight.norm().clamp_min(LEAST * len(weight) ** 0.5)  # no waiting for a GPU
                 way *= norm / way.norm().clamp_min(SMALLEST)
                 weight.mul_(1 - rate * group["weight_decay"])
                 weight.add_(way.to(weight.dtype), alpha=-rate * TURN)
