@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import onebyone as obo
 from onebyone.errors import ModelError
@@ -160,3 +160,16 @@ def test_batches_that_leave_a_layer_without_rows_count_for_the_others() -> None:
     slimmed = obo.slim(_Finder(), images, params=0.3, memory=1)
     assert {d.layer: d.form for d in slimmed.plan.decisions}["head"] != "keep"
     assert (slimmed.verification.output_error or 0) < 0.5
+
+
+def test_control_flow_that_is_captured_is_named() -> None:
+    class Branching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = (nn.Conv2d(3, 3, 3, padding=1) for _ in range(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cond(x.sum() > 0, lambda y: self.a(y), lambda y: self.b(y), (x,))
+
+    with pytest.raises(ModelError, match=r"control flow of torch\.cond .* give net\.pt2"):
+        obo.slim(Branching().eval(), torch.randn(8, 3, 6, 6), macs=0.5, latency=False)

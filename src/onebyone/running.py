@@ -14,6 +14,7 @@ from onebyone.several import as_bytes, packing_in
 from onebyone.tree import tensors_in
 
 UNKEPT = "does not require grad", "Inference tensors cannot be saved"  # PyTorch's words
+UNCAPTURED = "UncapturedHigherOrderOpError"  # of torch.compile, which runs torch.cond
 ALONE = "more than 1 value per channel when training"
 
 
@@ -41,6 +42,12 @@ def call(model: Callable[..., object], *inputs: object) -> object:
             raise ModelError(
                 "a batch of a single image is too little for BatchNorm to train on: leave the last batch "
                 "out where it is one (drop_last=True of a DataLoader), or give larger batches"
+            ) from error
+        if type(error).__name__ == UNCAPTURED:
+            raise ModelError(
+                "the network has control flow of torch.cond or its like, whose layers cannot be watched "
+                "while they run: export it (torch.export.save(torch.export.export(…), 'net.pt2')) and "
+                "give net.pt2, where those layers stay as they are"
             ) from error
         if packing is not None:
             given = f"the inputs {packing.text}"
