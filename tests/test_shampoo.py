@@ -50,12 +50,14 @@ def test_turning_the_axes_turns_the_step(shape: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("shape", [(12, 12), (40, 10), (10, 40), (6, 3, 3, 3), (4, 64, 1, 1)])
 def test_the_first_step_divides_by_both_roots(shape: tuple[int, ...]) -> None:
-    """Law: of a gradient U S Vᵀ it is along U S (S² + damping)⁻¹ Vᵀ, as long as a part of the weight."""
+    """Law: of U S Vᵀ it is along U S (S² + damping)^−½ (S² + damping)^−½ Vᵀ, a part of the weight long."""
     weight, optimizer = started(drawn(*shape))
     long = float(weight.detach().norm())
     step = moved(weight, optimizer, drawn(*shape) * 1e-3).flatten(1)
     left, sizes, right = torch.linalg.svd(drawn(*shape).flatten(1), full_matrices=False)
-    along = left @ torch.diag(sizes / (sizes**2 + DAMPING * sizes.max() ** 2)) @ right
+    parts = sizes / sizes.max()
+    roots = [(parts**2 + DAMPING + 1 / n).sqrt() for n in step.shape]
+    along = left @ torch.diag(parts / (roots[0] * roots[1])) @ right
     expected = -along * (long * 0.1 * TURN / along.norm())
     torch.testing.assert_close(step, expected, rtol=1e-2, atol=1e-3 * float(expected.abs().max()))
 
@@ -68,7 +70,7 @@ def test_moments_are_means_that_forget() -> None:
         moved(weight, optimizer, gradient)
         expected = MEMORY * expected + (1 - MEMORY) * gradient @ gradient.T
         if number == 9:
-            root = _inverse_root(expected[None])
+            root = _inverse_root(expected[None], 10)
     state = optimizer.state[weight]
     torch.testing.assert_close(state["moments1"][0], expected)
     torch.testing.assert_close(state["root1"], root, rtol=1e-3, atol=1e-3)  # of the tenth step

@@ -17,7 +17,7 @@ FIRST = (1, 2, 4, 7)  # and at these steps, while there are few moments
 LONGEST = 1024  # an axis with more entries is left as it is: its moments are too large a matrix
 JOINED = 512  # inputs and places are one axis where they are no more than these together
 SMALLEST = 1e-20  # norm of a direction, whose size is about 1, that is not 0
-DAMPING = 1e-4  # of the largest eigenvalue, added to all
+DAMPING = 1e-4  # of the largest eigenvalue, added to all; more at first
 
 Matrices = Float[Tensor, "matrices outputs inputs places"]
 
@@ -86,7 +86,7 @@ def _direction(gradient: Matrices, state: dict[str, Any], momentum: float) -> Ma
     for axis in axes:
         moments = state[f"moments{axis}"].lerp_(_moments(gradient, axis), 1 - MEMORY)
         if step in FIRST or step % EVERY == 0:
-            state[f"root{axis}"] = _inverse_root(moments)
+            state[f"root{axis}"] = _inverse_root(moments, step)
         moved = way.movedim(axis, 1)
         turned = state[f"root{axis}"] @ moved.flatten(2)
         way = turned.reshape(moved.shape).movedim(1, axis)
@@ -98,14 +98,20 @@ def _moments(values: Matrices, axis: int) -> Float[Tensor, "matrices n n"]:
     return rows @ rows.mT
 
 
-def _inverse_root(moments: Float[Tensor, "matrices n n"]) -> Float[Tensor, "matrices n n"]:
-    """(moments + `DAMPING` of their largest eigenvalue)^−½, in parts of the largest one's.
+def _inverse_root(
+    moments: Float[Tensor, "matrices n n"], step: int
+) -> Float[Tensor, "matrices n n"]:
+    """(moments + damping of their largest eigenvalue)^−½, in parts of the largest one's.
 
-    >>> _inverse_root(torch.diag(torch.tensor([4.0, 1.0]))[None]).round()
+    The damping is `DAMPING`, and more by 1 / (n · step): the first gradients span few directions, and
+    what is rounding in the others would be made large.
+
+    >>> _inverse_root(torch.diag(torch.tensor([4.0, 1.0]))[None], 1000).round()
     tensor([[[1., 0.],
              [0., 2.]]])
     """
     values, vectors = torch.linalg.eigh(moments)
     largest = values.amax(-1, keepdim=True).clamp_min(torch.finfo(values.dtype).tiny)
-    scales = (values / largest).clamp_min(0).add(DAMPING).rsqrt()
+    damping = DAMPING + 1 / (moments.shape[-1] * step)
+    scales = (values / largest).clamp_min(0).add(damping).rsqrt()
     return (vectors * scales[:, None]) @ vectors.mT
