@@ -103,7 +103,7 @@ def _inverse_root(
 ) -> Float[Tensor, "matrices n n"]:
     """(moments + damping of their largest eigenvalue)^−½, in parts of the largest one's.
 
-    The damping is `DAMPING`, and more by 1 / (n · step): the first gradients span few directions, and
+    The damping is `DAMPING`, and more by 1 / (n · step²): the first gradients span few directions, and
     what is rounding in the others would be made large.
 
     >>> _inverse_root(torch.diag(torch.tensor([4.0, 1.0]))[None], 1000).round()
@@ -112,6 +112,6 @@ def _inverse_root(
     """
     values, vectors = torch.linalg.eigh(moments)
     largest = values.amax(-1, keepdim=True).clamp_min(torch.finfo(values.dtype).tiny)
-    damping = DAMPING + 1 / (moments.shape[-1] * step)
+    damping = DAMPING + 1 / (moments.shape[-1] * step**2)
     scales = (values / largest).clamp_min(0).add(damping).rsqrt()
     return (vectors * scales[:, None]) @ vectors.mT
