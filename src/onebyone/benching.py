@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from onebyone.errors import ModelError, OneByOneError, whole
+from onebyone.errors import ModelError, OneByOneError, names_in, whole
 from onebyone.exporting.checking import Check
 from onebyone.exporting.clocking import latency_in
 from onebyone.exporting.export import size_of
@@ -117,7 +117,7 @@ def bench(
 def chosen(runtimes: str | Sequence[str]) -> list[str]:
     """The names of the runtimes; ModelError for one that is not known, or where there is none."""
     found: list[str] = []
-    runtimes = runtimes.split(",") if isinstance(runtimes, str) else runtimes
+    runtimes = names_in(runtimes) if isinstance(runtimes, str) else runtimes
     if not runtimes:
         raise ModelError(f"no runtime is given: give one or more of {', '.join(RUNTIMES)}, or all")
     for given in runtimes:

@@ -94,6 +94,11 @@ def listed(names: Sequence[str], most: int = 4) -> str:
     return ", ".join(names[:most]) + more
 
 
+def names_in(text: str) -> list[str]:
+    """The names in a text that has commas between them."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
 def line_of(error: BaseException) -> str:
     """The first line of what an error says, past where compiled code says it failed; "" for nothing.
 

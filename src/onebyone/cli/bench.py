@@ -68,8 +68,7 @@ def bench(
             from onebyone.files import json_text
             from onebyone.report.bench import bench_json, bench_table
 
-            names = [name.strip() for name in runtime.split(",") if name.strip()]
-            chosen(names)
+            names = chosen(runtime)
             network, inputs, file = _read(model, weights, size, trust)
             tell("load", 1)
             found = take(

@@ -135,11 +135,11 @@ def export(
 
 def _targets(to: str, dtype: str, data: str | None) -> dict[str, Any]:
     """The targets by name, all of them installed."""
-    from onebyone.errors import DataError, MissingExtraError, ModelError
+    from onebyone.errors import DataError, MissingExtraError, ModelError, names_in
     from onebyone.exporting.export import check_dtype
     from onebyone.exporting.targets import TARGETS
 
-    names = [name.strip() for name in to.split(",") if name.strip()]
+    names = names_in(to)
     unknown = [name for name in names if name not in (*TARGETS, "all")]
     if unknown or not names:
         raise ModelError(

@@ -14,15 +14,12 @@ import torch
 from torch import nn
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
-from torch.nn import functional as F
 
 from onebyone.loading.layers import bound, operator_of
+from onebyone.watching import CALLS
 
 NAME = "ComputedLayer"  # the class of what is made here
-CALLS = {f.__name__: f for f in (
-    F.linear, F.conv1d, F.conv2d, F.conv3d,
-    F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d,
-)}  # fmt: skip
+FUNCTIONS = {function.__name__: function for function in CALLS}  # by the operator's name too
 PARTS = "parametrizations"  # beneath a layer: the tensors that its parametrized ones are made from
 
 
@@ -42,9 +39,9 @@ def gather_computed(graph: Graph, root: nn.Module) -> None:
 def _function(node: Node) -> Callable[..., Any] | None:
     """The function that a call stands for, if it is one that layers make."""
     if operator_of(node) != "convolution":  # as decompositions write all of them
-        return CALLS.get(operator_of(node))
+        return FUNCTIONS.get(operator_of(node))
     values = bound(node)
-    return CALLS[f"conv{'_transpose' * values['transposed']}{len(values['stride'])}d"]
+    return FUNCTIONS[f"conv{'_transpose' * values['transposed']}{len(values['stride'])}d"]
 
 
 def _computing(node: Node) -> list[Node]:
@@ -105,7 +102,7 @@ def _gather(node: Node, inside: list[Node], path: str, graph: Graph, root: nn.Mo
             copies[one].target = str(one.target).removeprefix(f"{path}.")
     function, values = _function(node), bound(node)
     assert function is not None
-    if not values.pop("transposed", True):
+    if not values.pop("transposed", True):  # aten.convolution of one that is not
         values.pop("output_padding")
     made.output(made.call_function(function, kwargs=map_arg(values, copies.__getitem__)))
     parent, _, name = path.rpartition(".")

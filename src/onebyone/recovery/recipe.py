@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from math import cos, isfinite, pi
 from typing import Any
 
-from onebyone.errors import TrainingError, seeded, whole
+from onebyone.errors import TrainingError, names_in, seeded, whole
 
 OPTIMIZERS = {  # learning rate, weight decay
     "shampoo": (0.05, 5e-4), "sgd": (0.05, 5e-4), "adamw": (2e-3, 0.01),
@@ -60,7 +60,7 @@ class Recipe:
         _among("optimizer", self.optimizer, tuple(OPTIMIZERS))
         _among("precision", self.precision, PRECISIONS)
         if isinstance(self.augment, str):
-            object.__setattr__(self, "augment", tuple(self.augment.split(",")))
+            object.__setattr__(self, "augment", tuple(names_in(self.augment)))
         for name in self.augment:
             _among("augment", name, AUGMENTATIONS)
         for name in ("learning_rate", "weight_decay"):
