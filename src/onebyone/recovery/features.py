@@ -103,12 +103,12 @@ def standing_for(
     None where two would stand for the same one, or one for none (its greatest correlation is below
     `ALIKE`): then the channels of `own` are no choice of those of `other`.
     """
-    scores = []
+    centred, lengths = [], []
     for features in (own, other):
-        rows = features.transpose(0, 1).flatten(1).double()
-        rows = rows - rows.mean(1, keepdim=True)
-        scores.append(rows / rows.norm(dim=1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny))
-    most, chosen = (scores[0] @ scores[1].T).max(1)
+        rows = features.transpose(0, 1).flatten(1).float()
+        centred.append(rows - rows.mean(1, keepdim=True))
+        lengths.append(centred[-1].norm(dim=1).clamp_min(torch.finfo(rows.dtype).tiny))
+    most, chosen = (centred[0] @ centred[1].T / lengths[0][:, None] / lengths[1]).max(1)
     distinct = len(chosen.unique()) == len(chosen)
     return chosen if distinct and most.min() >= ALIKE else None
 

@@ -60,6 +60,9 @@ class Objective:
         """Find the block ends, and at those with fewer channels in the student which ones they are."""
         student, images = self.student, suited(self.student, images)
         names = block_ends(student, teacher, images[:1], narrower=True)
+        if names == block_ends(student, teacher, images[:1]):
+            self.names = names
+            return
         with ExitStack() as stack, torch.no_grad():
             given = []
             for network in (student, teacher):
