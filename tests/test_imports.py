@@ -35,9 +35,10 @@ narrowing narrowing.spaces narrowing.files narrowing.cutting narrowing.marks
 narrowing.following narrowing.finding narrowing.ordering statistics
 deepening deepening.insertions deepening.files deepening.flow deepening.places deepening.candidates
 deepening.filling
-forms form_costs plans plan_files allocation narrowing.widths losses candidates narrowing.proposing planning
+forms form_costs plans plan_files allocation narrowing.widths losses candidates narrowing.proposing
+windows applying planning
 building lockstep effort rewriting merging
-windows loading.loaded loading.layers loading.archive loading.computed loading.programs
+loading.loaded loading.layers loading.archive loading.computed loading.programs
 loading.weights loading.zoo
 loading.factories loading.onnx_graphs loading.slimmed loading.specs loading
 chains blocks sources variants comparison comparing

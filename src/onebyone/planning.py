@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from onebyone.allocation import Choices, allocate, cheapest
+from onebyone.applying import renewed
 from onebyone.candidates import Candidate, Candidates, Table
 from onebyone.conv import ConvSpec
 from onebyone.errors import BudgetError
@@ -78,6 +79,10 @@ class Planner:
     def __init__(self, statistics: Statistics) -> None:
         self.statistics, self.candidates = statistics, Candidates(statistics)
 
+    def renewed(self, model: nn.Module, plan: Plan) -> Plan:
+        """The choices of a plan, perhaps edited, with the costs and predictions that they have here."""
+        return renewed(model, plan, self.statistics, self.candidates.losses)
+
     def plan(
         self,
         budget: Budget,
@@ -137,8 +142,7 @@ def _planned(
 ) -> Plan:
     """The best forms for given widths."""
     survey = statistics.survey
-    macs = survey.macs - sum(s.macs for s in survey.layers)
-    params = survey.params - sum(s.conv.params for s in survey.layers if s.conv)
+    macs, params = survey.other_macs, survey.other_params
     left: tuple[float, ...] = (macs, params - sum(n.params_saved for n in narrowings))
     totals: tuple[float, ...] = (survey.macs, survey.params)
     choices = [t.choices for t in tables]

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from onebyone.applying import planned_layers
 from onebyone.building import fill, skeleton
 from onebyone.conv import ConvSpec, kernel_of
 from onebyone.data import open_images
 from onebyone.effort import Effort, Work, efforts
-from onebyone.errors import DataError, ModelError, PlanError, as_bytes, listed
+from onebyone.errors import DataError, ModelError, as_bytes, listed
 from onebyone.factorize.fit import Band, fit
 from onebyone.factorize.grouped import fit_each_group, fit_groups, group_features
 from onebyone.factorize.metric import factor
@@ -25,7 +26,7 @@ from onebyone.forms import KEPT
 from onebyone.lockstep import Lockstep
 from onebyone.measurement.memory import held_before
 from onebyone.narrowing.cutting import cut_model
-from onebyone.narrowing.spaces import kept_entries, narrowed
+from onebyone.narrowing.spaces import kept_entries
 from onebyone.plain import plain
 from onebyone.plans import Decision, Plan
 from onebyone.recorder import LayerStatistics
@@ -124,36 +125,7 @@ def _jobs(model: nn.Module, plan: Plan, statistics: Statistics) -> list[_Job]:
     """The planned layers in the order that data reaches them; PlanError where plan and model differ."""
     modules = modules_by_name(model)
     seen = {s.layer: s for s in statistics.survey.layers}
-    planned: list[tuple[Decision, ConvSpec]] = []
-    for decision in plan.decisions:
-        name = decision.layer
-        if name not in seen or name not in modules:
-            raise PlanError(
-                f"the plan's layer {name!r} is not in this model: is the plan another's?"
-            )
-        if decision.refused:
-            continue
-        if seen[name].refusal is not None:
-            raise PlanError(
-                f"the plan changes layer {name!r}, but it must stay as it is: {seen[name].refusal}"
-            )
-        conv = ConvSpec.of(modules[name])
-        if conv != decision.conv:
-            raise PlanError(
-                f"layer {name!r} is {conv.text()} in the model and "
-                f"{decision.conv.text() if decision.conv else 'unknown'} in the plan"
-            )
-        shape = narrowed(name, conv, plan.narrowings)
-        if shape != decision.shaped:
-            raise PlanError(f"layer {name!r} is narrowed to {shape.text()}, but planned otherwise")
-        planned.append((decision, shape))
-    named = {d.layer for d in plan.decisions}
-    left_out = [name for name in seen if name not in named]
-    if left_out:
-        raise PlanError(
-            f"the plan does not say what becomes of layer {listed([*map(repr, left_out)], 1)}: it has an "
-            "entry for every layer, with the form keep where one stays as it is"
-        )
+    planned = planned_layers(model, plan, statistics)
     samples = [statistics.images * seen[d.layer].positions_out for d, _ in planned]
     work = [Work(c, d, n) for (d, c), n in zip(planned, samples, strict=True)]
     budget = SOLVING * statistics.survey.macs * statistics.images

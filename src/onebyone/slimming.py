@@ -227,6 +227,8 @@ def _found(
     elif plan is None:
         assert budget is not None
         plan = trial.planned(budget)
+    else:
+        plan = trial.planner.renewed(trial.model, plan)
     return Found(plan, trial.rewritten(plan)), notes
 
 

@@ -76,6 +76,16 @@ class Survey:
     live_bytes: int
     device: torch.device
 
+    @property
+    def other_macs(self) -> int:
+        """Those of no layer's own, such as products of attention."""
+        return self.macs - sum(s.macs for s in self.layers)
+
+    @property
+    def other_params(self) -> int:
+        """Those of no convolution or linear layer; below 0 where layers share weights."""
+        return self.params - sum(s.conv.params for s in self.layers if s.conv)
+
 
 def survey(model: nn.Module, image: Tensor) -> Survey:
     """Run one image (1, C, H, W) through an already borrowed model (eval mode) and look.
