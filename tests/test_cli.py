@@ -165,6 +165,14 @@ REFUSALS = {
         "slim demo --data demo --max-drop 0.1 --plan-only",
         "leave --plan and --max-drop out",
     ),
+    "time and none": (
+        "slim demo --data demo --latency 0.6 --no-latency -o out",
+        "--latency 0.6 is a budget of time, and times the network",
+    ),
+    "a file as module": (
+        "slim nets.py:net --data demo --macs 0.5 -o out",
+        "give nets:net, the name",
+    ),
     "missing plan": ("slim demo --data demo --plan no.json -o out", "no.json cannot be read"),
     "no JSON": ("slim demo --data demo --plan w.pt -o out", "is not JSON"),
     "no plan": ("slim demo --data demo --plan pretty.json -o out", "is no plan of this version"),
@@ -729,6 +737,9 @@ def test_a_folder_made_elsewhere_says_where(
     done(f"{MINE} --macs 0.6 -o out")
     monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
     sys.modules.pop("nets", None)
-    for line in (f"verify {place}/out --trust --data {place}/pics", f"measure {place}/out --trust"):
+    for line in (
+        f"verify {place}/out --trust --data {place}/pics", f"measure {place}/out --trust",
+        f"verify {place}/out --original nets:net --data {place}/pics",
+    ):  # fmt: skip
         told = " ".join(call(line).stderr.split())
         assert f"run this in {place}, where it was found when the folder was made" in told

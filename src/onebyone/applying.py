@@ -29,15 +29,16 @@ def planned_layers(
     """
     modules = modules_by_name(model)
     seen = {s.layer: s for s in statistics.survey.layers}
+    strange = [d.layer for d in plan.decisions if d.layer not in seen or d.layer not in modules]
+    if strange:
+        raise PlanError(
+            f"the plan's layer {strange[0]!r} is not in this model: is the plan another's?"
+        )
     for narrowing in plan.narrowings:
         _check_narrowing(narrowing, statistics)
     found: list[tuple[Decision, ConvSpec]] = []
     for decision in plan.decisions:
         name = decision.layer
-        if name not in seen or name not in modules:
-            raise PlanError(
-                f"the plan's layer {name!r} is not in this model: is the plan another's?"
-            )
         if decision.refused:
             continue
         if seen[name].refusal is not None:
@@ -79,9 +80,7 @@ def _check_narrowing(narrowing: Narrowing, statistics: Statistics) -> None:
     spaces = {s.name: s for s in statistics.spaces}
     space = spaces.get(narrowing.layer)
     if space is None or space.refusal is not None or space.name not in statistics.orders:
-        why = (
-            space.refusal if space is not None and space.refusal else "nothing says whether it can"
-        )
+        why = space.refusal if space is not None and space.refusal else "no layers read them alone"
         raise PlanError(
             f"the plan narrows the outputs of layer {narrowing.layer!r}, whose width stays in this "
             f"model: {why}"

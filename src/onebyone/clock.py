@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from onebyone.errors import DataError
+
 Progress = Callable[..., None]  # (step, fraction done), and perhaps a few words on how it goes
 
 
@@ -17,6 +19,11 @@ class Clock:
     """
 
     def __init__(self, progress: Progress | None = None) -> None:
+        if progress is not None and not callable(progress):
+            raise DataError(
+                f"progress={progress!r} cannot be called: give a function of a step's name and of the "
+                "fraction done (and of words, which may be left out)"
+            )
         self.progress = progress or (lambda step, done, words="": None)
         self.seconds: dict[str, float] = {}
         self._steps: list[str] = []

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from onebyone.errors import DataError, is_whole, whole
 from onebyone.folders import read_folder, shuffled
-from onebyone.preprocessing import Preprocess
+from onebyone.preprocessing import Preprocess, check_preprocess
 from onebyone.several import Packing, described, pack
 
 DEMO = Path(__file__).parent / "demo"
@@ -86,6 +86,18 @@ class Images:
         return replace(self, inputs=self.inputs[index], labels=labels)
 
 
+def as_classes(classes: object) -> tuple[str, ...] | None:
+    """The names of classes in the network's order, or None; DataError for what are no names."""
+    if classes is None:
+        return None
+    given = None if isinstance(classes, str) or not isinstance(classes, Iterable) else [*classes]
+    if given is None or not all(isinstance(name, str) for name in given):
+        raise DataError(
+            f"classes={classes!r} are no names: give a text for each class, in the network's order"
+        )
+    return tuple(given) or None
+
+
 def open_images(
     data: Any,
     preprocess: Preprocess | None = None,
@@ -118,6 +130,8 @@ def open_images(
     from an iterable the first images. Raises `DataError` on what is missing, unreadable, of the
     wrong shape, not finite, or would have to be normalized without `preprocess`.
     """
+    check_preprocess(preprocess)
+    classes = as_classes(classes)
     if limit is not None and (not is_whole(limit) or limit < 1):
         raise DataError(
             f"limit={limit!r} does not fit: a whole number of at least 1 image is needed"

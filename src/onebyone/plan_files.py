@@ -13,15 +13,20 @@ from onebyone.deepening.files import insertion_from_json, insertion_to_json
 from onebyone.errors import BudgetError, PlanError
 from onebyone.files import json_text, write_text
 from onebyone.forms import FORMS, KEPT, full_rank
-from onebyone.narrowing.files import narrowings_from_json, narrowings_to_json
+from onebyone.narrowing.files import narrowings_from_json, narrowings_to_json, nats
 from onebyone.narrowing.spaces import Narrowing, narrowed
-from onebyone.plans import Budget, Decision, Plan, Step
+from onebyone.plans import Budget, Decision, Plan, Step, as_source
 
 SCHEMA = "onebyone.plan/1"
 EDITABLE = (
     "form and ranks of a layer and the width of a narrowing can be edited; costs are worked out anew "
     "when the plan is read"
 )
+
+
+COSTS = ("macs_before", "macs_after", "params_before", "params_after", "predicted_error_nats")
+PLACES = ("positions_in", "positions_out", "positions_between")
+LAYER = frozenset(("layer", "form", "ranks", "channels", "reason", "conv", *COSTS, *PLACES))
 
 
 def plan_to_json(plan: Plan) -> dict[str, Any]:
@@ -97,7 +102,7 @@ def plan_from_json(values: Any, where: str = "the plan") -> Plan:
         return Plan(
             Budget(**values["budget"]), decisions, tuple(map(_whole, values["input_shape"])),
             _integer(values["other_macs"]), _integer(values["other_params"]), _seed(values["seed"]),
-            _source(values["source"]), tuple(map(str, values["notes"])),
+            as_source(values["source"]), tuple(map(str, values["notes"])),
             tuple(map(_step_from_json, values.get("schedule", ()))),
             tuple(
                 insertion_from_json(insertion, f"{where}, insertion {number}")
@@ -107,12 +112,6 @@ def plan_from_json(values: Any, where: str = "the plan") -> Plan:
         )  # fmt: skip
     except (KeyError, TypeError, ValueError, BudgetError) as error:
         raise PlanError(f"{where} is damaged: {_described(error)}") from error
-
-
-def _source(value: Any) -> dict[str, Any] | None:
-    if value is not None and not (isinstance(value, dict) and {"spec", "plan"} & set(value)):
-        raise ValueError(f"the source {value!r} names no network")
-    return value
 
 
 def _reference(value: Any) -> tuple[int, int] | None:
@@ -153,12 +152,17 @@ def _decision_from_json(
     if isinstance(values.get("layer"), str):
         where += f" ({values['layer'] or 'the network itself'})"
     try:
+        unknown = sorted(set(values) - LAYER)
+        if unknown:
+            raise PlanError(
+                f"{where} has {unknown[0]!r}, which no layer of a plan has: form and ranks can be edited"
+            )
         layer, conv = str(values["layer"]), _conv_from_json(values["conv"])
         shape = None if conv is None else narrowed(layer, conv, narrowings)
         form, between = values["form"], values.get("positions_between")
         if form in KEPT:
             form = "keep" if shape == conv else "narrow"
-        if form != "refuse" and form not in FORMS:
+        if not isinstance(form, str) or (form != "refuse" and form not in FORMS):
             raise PlanError(
                 f"{where}: there is no form {form!r}; the forms are {', '.join(FORMS)} and refuse "
                 "(left as it is)"
@@ -173,7 +177,7 @@ def _decision_from_json(
             ranks = _checked_ranks(form, values.get("ranks", {}), shape, where)
         return Decision(
             layer, conv, _whole(values["positions_in"]), _whole(values["positions_out"]), form,
-            ranks, float(values["predicted_error_nats"]), str(values["reason"]),
+            ranks, nats(values["predicted_error_nats"]), str(values["reason"]),
             None if shape == conv else shape, None if between is None else _whole(between),
         )  # fmt: skip
     except (KeyError, TypeError, ValueError) as error:
@@ -190,13 +194,25 @@ def _conv_to_json(conv: ConvSpec) -> dict[str, Any]:
 def _conv_from_json(values: dict[str, Any] | None) -> ConvSpec | None:
     if values is None:
         return None
+    if not isinstance(values, dict):
+        raise ValueError(f"{values!r} is no geometry of a layer")
     values = {"output_padding": ()} | values
     for key in ("kernel", "stride", "dilation", "output_padding"):
-        values[key] = tuple(map(_whole, values[key]))
-    values["padding"] = tuple((_whole(n), _whole(m)) for n, m in values["padding"])
+        values[key] = _lengths(values[key], key)
+    if not isinstance(values["padding"], list | tuple) or any(
+        not isinstance(pair, list | tuple) or len(pair) != 2 for pair in values["padding"]
+    ):
+        raise ValueError(f"padding={values['padding']!r} is no list of two numbers for each axis")
+    values["padding"] = tuple(_lengths(pair, "padding") for pair in values["padding"])
     for key in ("c_in", "c_out", "groups"):
         _whole(values[key])
     return ConvSpec(**values)
+
+
+def _lengths(value: Any, name: str) -> tuple[int, ...]:
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"{name}={value!r} is no list of numbers")
+    return tuple(map(_whole, value))
 
 
 def _checked_ranks(form: str, given: Any, conv: ConvSpec | None, where: str) -> tuple[int, ...]:

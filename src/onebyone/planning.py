@@ -15,7 +15,7 @@ from onebyone.allocation import Choices, allocate, cheapest
 from onebyone.applying import renewed
 from onebyone.candidates import Candidate, Candidates, Table
 from onebyone.conv import ConvSpec
-from onebyone.errors import BudgetError
+from onebyone.errors import BudgetError, PlanError
 from onebyone.narrowing.proposing import (
     AS_TIMES,
     COSTS,
@@ -28,7 +28,8 @@ from onebyone.narrowing.proposing import (
 from onebyone.narrowing.spaces import Narrowing
 from onebyone.plans import Budget, Decision, Plan, as_budget
 from onebyone.statistics import Statistics
-from onebyone.surveying import Seen, Survey
+from onebyone.surveying import PLAIN, Seen, Survey
+from onebyone.tree import check_networks, modules_by_name, uncompiled
 
 ROUNDING = 1e-9
 REPAIRS = 12  # widths that are tried once more at the end
@@ -70,7 +71,30 @@ def plan(
     than the layer.
     Raises BudgetError for a budget that no candidates meet, naming the lowest that can be.
     """
+    _check_seen(model, statistics)
     return Planner(statistics).plan(budget, times=times, narrow=narrow)
+
+
+def _check_seen(model: nn.Module, statistics: Statistics) -> None:
+    """Raise an error for what are no statistics, or those of another network."""
+    check_networks(model=model)
+    if not isinstance(statistics, Statistics):
+        raise PlanError(
+            f"statistics= is {type(statistics).__name__}: give what onebyone.observe returned"
+        )
+    modules = modules_by_name(uncompiled(model))
+    for seen in statistics.survey.layers:
+        # A layer that a plain one stands in for may be two of them, inside of it.
+        module = modules.get(seen.layer)
+        parent = modules.get(seen.layer.rpartition(".")[0])
+        if module is None:
+            other = parent is None or any(parent.children())
+        else:
+            other = type(module) in PLAIN and ConvSpec.of(module) != seen.conv
+        if other:
+            raise PlanError(
+                f"the statistics are of another network: its layer {seen.layer!r} is not one of this one"
+            )
 
 
 class Planner:

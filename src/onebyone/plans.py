@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from numbers import Real
+from os import PathLike
 from typing import Any
 
 from onebyone.conv import ConvSpec, Places
@@ -186,6 +187,23 @@ class Plan(Displayed):
             if decision.layer == layer:
                 return decision
         raise PlanError(f"the plan has no layer {layer!r}")
+
+
+def as_source(value: object) -> dict[str, Any] | None:
+    """Where a network came from, as `Loaded.source` and plans have it; PlanError for anything else."""
+    if value is None or (isinstance(value, dict) and {"spec", "plan"} & set(value)):
+        return value
+    raise PlanError(
+        f"the source {value!r} names no network: give what onebyone.load has as .source, or leave it out"
+    )
+
+
+def as_plan(plan: object) -> Plan:
+    """The plan itself; PlanError for what is none, such as the path of its file."""
+    if isinstance(plan, Plan):
+        return plan
+    path = str(plan) if isinstance(plan, str | PathLike) else "plan.json"
+    raise PlanError(f"the plan is {plan!r}: give a Plan, such as onebyone.read_plan({path!r})")
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,15 @@ LARGEST = 1 << 30  # numbers of one image: 4 GiB of them
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
+def check_preprocess(preprocess: object) -> None:
+    """Raise DataError for what does not say how pictures become inputs; None says nothing."""
+    if preprocess is not None and not isinstance(preprocess, Preprocess):
+        raise DataError(
+            f"preprocess= is {preprocess!r}: give a Preprocess, such as that of onebyone.load, or "
+            "Preprocess((3, 224, 224), mean=(0.5,), std=(0.25,))"
+        )
+
+
 @dataclass(frozen=True)
 class Preprocess:
     """Resize, crop around the middle, scale to [0, 1], subtract `mean`, divide by `std`.

@@ -28,7 +28,7 @@ from onebyone.measurement.memory import held_before
 from onebyone.narrowing.cutting import cut_model
 from onebyone.narrowing.spaces import kept_entries
 from onebyone.plain import plain
-from onebyone.plans import Decision, Plan
+from onebyone.plans import Decision, Plan, as_plan
 from onebyone.recorder import LayerStatistics
 from onebyone.running import release_memory, suited
 from onebyone.sampling import choose_positions, output_rows, patch_rows, positions_of
@@ -103,6 +103,7 @@ def rewrite(
     Raises PlanError for a plan of another network.
     """
     check_weights(model=model)
+    plan = as_plan(plan)
     memory = as_bytes(memory, DataError)
     every, given = open_images(images), model
     inputs = every.inputs

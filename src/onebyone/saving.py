@@ -112,8 +112,11 @@ def make_parent(folder: Path) -> None:
         ) from error
 
 
-def save_folder(slimmed: Slimmed | Deepened, folder: Path, *, force: bool = False) -> Path:
+def save_folder(slimmed: Slimmed | Deepened, folder: str | Path, *, force: bool = False) -> Path:
     """Write everything beside the folder first, then put it in place at once."""
+    if not isinstance(folder, str | os.PathLike):
+        raise OutputError(f"the folder is {folder!r}: give the path of one, such as 'out/'")
+    folder = Path(folder)
     source = slimmed.plan.source or {}
     check_folder(folder, force=force, inputs=(source.get("spec"), source.get("weights")))
     folder = folder.resolve()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from onebyone.clock import Clock, Progress
-from onebyone.data import Images, check_held_out, number_of, open_images
+from onebyone.data import Images, as_classes, check_held_out, number_of, open_images
 from onebyone.displaying import Displayed
 from onebyone.distributed import World
 from onebyone.errors import BudgetError, DataError, as_bytes, is_number, seeded, whole
@@ -21,17 +21,17 @@ from onebyone.folders import unread
 from onebyone.pacing.pace import paced, runtime_named
 from onebyone.plain import plain
 from onebyone.planning import Planner
-from onebyone.plans import Budget, Plan
-from onebyone.preprocessing import Preprocess
+from onebyone.plans import Budget, Plan, as_plan, as_source
+from onebyone.preprocessing import Preprocess, check_preprocess
 from onebyone.progressive import schedule
 from onebyone.recovering import HELD_OUT_SHARE, Recovering
 from onebyone.recovery.recipe import Recipe, check_recipe
-from onebyone.running import suited
+from onebyone.running import call, first_output, suited
 from onebyone.searching import Found, Trial, smallest
 from onebyone.several import as_called, packed, unpacked
 from onebyone.statistics import observe
 from onebyone.surveying import telling
-from onebyone.tree import check_weights, uncompiled
+from onebyone.tree import check_weights, evaluating, random_state, uncompiled
 from onebyone.verification import Verification, verify
 
 CALIBRATION = 512
@@ -65,7 +65,7 @@ class Slimmed(Displayed):
         """
         from onebyone.saving import save_folder
 
-        return save_folder(self, Path(folder), force=force)
+        return save_folder(self, folder, force=force)
 
 
 @torch.inference_mode(False)
@@ -118,6 +118,8 @@ def slim(
     seed, memory = seeded(seed, DataError), as_bytes(memory, DataError)
     calibration = whole("calibration", calibration, 1, error=DataError)
     check_recipe(recipe)
+    check_preprocess(preprocess)
+    classes, source = as_classes(classes), as_source(source)
     clock = Clock(progress)
     timed = latency if isinstance(latency, bool) else True
     budget = check_budget(macs, params, max_drop, plan, None if latency is timed else latency)
@@ -154,6 +156,7 @@ def slim(
     with clock.step("observe"):
         padded = plain(packed(model, every.packing), used.inputs[:1])
         model = padded.model
+        _check_class_names(model, used.inputs[:1], classes)
         used = used.led_by(telling(model, used.inputs))
         statistics = observe(model, used, seed=seed, memory=memory, progress=clock.tell)
     trial = Trial(model, used, statistics, memory, clock)
@@ -260,6 +263,7 @@ def check_budget(
 ) -> Budget | None:
     """The budget, or None where max_drop or a plan alone says how light; BudgetError if none fits."""
     if plan is not None:
+        as_plan(plan)
         if (macs, params, max_drop, latency) != (None, None, None, None):
             raise BudgetError(
                 "a plan and a budget were given: the plan says already what becomes of each layer, "
@@ -279,6 +283,21 @@ def check_budget(
     if (macs, params) == (None, None) and max_drop is not None:
         return None
     return Budget(macs, params, latency)
+
+
+def _check_class_names(
+    model: nn.Module, image: Tensor, classes: tuple[str, ...] | None
+) -> None:  # fmt: skip
+    """Raise DataError where the network gives another number of classes than there are names."""
+    if classes is None:
+        return
+    with evaluating(model), torch.no_grad(), random_state(0):
+        output = first_output(call(model, suited(model, image)))
+    if output.ndim == 2 and output.shape[1] > 1 and output.shape[1] != len(classes):
+        raise DataError(
+            f"classes= has {len(classes)} names, and the network's output {output.shape[1]} numbers: give "
+            "a name for each, in its order"
+        )
 
 
 def set_apart(

@@ -21,11 +21,11 @@ LAZY = (nn.UninitializedParameter, nn.UninitializedBuffer)
 
 
 def check_networks(**given: Any) -> None:
-    """Raise ModelError, by the argument's name, for what is no network (None where one may be left out)."""
+    """Raise ModelError, by the argument's name, for what is no network."""
     for name, model in given.items():
-        if model is None or isinstance(model, nn.Module):
+        if isinstance(model, nn.Module):
             continue
-        kind, advice = type(model).__name__, ""
+        kind, advice = "None" if model is None else type(model).__name__, ""
         if isinstance(getattr(model, "model", None), nn.Module):
             advice = ": give its .model"
         elif isinstance(model, type):
@@ -41,13 +41,12 @@ def check_weights(**given: Any) -> None:
     """`check_networks`, and ModelError for networks whose weights hold no values, or have no shape yet."""
     check_networks(**given)
     for name, model in given.items():
-        if model is not None and any(t.is_meta for t in (*model.parameters(), *model.buffers())):
+        if any(t.is_meta for t in (*model.parameters(), *model.buffers())):
             raise ModelError(
                 f"{name}= has tensors on the meta device, which hold no values: give it its weights first "
                 "(load_state_dict with assign=True)"
             )
-        if model is not None:
-            check_shapes(model)
+        check_shapes(model)
 
 
 def without_shape(model: nn.Module) -> Tensor | None:

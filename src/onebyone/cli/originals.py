@@ -43,6 +43,8 @@ def original_of(
     if given is not None:
         known = source.get("weights")
         if given == source.get("spec"):
+            if is_factory(given):
+                find_again(source)
             return plan, given, weights or known
         if known and not weights:
             note(

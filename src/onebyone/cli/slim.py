@@ -146,7 +146,7 @@ def slim(
         typer.Option(
             metavar="NAME",
             rich_help_panel=WORK,
-            help="The runtime that --latency is for: eager, onnxruntime, openvino, executorch, "
+            help="The runtime that --latency is for: eager, onnx, openvino, executorch, "
             "litert or ncnn.",
         ),
     ] = "onnxruntime",
@@ -173,7 +173,7 @@ def slim(
             " /--no-latency",
             rich_help_panel=WORK,
             show_default=False,
-            help="Do not time both networks in PyTorch.",
+            help="Do not time both networks in PyTorch; not with --latency.",
         ),
     ] = True,
 ) -> None:
@@ -201,6 +201,11 @@ def slim(
         Pictures.parse(size, mean, std), images, values.memory(memory), seed, max_drop is not None,
     )  # fmt: skip
     _check_usage(out, plan_only, plan, (macs, params, latency), max_drop)
+    if latency is not None and not timed:
+        raise typer.BadParameter(
+            f"--latency {latency:g} is a budget of time, and times the network: leave one of them out",
+            param_hint="--no-latency",
+        )
     with failures("--memory less (such as 512MiB) or --images fewer") as outcome:
         if plan_only:
             use_threads(threads)

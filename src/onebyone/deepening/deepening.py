@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from onebyone.clock import Clock, Progress
-from onebyone.data import Images, check_held_out, check_images, number_of, open_images
+from onebyone.data import Images, as_classes, check_held_out, check_images, number_of, open_images
 from onebyone.deepening.candidates import KINDS, WIDTH, candidates, inserted, same
 from onebyone.deepening.filling import Room, by_gain, by_rule
 from onebyone.deepening.insertions import INSERTIONS, Insertion
@@ -22,7 +22,7 @@ from onebyone.errors import BudgetError, DataError, ModelError, is_number, seede
 from onebyone.loading.slimmed import as_source
 from onebyone.measurement.counting import count
 from onebyone.plans import Budget, Plan, as_budget
-from onebyone.preprocessing import Preprocess
+from onebyone.preprocessing import Preprocess, check_preprocess
 from onebyone.recovery.fine_tuning import FineTuned, fine_tune
 from onebyone.recovery.objective import check_labels
 from onebyone.recovery.recipe import Recipe, check_recipe
@@ -70,7 +70,7 @@ class Deepened:
         """Write plan, weights, reports, model.pt2 and model.onnx to a folder, as `Slimmed.save` does."""
         from onebyone.saving import save_folder
 
-        return save_folder(self, Path(folder), force=force)
+        return save_folder(self, folder, force=force)
 
 
 @torch.inference_mode(False)
@@ -112,6 +112,8 @@ def deepen(
     """
     check_weights(model=model, reference=reference)
     seed, clock = seeded(seed, DataError), Clock(progress)
+    check_preprocess(preprocess)
+    classes = as_classes(classes)
     as_budget(budget)
     check_recipe(recipe)
     kinds = _known(kinds, width)

@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from onebyone.data import as_classes
 from onebyone.errors import ModelError, OneByOneError, OutputError
 from onebyone.exporting.checking import Check
 from onebyone.exporting.clocking import Timing, time_exports
@@ -34,7 +35,7 @@ from onebyone.exporting.rechecking import as_taken, checked, images_for, packing
 from onebyone.exporting.targets import Target, target_of
 from onebyone.files import check_writable, share
 from onebyone.plans import Plan
-from onebyone.preprocessing import Preprocess
+from onebyone.preprocessing import Preprocess, check_preprocess
 from onebyone.tree import check_weights
 
 
@@ -92,7 +93,11 @@ def export(
     ModelError where the target does not take the network or the check fails, OutputError where
     nothing can be written. No file is left then, and one that stood at the path stays as it was.
     """
-    check_weights(model=model, original=original)
+    check_weights(model=model)
+    if original is not None:
+        check_weights(original=original)
+    check_preprocess(preprocess)
+    classes = as_classes(classes)
     path = Path(path)
     chosen = target_of(path, target)
     check_dtype(chosen, dtype)

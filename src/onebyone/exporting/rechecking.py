@@ -64,7 +64,7 @@ class Facts:
             )  # fmt: skip
         except (KeyError, IndexError, TypeError, AttributeError, StopIteration) as error:
             raise ModelError(
-                f"{path} says nothing of how onebyone wrote it: export it once more"
+                f"{path} says nothing of how onebyone wrote it, or is damaged: export it once more"
             ) from error
 
 

@@ -76,8 +76,13 @@ def _imported(name: str, spec: str) -> Any:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
+            advice = KINDS
+            if name.endswith(".py"):
+                advice = (
+                    f"{spec.replace('.py:', ':', 1)}, the name without .py, in its own directory"
+                )
             raise MissingModuleError(
-                f"the module {name} of {spec!r} cannot be found, not in {here} either: give {KINDS}"
+                f"the module {name} of {spec!r} cannot be found, not in {here} either: give {advice}"
             ) from None
         raise ModelError(f"importing {name} of {spec!r} failed: {error}") from error
     except Exception as error:

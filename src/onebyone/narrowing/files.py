@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from math import inf
 from typing import Any
 
-from onebyone.errors import PlanError
+from onebyone.errors import PlanError, is_number
 from onebyone.narrowing.spaces import Cut, Narrowing
 
 
@@ -38,7 +39,9 @@ def _one(values: Any, where: str) -> Narrowing:
     if not isinstance(values, dict):
         raise PlanError(f"{where} is damaged: {values!r} is no narrowing")
     try:
-        order = tuple(map(int, str(values["order"]).split()))
+        if not isinstance(values["order"], str):
+            raise ValueError(f"its order {values['order']!r} is no text of the channels' numbers")
+        order = tuple(map(int, values["order"].split()))
         if sorted(order) != list(range(len(order))):
             raise ValueError("its order does not have every channel once")
         width = values["width"]
@@ -47,18 +50,31 @@ def _one(values: Any, where: str) -> Narrowing:
                 f"{where} ({values['layer']}): width={width!r} is not a whole number from 1 to "
                 f"{len(order)}"
             )
+        if not isinstance(values["cuts"], list) or not all(
+            isinstance(cut, dict) for cut in values["cuts"]
+        ):
+            raise ValueError(f"its cuts {values['cuts']!r} are no list of tensors and their axes")
         cuts = tuple(
             Cut(str(c["tensor"]), _whole(c["axis"]), _whole(c["start"]), _whole(c["block"]))
             for c in values["cuts"]
         )
         return Narrowing(
             str(values["layer"]), width, order, cuts, _whole(values["params_each"]),
-            float(values["predicted_error_nats"]),
+            nats(values["predicted_error_nats"]),
         )  # fmt: skip
     except KeyError as error:
         raise PlanError(f"{where} is damaged: {error} is missing") from error
     except (TypeError, ValueError) as error:
         raise PlanError(f"{where} is damaged: {error}") from error
+
+
+def nats(value: Any) -> float:
+    """A predicted rise of the loss: a finite number from 0 up, or ValueError."""
+    if not is_number(value) or not 0 <= value < inf:
+        raise ValueError(
+            f"predicted_error_nats={value!r} stands where a number of 0 or more is expected"
+        )
+    return float(value)
 
 
 def _whole(value: Any) -> int:

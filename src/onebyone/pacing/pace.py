@@ -88,7 +88,7 @@ def runtime_named(name: str, *, installed: bool = True) -> str:
     and is not."""
     found = SPELLINGS.get(str(name).lower(), str(name).lower())
     if found not in RUNTIMES:
-        raise BudgetError(f"{name!r} is no runtime: give one of {', '.join((EAGER, *SPELLINGS))}")
+        raise BudgetError(f"{name!r} is no runtime: give one of {', '.join(RUNTIMES)}")
     if installed and found != EAGER:
         TARGETS[found].require()
     return found
@@ -104,7 +104,8 @@ def paced(
     threads: int = 1,
     progress: Callable[[float], None] = lambda done: None,
 ) -> Paced:
-    """The plan with the least error whose whole network takes at most `budget.latency` of the time.
+    """The plan with the least error whose whole network takes at most `budget.latency` of the time, and a
+    hundredth of that more, which the clock cannot tell.
 
     Layers and forms of them are timed in the runtime, at their input's size, with what is fused with
     them; `planned(budget, times)` allocates over that table. What it chooses is timed itself, then

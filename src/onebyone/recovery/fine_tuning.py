@@ -10,14 +10,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from onebyone.data import Images, check_held_out, open_images
+from onebyone.data import Images, as_classes, check_held_out, open_images
 from onebyone.distributed import World, together
 from onebyone.errors import OutputError, TrainingError, is_number
 from onebyone.files import check_writable
 from onebyone.folders import unread
 from onebyone.measurement.preparing import backward, total
 from onebyone.measurement.timing import interleave
-from onebyone.preprocessing import Preprocess
+from onebyone.preprocessing import Preprocess, check_preprocess
 from onebyone.recovery.normalization import NORMS
 from onebyone.recovery.objective import Objective
 from onebyone.recovery.recipe import Recipe, check_recipe
@@ -117,7 +117,11 @@ def fine_tune(
     Raises TrainingError, DataError or ModelError; where the loss diverges, the error's `best` is the
     FineTuned reached before.
     """
-    check_weights(model=model, teacher=teacher)
+    check_weights(model=model)
+    if teacher is not None:
+        check_weights(teacher=teacher)
+    check_preprocess(preprocess)
+    classes = as_classes(classes)
     check_recipe(recipe)
     recipe = replace(recipe or Recipe(), **({} if epochs is None else {"epochs": epochs}))
     if resume and checkpoint is None:
