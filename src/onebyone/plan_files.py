@@ -19,8 +19,8 @@ from onebyone.plans import Budget, Decision, Plan, Step, as_source
 
 SCHEMA = "onebyone.plan/1"
 EDITABLE = (
-    "form and ranks of a layer and the width of a narrowing can be edited; costs are worked out anew "
-    "when the plan is read"
+    "form and ranks of a layer and the width of a narrowing can be edited; costs and predicted errors "
+    "are worked out anew when the plan is applied"
 )
 
 
