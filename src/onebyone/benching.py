@@ -75,7 +75,8 @@ def bench(
     is in onnxruntime and OpenVINO; without `model` those are the only runtimes. `seconds` are for all
     together. Raises ModelError for a name that is none, or where no runtime is left.
     """
-    check_weights(model=model)
+    if model is not None:
+        check_weights(model=model)
     batch, seconds = whole("batch", batch, 1, error=ModelError), as_seconds(seconds)
     names = chosen(runtimes)
     given = example if isinstance(example, tuple) else (example,)

@@ -81,7 +81,8 @@ def explain(
     >>> page.html.startswith("<!doctype html>")
     True
     """
-    check_weights(model=model)
+    if model is not None:
+        check_weights(model=model)
     model, batch, photo, name = _chosen(model, image, preprocess, name)
     found, left_out = show_layers(model, batch, layers)
     network = Network(name, photo, found)
