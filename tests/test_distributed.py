@@ -48,12 +48,11 @@ def test_statistics_and_the_plan_are_those_of_one_process(tmp_path: Path) -> Non
     first, second = together("statistics", tmp_path)
     (layers, plan) = alone("statistics", tmp_path)
     assert first[1] == second[1]
-    for key in ("layers", "cost"):
-        for mine, other in zip(first[1]["layers"], plan["layers"], strict=True):
-            assert {k: mine[k] for k in ("layer", "form")} == {
-                k: other[k] for k in ("layer", "form")
-            }
-            assert mine.get("ranks") == other.get("ranks"), key
+    for mine, other in zip(first[1]["layers"], plan["layers"], strict=True):
+        for key in ("layer", "form", "ranks", "channels", "macs_after", "params_after"):
+            assert mine.get(key) == other.get(key), key
+    for key in ("macs_before", "macs_after", "params_before", "params_after"):
+        assert first[1]["cost"][key] == plan["cost"][key]
     for name, values in layers.items():
         for part, value in values.items():
             got = first[0][name][part]

@@ -58,7 +58,9 @@ def test_the_guide_builds_and_asks_nothing_of_other_servers(tmp_path: Path) -> N
     for name in (*pages, "index"):  # files, not folders: they are opened without a server
         text = (tmp_path / f"{name}.html").read_text(encoding="utf-8")
         assert 'explain.html" class="nav-link">' in text
-        inside = [u for u in re.findall(r'href="([^"#:]+)(?:#[^"]*)?"', text) if u != "explain.html"]
+        inside = [
+            u for u in re.findall(r'href="([^"#:]+)(?:#[^"]*)?"', text) if u != "explain.html"
+        ]
         assert inside
         assert [u for u in inside if not (tmp_path / u).is_file()] == []
     html = (tmp_path / "guide.html").read_text(encoding="utf-8")

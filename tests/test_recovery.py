@@ -454,6 +454,68 @@ class TestEnding:
         assert equal(again.model, whole.model)
         assert [m.score for m in again.measured] == [m.score for m in whole.measured]
 
+    def test_a_float64_network_resumes_to_the_bit(self, tmp_path: Path) -> None:
+        """What Shampoo keeps in float32 stays so."""
+        data, file = labeled(96), tmp_path / "state.safetensors"
+        arguments: dict[str, Any] = {"recipe": replace(QUICK, measure_every=0.4), "held_out": data}
+        whole = obo.fine_tune(net().double(), data, **arguments)
+
+        def interrupt(status: Status) -> None:
+            raise KeyboardInterrupt
+
+        first = obo.fine_tune(
+            net().double(), data, checkpoint=file, progress=interrupt, **arguments
+        )
+        assert first.ended == "interrupted"
+        again = obo.fine_tune(net().double(), data, checkpoint=file, resume=True, **arguments)
+        assert equal(again.model, whole.model)
+        for mine, other in zip(again.measured, whole.measured, strict=True):
+            assert (mine.loss, mine.score) == (other.loss, other.score)  # of all steps in between
+
+    def test_a_checkpoint_of_other_weights_is_told(self, tmp_path: Path) -> None:
+        data, file = labeled(96), tmp_path / "state.safetensors"
+        arguments: dict[str, Any] = {"recipe": QUICK, "held_out": data, "checkpoint": file}
+        done = obo.fine_tune(net(), data, **arguments)
+        with pytest.raises(TrainingError, match="of the same shapes with other weights"):
+            obo.fine_tune(net(5), data, resume=True, **arguments)
+        # In a folder that is fine-tuned in place stand the best weights so far.
+        again = obo.fine_tune(done.model, data, resume=True, **arguments)
+        assert equal(again.model, done.model)
+
+    @pytest.mark.parametrize("held_out", [True, False])
+    def test_what_the_last_step_breaks_is_told(self, held_out: bool) -> None:
+        data = labeled(96)
+        recipe = obo.Recipe(
+            batch_size=32, epochs=1 / 3, optimizer="sgd", learning_rate=1e30, clip=0.0, warmup=0.0,
+            precision="float32", average=0.0,
+        )  # fmt: skip
+        plain = nn.Sequential(nn.Conv2d(2, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 64, 3))
+        with pytest.raises(TrainingError, match="no finite number after the update at step 1 of 1"):
+            obo.fine_tune(plain.eval(), data, recipe=recipe, held_out=data if held_out else 0)
+
+    def test_sigterm_leaves_a_checkpoint(self, tmp_path: Path) -> None:
+        data, file = labeled(96), tmp_path / "state.safetensors"
+        arguments: dict[str, Any] = {"recipe": QUICK, "held_out": data, "checkpoint": file}
+        whole = obo.fine_tune(net(), data, **arguments)
+        file.unlink()
+
+        def leave(status: Status) -> None:
+            raise SystemExit(143)
+
+        with pytest.raises(SystemExit):
+            obo.fine_tune(net(), data, progress=leave, **arguments)
+        assert file.is_file()
+        again = obo.fine_tune(net(), data, resume=True, **arguments)
+        assert equal(again.model, whole.model)
+
+    def test_labels_are_checked_before_anything_is_trained(self, tmp_path: Path) -> None:
+        data, file = labeled(96), tmp_path / "state.safetensors"
+        assert data.labels is not None
+        data.labels[[3, 70]] = 99
+        with pytest.raises(DataError, match=r"a label is 99, .* \(2 of 96 are none\)"):
+            obo.fine_tune(net(), data, recipe=QUICK, held_out=labeled(33, 2), checkpoint=file)
+        assert not file.exists()
+
     def test_divergence_stops_and_keeps_the_best(self) -> None:
         model, data = net(), labeled(96)
         recipe = replace(QUICK, epochs=9, learning_rate=1e9, clip=0.0, warmup=1.0, augment=())

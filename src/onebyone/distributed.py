@@ -17,10 +17,7 @@ from onebyone.errors import LostError, line_of
 
 WAIT = timedelta(minutes=30)  # the slowest step that others may have to wait for
 Item = TypeVar("Item")
-LOST = (
-    "another process was lost ({said}), so all stop; what the last checkpoint holds is usable: run the "
-    "same command again with --resume (resume=True)"
-)
+LOST = "another process was lost ({said}), so all stop"
 
 
 @dataclass(frozen=True)

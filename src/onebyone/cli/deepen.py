@@ -182,6 +182,8 @@ def deepen(
             f"{tuned.why}; the best so far is in {out}, and onebyone finetune trains it further",
             INTERRUPTED,
         )
+    if tuned is not None and tuned.ended == "diverged":
+        stop(f"{tuned.why}; the best before that is in {out}")
 
 
 def _networks(

@@ -18,7 +18,17 @@ from onebyone.deepening.candidates import KINDS, WIDTH, candidates, inserted, sa
 from onebyone.deepening.filling import Room, by_gain, by_rule
 from onebyone.deepening.insertions import INSERTIONS, Insertion
 from onebyone.deepening.probing import BATCH, BATCHES, LEAST, RECIPE, probe
-from onebyone.errors import BudgetError, DataError, ModelError, is_number, seeded, whole
+from onebyone.errors import (
+    BudgetError,
+    DataError,
+    LostError,
+    ModelError,
+    TrainingError,
+    is_number,
+    names_in,
+    seeded,
+    whole,
+)  # fmt: skip
 from onebyone.loading.slimmed import as_source
 from onebyone.measurement.counting import count
 from onebyone.plans import Budget, Plan, as_budget
@@ -152,14 +162,20 @@ def deepen(
     if epochs:
         with clock.step("finetune"):
             assert images is not None
-            tuned = fine_tune(
-                deeper, images, teacher=reference, epochs=epochs,
-                recipe=recipe or TUNING.fitting(len(images)),
-                held_out=0 if others is None else others, progress=status,
-            )  # fmt: skip
+            try:
+                tuned = fine_tune(
+                    deeper, images, teacher=reference, epochs=epochs,
+                    recipe=recipe or TUNING.fitting(len(images)),
+                    held_out=0 if others is None else others, progress=status,
+                )  # fmt: skip
+            except TrainingError as error:
+                if isinstance(error, LostError) or error.best is None:
+                    raise
+                tuned = error.best
             deeper = tuned.model
-            if tuned.ended == "interrupted":
-                plan = replace(plan, notes=(*plan.notes, f"the training was {tuned.why}"))
+            if tuned.ended in ("interrupted", "diverged"):
+                what = "was" if tuned.ended == "interrupted" else "ended:"
+                plan = replace(plan, notes=(*plan.notes, f"the training {what} {tuned.why}"))
     with clock.step("verify"):
         result = verify(
             reference, deeper, others, example=image, latency=latency, progress=clock.tell
@@ -169,14 +185,14 @@ def deepen(
 
 
 def _known(kinds: tuple[str, ...], width: float) -> tuple[str, ...]:
-    for kind in kinds:
+    for kind in names_in(kinds) if isinstance(kinds, str) else kinds:
         if kind not in INSERTIONS:
             raise ModelError(f"there is no insertion {kind!r}: there are {', '.join(INSERTIONS)}")
-    if not 0 < width <= 1:
+    if not is_number(width) or not 0 < width <= 1:
         raise ModelError(f"width={width!r} does not fit: give a part of the channels, such as 0.25")
     if not kinds:
         raise ModelError(f"no kind of insertion was given: there are {', '.join(INSERTIONS)}")
-    return tuple(kinds)
+    return tuple(names_in(kinds) if isinstance(kinds, str) else kinds)
 
 
 def _image(

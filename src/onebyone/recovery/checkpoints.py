@@ -80,6 +80,11 @@ def fill_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor])
     for name, tensor in tensors.items():
         index, key = name.split(".", 1)
         state.setdefault(int(index), {})[key] = tensor
-    optimizer.load_state_dict(
-        {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
-    )
+    # Not by load_state_dict, which turns what Shampoo keeps in float32 into the type of the weight.
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    for number, held in state.items():
+        weight = weights[number]
+        optimizer.state[weight] = {
+            key: tensor if key == "step" else tensor.to(weight.device)
+            for key, tensor in held.items()
+        }

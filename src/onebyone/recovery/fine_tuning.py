@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from onebyone.data import Images, as_classes, check_held_out, open_images
 from onebyone.distributed import World, together
-from onebyone.errors import OutputError, TrainingError, is_number
+from onebyone.errors import LostError, OutputError, TrainingError, is_number
 from onebyone.files import check_writable
 from onebyone.folders import unread
 from onebyone.measurement.preparing import backward, total
 from onebyone.measurement.timing import interleave
 from onebyone.preprocessing import Preprocess, check_preprocess
 from onebyone.recovery.normalization import NORMS
-from onebyone.recovery.objective import Objective
+from onebyone.recovery.objective import Objective, check_labels, floats, is_logits
 from onebyone.recovery.recipe import Recipe, check_recipe
 from onebyone.recovery.scoring import Score
 from onebyone.recovery.status import Status
@@ -27,7 +27,7 @@ from onebyone.recovery.supply import Supply, open_supply
 from onebyone.recovery.training import Measured, Training, share
 from onebyone.running import call, suited
 from onebyone.several import Packing, packed
-from onebyone.tree import check_weights, deep_copy, random_numbers_kept
+from onebyone.tree import check_weights, deep_copy, evaluating, random_numbers_kept
 
 Ended = Literal["done", "early", "interrupted", "diverged"]
 CALM_IMAGES, CALM_BYTES = 2048, 256 << 20
@@ -139,6 +139,7 @@ def fine_tune(
         student = _student(packed(model, supply.packing), recipe, example)
         if teacher is not None:
             teacher = _teacher(packed(teacher, supply.packing), recipe, example)
+        _check_labels(supply, student, example)
         objective = Objective(student, teacher, recipe, calm[0])
         training = _training(student, objective, recipe, supply, kept_back, calm, world)
         if resume and path is not None:
@@ -179,10 +180,19 @@ def _run(
         if path is not None and training.whole:
             training.save(path)
         return "interrupted", f"interrupted at epoch {training.step / training.supply.steps:.2f}"
+    except SystemExit:  # SIGTERM, in a terminal
+        if path is not None and training.whole:
+            training.save(path)
+        raise
     except TrainingError as error:
+        if isinstance(error, LostError) and path is not None:
+            error = LostError(
+                f"{error}; what the checkpoint {path} holds is usable: run the same command again with "
+                "--resume (resume=True)"
+            ).with_traceback(error.__traceback__)
         if training.measured:
             error.best = _result(training, model, "diverged", str(error), notes)
-        raise
+        raise error
 
 
 def _opened(
@@ -207,6 +217,16 @@ def _check_augment(recipe: Recipe, packing: Packing | None) -> None:
             f"augment {', '.join(recipe.augment)} changes one image alone, and the network takes "
             f"{packing.text}: leave it out, and give images that are changed already"
         )
+
+
+def _check_labels(supply: Supply, student: nn.Module, example: Tensor) -> None:
+    """Raise DataError where a label is no class, before anything is trained; every process sees it."""
+    if supply.labels is None:
+        return
+    with evaluating(student), torch.no_grad(), random_numbers_kept():
+        output = floats(call(student, suited(student, example)))[0]
+    if is_logits(output):
+        check_labels(supply.labels, output.shape[1])
 
 
 def _calm(supply: Supply, world: World) -> list[Tensor]:

@@ -186,10 +186,12 @@ def distance(given: Tensor, wanted: Tensor) -> Tensor:
 
 def check_labels(labels: Tensor, classes: int) -> None:
     """Raise DataError where a label is no class of the network's."""
-    if int(labels.max()) >= classes:
+    odd = (labels >= classes).nonzero()
+    if len(odd):
         raise DataError(
             f"a label is {int(labels.max())}, but the network has {classes} classes: labels from 0 to "
-            f"{classes - 1} are expected, in the network's own order"
+            f"{classes - 1} are expected, in the network's own order ({len(odd):,} of {len(labels):,} "
+            "are none)"
         )
 
 

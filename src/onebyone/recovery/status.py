@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from datetime import timedelta
 
 SMOOTH = 0.95  # of the loss that is shown
 
@@ -26,11 +27,12 @@ class Status:
 
     @property
     def words(self) -> str:
-        """For people, such as "epoch 0.5 of 2, loss 0.183, accuracy 94.1 %, 1,250 images/s"."""
+        """For people: "epoch 0.5 of 2, loss 0.183, accuracy 94.1 %, 1,250 images/s, 0:01:40 left"."""
         parts = [f"epoch {self.epoch:.1f} of {self.epochs:g}", f"loss {self.loss:.3f}"]
         if self.accuracy is not None:
             parts.append(f"accuracy {self.accuracy:.1%}".replace("%", " %"))
-        return ", ".join([*parts, f"{self.images_per_second:,.0f} images/s"])
+        parts.append(f"{self.images_per_second:,.0f} images/s")
+        return ", ".join([*parts, f"{timedelta(seconds=round(self.seconds_left))} left"])
 
 
 class Shown:

@@ -41,6 +41,11 @@ class Supply(Protocol):
         ...
 
     @property
+    def labels(self) -> Tensor | None:
+        """Those of all images to train on, None where they are not known before these are read."""
+        ...
+
+    @property
     def skipped(self) -> tuple[str, ...]:
         """Files that could not be read so far, with the reason."""
         ...
@@ -67,6 +72,11 @@ class Shuffled:
                 f"{len(self.pool):,} images fill no batch of {batch:,}: give more images, or a smaller "
                 "--batch (batch_size=)"
             )
+
+    @property
+    def labels(self) -> Tensor | None:
+        """Those of all images to train on."""
+        return self.pool.labels
 
     @property
     def skipped(self) -> tuple[str, ...]:
@@ -109,6 +119,7 @@ class Given:
         self.steps, self.held_out = count // world.size, None
         self.packing: Packing | None = None  # known when a batch was read
         self.skipped: tuple[str, ...] = ()
+        self.labels: Tensor | None = None
         if not self.steps:
             raise TrainingError(f"{count} batches are not enough for {world.size} processes")
 

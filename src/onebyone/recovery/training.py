@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from hashlib import sha256
+from math import isfinite, sqrt
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +30,18 @@ from onebyone.recovery.checkpoints import (
 )
 from onebyone.recovery.interrupts import undisturbed
 from onebyone.recovery.normalization import reestimate
-from onebyone.recovery.objective import Objective
+from onebyone.recovery.objective import Objective, floats
 from onebyone.recovery.recipe import Recipe
 from onebyone.recovery.scoring import Score, holds_up, score
 from onebyone.recovery.status import Shown, Status
 from onebyone.recovery.supply import Supply
 from onebyone.recovery.updating import averager_of, optimizer_of
-from onebyone.running import suited
-from onebyone.tree import tensor_state
+from onebyone.running import call, suited
+from onebyone.tree import evaluating, tensor_state
 
 CHECKPOINT_SECONDS = 300.0
 TELL_SECONDS = 0.25
+FAR = 0.5  # from a checkpoint's best weights: those of another network are further
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,9 @@ class Training:
         self.optimizer = optimizer_of(student, recipe)
         self.average = AveragedModel(student, multi_avg_fn=averager_of(recipe), use_buffers=True)
         self.steps = max(1, round(recipe.epochs * supply.steps))
+        self.start = _fingerprint(student)  # tells the network that the training began with
         self.step, self.images, self.waited, self.kept = 0, 0, 0, 0
+        self.total, self.count = 0.0, 0  # of the losses since the last measurement
         self.measured: list[Measured] = []
         self.best: dict[str, Tensor] = {}
         self.began = time.perf_counter()
@@ -101,12 +106,11 @@ class Training:
         self.whole = True
         every = max(1, round(self.recipe.measure_every * self.supply.steps))
         saved, told = time.perf_counter(), 0.0
-        total, count = 0.0, 0
         for inputs, labels in self._batches():
             with undisturbed():
                 self.whole = False
                 value = self._step(inputs, labels)
-                total, count = total + value, count + 1
+                self.total, self.count = self.total + value, self.count + 1
                 self.step += 1
                 measuring = self.step % every == 0 or self.step == self.steps
                 self.whole = not measuring
@@ -115,8 +119,8 @@ class Training:
                 told = now
                 tell(self._status())
             if measuring:
-                self.measure(total / count)
-                total, count, self.whole = 0.0, 0, True
+                self.measure(self.total / self.count)
+                self.total, self.count, self.whole = 0.0, 0, True
             if checkpoint and (measuring or now - saved > CHECKPOINT_SECONDS):
                 self.save(checkpoint)
                 saved = now
@@ -170,13 +174,36 @@ class Training:
     def _check(self, loss: Tensor, norm: Tensor) -> None:
         # Over several processes the gradients are the same, so all of them see it.
         if not (loss.isfinite() and norm.isfinite()):
-            epoch = self.step / self.supply.steps
-            raise TrainingError(
-                f"the loss or its gradient became {loss.item():g} (norm {float(norm):g}) at step "
-                f"{self.step + 1:,} of {self.steps:,} (epoch {epoch:.2f}), learning rate "
-                f"{self.recipe.rate_at(self.step, self.steps):g}: give a lower learning rate, or "
-                "precision float32"
+            what = f"the loss or its gradient became {loss.item():g} (norm {float(norm):g})"
+            raise self._diverged(what, self.step + 1)
+
+    def _diverged(self, what: str, step: int) -> TrainingError:
+        """What became no number, and at which step."""
+        rate = self.recipe.rate_at(step - 1, self.steps)
+        other = ", or precision float32" if self.precision != torch.float32 else ""
+        return TrainingError(
+            f"{what} at step {step:,} of {self.steps:,} (epoch {(step - 1) / self.supply.steps:.2f}), "
+            f"learning rate {rate:g}: give a lower learning rate{other}"
+        )
+
+    def _check_whole(self, network: nn.Module, found: Score | None) -> None:
+        """Raise TrainingError where the last steps have made of the outputs what is no number."""
+        if found is not None:
+            finite, said = isfinite(found.loss) or not _finite(self.measured[0]), "held-out images"
+        else:
+            finite, said = self._gives_numbers(network), "training images"
+        if not finite:
+            raise self._diverged(
+                f"the loss on {said} was no finite number after the update", self.step
             )
+
+    def _gives_numbers(self, network: nn.Module) -> bool:
+        """Whether the outputs on some training images are finite, in all processes."""
+        with evaluating(network), torch.inference_mode():
+            given = floats(call(network, suited(network, self.calm[0])))
+        finite = torch.tensor([float(all(bool(t.isfinite().all()) for t in given))])
+        self.world.least(finite)
+        return bool(finite)
 
     def measure(self, loss: float | None) -> None:
         """Score the averaged weights, and keep them where they hold up beside the best so far.
@@ -190,6 +217,8 @@ class Training:
         found = None
         if self.held_out is not None:
             found = score(network, self.objective.teacher, self.held_out, self.world)
+        if self.step:
+            self._check_whole(network, found)
         earlier = [m.score for m in self.measured if m.score]
         epoch = self.step / self.supply.steps
         self.measured.append(Measured(epoch, self.images, loss, found, self.seconds))
@@ -228,7 +257,7 @@ class Training:
         about = {
             "recipe": self.recipe.to_json(), "step": self.step, "steps": self.steps,
             "images": self.images, "waited": self.waited, "kept": self.kept,
-            "seconds": self.seconds,
+            "seconds": self.seconds, "start": self.start, "total": self.total, "count": self.count,
             "precision": str(self.precision), "world": self.world.size,
             "measured": [asdict(m) for m in self.measured],
         }  # fmt: skip
@@ -245,7 +274,8 @@ class Training:
         self.best = found.part("best")
         self.step, self.images = about["step"], about["images"]
         self.waited, self.kept = about["waited"], about["kept"]
-        self.spent = about["seconds"]
+        self.spent, self.start = about["seconds"], about.get("start", self.start)
+        self.total, self.count = about.get("total", 0.0), about.get("count", 0)
         self.precision = getattr(torch, about["precision"].removeprefix("torch."))
         self.measured = [_measured(m) for m in about["measured"]]
 
@@ -289,6 +319,12 @@ def _check_same(found: Checkpoint, training: Training, path: Path) -> None:
             f"{other.get(names[0], 'absent')} there and {own.get(names[0], 'absent')} here "
             f"({len(names)} differ); start without --resume (resume=False)"
         )
+    start = found.about.get("start", training.start)
+    if start != training.start and _away(training.student, found.part("best")) > FAR:
+        raise TrainingError(
+            f"the checkpoint {path} is of a network of the same shapes with other weights: give the one "
+            "that its training began with, or start without --resume (resume=False)"
+        )
     mine, theirs = training.recipe.to_json(), found.about["recipe"]
     differ = [f"{k} {theirs.get(k)!r}, now {mine[k]!r}" for k in mine if theirs.get(k) != mine[k]]
     if found.about["steps"] != training.steps:
@@ -298,6 +334,30 @@ def _check_same(found: Checkpoint, training: Training, path: Path) -> None:
             f"the checkpoint {path} was made with {'; '.join(differ)}: give the same, or start "
             "without --resume (resume=False)"
         )
+
+
+def _fingerprint(model: nn.Module) -> str:
+    """A hash of all weights and buffers."""
+    hashed = sha256()
+    for name, tensor in sorted(tensor_state(model).items()):
+        values = tensor.detach().cpu().contiguous()
+        hashed.update(name.encode() + values.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return hashed.hexdigest()
+
+
+def _away(model: nn.Module, best: dict[str, Tensor]) -> float:
+    """How far the weights are from others of their shapes, in parts of those: what a training that was
+    broken off has left in a folder is near its best so far."""
+    gap = whole = 0.0
+    for name, parameter in model.named_parameters():
+        other = best[name].to(parameter)
+        gap += float((parameter.detach() - other).double().square().sum())
+        whole += float(other.double().square().sum())
+    return sqrt(gap / max(whole, torch.finfo(torch.float64).tiny))
+
+
+def _finite(measured: Measured) -> bool:
+    return measured.score is None or isfinite(measured.score.loss)
 
 
 def _measured(values: dict[str, Any]) -> Measured:
