@@ -470,6 +470,10 @@ def test_bad_input_is_told(tmp_path: Path) -> None:
         obo.deepen(model, one[0, 0], Budget(macs=1.0), reference=model)
     with pytest.raises(ModelError, match="no insertion 'wider'"):
         deepened(model, trap, kinds=("wider",))
+    with pytest.raises(ModelError, match="width='a' does not fit"):
+        deepened(model, trap, width="a")
+    with pytest.raises(ModelError, match="no insertion 'wider'"):
+        deepened(model, trap, kinds="prelu,wider")
     with pytest.raises(OneByOneError, match="output has shape"):
         obo.deepen(
             nn.Sequential(nn.Conv2d(4, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()), one,
@@ -519,6 +523,23 @@ def test_an_interrupted_training_is_in_the_plan(monkeypatch: pytest.MonkeyPatch)
     assert result.tuned is not None
     assert result.tuned.ended == "interrupted"
     assert "the training was interrupted at epoch 0.00" in result.plan.notes
+
+
+def test_a_training_that_diverges_keeps_the_network() -> None:
+    trap = TRAPS["plain"]
+    images = trap.images(48)
+    labels = images.mean((1, 2, 3)).gt(0.3).long()
+    recipe = obo.Recipe(
+        batch_size=16, optimizer="sgd", learning_rate=1e30, clip=0.0, warmup=0.0, average=0.0
+    )
+    result = deepened(
+        trap.model(), trap, data=(images, labels), held_out=(images, labels), epochs=1, batches=6,
+        recipe=recipe,
+    )  # fmt: skip
+    assert result.tuned is not None
+    assert result.tuned.ended == "diverged"
+    assert any(n.startswith("the training ended: the loss") for n in result.plan.notes)
+    assert outputs(result.model, images)[0].isfinite().all()
 
 
 # --- saved, loaded, nested
