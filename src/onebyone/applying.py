@@ -1,4 +1,4 @@
-"""A plan and a network: does it suit, and what does it cost and is it predicted to lose there."""
+"""A plan on a network: whether it suits, what it costs there, and what it is predicted to lose."""
 
 from __future__ import annotations
 
