@@ -55,11 +55,11 @@ def progress() -> Iterator[Progress]:
     from rich import progress as bars
     from rich.console import Console
 
-    columns = (
-        bars.SpinnerColumn(finished_text="[green]✓"), bars.TextColumn("{task.description:<31}"),
-        bars.BarColumn(28), bars.TimeElapsedColumn(), bars.TextColumn("{task.fields[words]}"),
-    )  # fmt: skip
     console = Console(stderr=True)
+    columns = (
+        bars.SpinnerColumn(finished_text="[green]✓"), bars.TextColumn("{task.description}"),
+        bars.BarColumn(None), bars.TimeElapsedColumn(), bars.TextColumn("{task.fields[words]}"),
+    )  # fmt: skip
     with bars.Progress(*columns, console=console, redirect_stdout=False, transient=True) as display:
         tasks: dict[str, Any] = {}
 
