@@ -29,16 +29,13 @@ def planned_layers(
     """
     modules = modules_by_name(model)
     seen = {s.layer: s for s in statistics.survey.layers}
-    strange = [d.layer for d in plan.decisions if d.layer not in seen or d.layer not in modules]
-    if strange:
-        raise PlanError(
-            f"the plan's layer {strange[0]!r} is not in this model: is the plan another's?"
-        )
-    for narrowing in plan.narrowings:
-        _check_narrowing(narrowing, statistics)
-    found: list[tuple[Decision, ConvSpec]] = []
+    planned: list[tuple[Decision, ConvSpec]] = []
     for decision in plan.decisions:
         name = decision.layer
+        if name not in seen or name not in modules:
+            raise PlanError(
+                f"the plan's layer {name!r} is not in this model: is the plan another's?"
+            )
         if decision.refused:
             continue
         if seen[name].refusal is not None:
@@ -48,9 +45,16 @@ def planned_layers(
         conv = ConvSpec.of(modules[name])
         if conv != decision.conv:
             raise PlanError(f"layer {name!r} is {_differing(conv, decision.conv)}")
-        shape = narrowed(name, conv, plan.narrowings)
+        planned.append((decision, conv))
+    for narrowing in plan.narrowings:
+        _check_narrowing(narrowing, statistics)
+    found: list[tuple[Decision, ConvSpec]] = []
+    for decision, conv in planned:
+        shape = narrowed(decision.layer, conv, plan.narrowings)
         if shape != decision.shaped:
-            raise PlanError(f"layer {name!r} is narrowed to {shape.text()}, but planned otherwise")
+            raise PlanError(
+                f"layer {decision.layer!r} is narrowed to {shape.text()}, but planned otherwise"
+            )
         _check_ranks(decision, shape)
         found.append((decision, shape))
     named = {d.layer for d in plan.decisions}

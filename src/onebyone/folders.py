@@ -112,8 +112,8 @@ def _files(path: Path, preprocess: Preprocess | None) -> tuple[Preprocess, list[
     """The image files in a folder, sorted, and how to read them."""
     if preprocess is None:
         raise DataError(
-            f"how the network takes pictures is not known, so {path} cannot be read: give --mean "
-            "and --std, and --size (such as 224) where that is not its input's (in Python a Preprocess)"
+            f"how the network takes pictures is not known, so {path} cannot be read: give --size "
+            "(such as 224; not needed where it is its input's), --mean and --std (in Python a Preprocess)"
         )
     files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
     if not files:

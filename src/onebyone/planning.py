@@ -88,7 +88,7 @@ def _check_seen(model: nn.Module, statistics: Statistics) -> None:
         module = modules.get(seen.layer)
         parent = modules.get(seen.layer.rpartition(".")[0])
         if module is None:
-            other = parent is None or any(parent.children())
+            other = parent is None
         else:
             other = type(module) in PLAIN and ConvSpec.of(module) != seen.conv
         if other:
