@@ -154,7 +154,7 @@ def _decision(
         error = float(sum(lost[side][rank] for side, rank in decision.sides.items()))
     changed = decision.form not in ("keep", "refuse")
     return replace(
-        decision, positions_in=seen.positions_in, positions_out=seen.positions_out,
+        decision, conv=seen.conv, positions_in=seen.positions_in, positions_out=seen.positions_out,
         positions_between=seen.positions_between, error=error,
         reason="" if changed else decision.reason,
     )  # fmt: skip

@@ -285,9 +285,7 @@ def check_budget(
     return Budget(macs, params, latency)
 
 
-def _check_class_names(
-    model: nn.Module, image: Tensor, classes: tuple[str, ...] | None
-) -> None:  # fmt: skip
+def _check_class_names(model: nn.Module, image: Tensor, classes: tuple[str, ...] | None) -> None:
     """Raise DataError where the network gives another number of classes than there are names."""
     if classes is None:
         return

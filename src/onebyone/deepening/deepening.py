@@ -185,14 +185,15 @@ def deepen(
 
 
 def _known(kinds: tuple[str, ...], width: float) -> tuple[str, ...]:
-    for kind in names_in(kinds) if isinstance(kinds, str) else kinds:
+    kinds = tuple(names_in(kinds) if isinstance(kinds, str) else kinds)
+    for kind in kinds:
         if kind not in INSERTIONS:
             raise ModelError(f"there is no insertion {kind!r}: there are {', '.join(INSERTIONS)}")
     if not is_number(width) or not 0 < width <= 1:
         raise ModelError(f"width={width!r} does not fit: give a part of the channels, such as 0.25")
     if not kinds:
         raise ModelError(f"no kind of insertion was given: there are {', '.join(INSERTIONS)}")
-    return tuple(names_in(kinds) if isinstance(kinds, str) else kinds)
+    return kinds
 
 
 def _image(
