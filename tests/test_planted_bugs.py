@@ -515,7 +515,7 @@ PASSES = {
     ),
     "covariance not centered": Bug(
         lambda p: p.setattr(recorder.Moments, "covariance", property(
-            lambda m: m.products / m.samples
+            lambda m: m.products / m.samples + m.mean[:, None] * m.mean
         )),
         lambda: test_statistics.check_moments(test_statistics.tiny(), images(20, 3, 5, 5)),
     ),

@@ -11,7 +11,7 @@ from test_tree import check_untouched
 from torch import Tensor, nn
 
 import onebyone as obo
-from onebyone import sensing, statistics
+from onebyone import recorder, sensing, statistics
 from onebyone.errors import ModelError
 from onebyone.moments import Moments
 
@@ -65,6 +65,50 @@ def test_moments_add_up(parts: int) -> None:
     assert summed.samples == whole.samples
     torch.testing.assert_close(summed.covariance, whole.covariance, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(whole.covariance, covariance(rows), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_moments_without_a_part_are_those_of_the_rest(groups: int) -> None:
+    torch.manual_seed(0)
+    rows = 5 + torch.randn(90, 4 * groups)
+    rows[30:] += 20  # the parts have other means than all
+    whole, part, rest = (Moments.none(4, groups=groups) for _ in range(3))
+    for moments, taken in ((whole, rows), (part, rows[:30]), (rest, rows[30:])):
+        moments.add(taken)
+    found = whole - part
+    assert found.samples == rest.samples
+    torch.testing.assert_close(found.total, rest.total)
+    torch.testing.assert_close(found.covariance, rest.covariance, rtol=1e-4, atol=1e-3)
+
+
+def test_halves_are_what_is_judged_by_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No second copy of wide layers and of inputs that no form squeezes; the whole is the same."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 24, 3), nn.ReLU(), nn.Conv2d(24, 6, 1), nn.Flatten(),
+    ).eval()  # fmt: skip
+    inputs = images(40, 3, 9, 9)
+    every = obo.observe(model, inputs)
+    monkeypatch.setattr(recorder, "JUDGED", 16)
+    monkeypatch.setattr(statistics, "JUDGED", 16)
+    some = obo.observe(model, inputs)
+    for name, seen in every.layers.items():
+        assert torch.equal(some.layers[name].gradients, seen.gradients)
+        assert torch.equal(some.layers[name].outputs.products, seen.outputs.products)
+    for half in every.halves:
+        sizes = {n: (s.channels.size, s.outputs.size) for n, s in half.layers.items()}
+        assert sizes == {"0": (3, 8), "2": (8, 24), "4": (0, 6)}
+        assert half.needs.keys() == {"0", "2"}
+    for half in some.halves:
+        sizes = {n: (s.channels.size, s.outputs.size) for n, s in half.layers.items()}
+        assert sizes == {"0": (3, 8), "2": (8, 0), "4": (0, 6)}
+    for name in ("0", "4"):
+        first, second = (half.layers[name].outputs for half in every.halves)
+        both = first + second
+        assert both.samples == every.layers[name].outputs.samples
+        torch.testing.assert_close(both.covariance, every.layers[name].outputs.covariance)
+    assert every.needs.keys() == {"0", "2"}
+    assert every.layers["4"].channels.size == 0
 
 
 def check_fisher(model: nn.Module, inputs: Tensor) -> None:

@@ -95,7 +95,7 @@ class Losses:
         inside = _own(layer.channels.covariance, entries)
         if side == "in":
             return [
-                energies(root.T @ need @ root)
+                energies(root.T @ need.double() @ root)
                 for need, root in zip(
                     _own(self.statistics.needs[name], entries), map(factor, inside), strict=True
                 )
@@ -135,7 +135,7 @@ class Losses:
         }
         if conv.taps > 1 and all(name in h.needs for h in halves):
             found["in"] = [(h.needs[name], h.layers[name].channels.covariance) for h in halves]
-        return {side: pairs for side, pairs in found.items() if pairs[0][0].shape[-1] <= JUDGED}
+        return {side: pairs for side, pairs in found.items() if 0 < pairs[0][1].shape[-1] <= JUDGED}
 
     def _ratio(self, seen: Seen, side: str, halves: list[tuple[Tensor, Tensor]]) -> Floats:
         """What each half loses in the other's directions, in parts of what all lose in their own."""

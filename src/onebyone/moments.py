@@ -13,10 +13,11 @@ from onebyone.factorize.metric import shrink, shrinkage
 
 @dataclass
 class Moments:
-    """Sums over samples, so that the parts of a data set can be added up; in float64.
+    """Sums over samples, so that the parts of a data set can be added up.
 
-    Rows are centred before they are multiplied, in their own type: features that vary little about a
-    large mean would be nothing but rounding in a float32 sum of their squares.
+    `total` adds up the samples, in float64; `products` adds up the products of what they are off their
+    own mean, in float32: features that vary little about a large mean would be nothing but rounding in
+    a sum of their squares.
     """
 
     samples: int
@@ -29,23 +30,50 @@ class Moments:
         shape = (size,) if groups == 1 else (groups, size)
         return Moments(
             0, torch.zeros(shape, dtype=torch.float64, device=device),
-            torch.zeros(*shape, size, dtype=torch.float64, device=device),
+            torch.zeros(*shape, size, device=device),
         )  # fmt: skip
 
+    def none_like(self, size: int) -> Moments:
+        """The sums of no samples yet, of another size, in as many groups on the same device."""
+        groups = len(self.total) if self.total.ndim == 2 else 1
+        return Moments.none(size, self.total.device, groups)
+
+    def of(self, rows: Float[Tensor, "samples all_d"]) -> Moments:
+        """The sums of these rows alone, in groups as these are; each row has the numbers of all groups."""
+        made = Moments(len(rows), torch.zeros_like(self.total), torch.zeros_like(self.products))
+        if len(rows):
+            mean = rows.mean(0)
+            rows = rows - mean
+            add_products(made.products, rows.float())
+            rest = rows.sum(0).double()  # what rounding left of the mean
+            made.total += (len(rows) * mean.double() + rest).reshape(made.total.shape)
+            made.shift(rest.reshape(made.total.shape) / len(rows), -len(rows))
+        return made
+
     def add(self, rows: Float[Tensor, "samples all_d"]) -> None:
-        """Take these rows in; each has the numbers of all groups."""
-        if not len(rows):
-            return
-        mean = rows.mean(0)
-        rows = rows - mean
-        centred = torch.zeros(self.products.shape, dtype=rows.dtype, device=rows.device)
-        add_products(centred, rows)
-        rest = rows.sum(0).double()  # what rounding left of the mean
-        total = len(rows) * mean.double() + rest
-        rest, total = (part.reshape(self.total.shape) for part in (rest, total))
-        self.samples += len(rows)
-        self.total += total
-        self.products += centred + (_square(total) - _square(rest)) / len(rows)
+        """Take these rows in."""
+        self.take(self.of(rows))
+
+    def take(self, other: Moments) -> None:
+        """Take in what another part of the samples gave (Chan, Golub & LeVeque, "Algorithms for computing
+        the sample variance", 1983)."""
+        self.products += other.products
+        self._between(other, 1)
+        self.samples += other.samples
+        self.total += other.total
+
+    def shift(self, gap: Float[Tensor, "*groups d"], weight: float) -> None:
+        """Add `weight` times the products of a gap between means to those of the samples."""
+        gap = gap.to(self.products.dtype).unsqueeze(-1)
+        if gap.ndim == 3:
+            self.products.baddbmm_(gap, gap.transpose(1, 2), alpha=weight)
+        else:
+            self.products.addmm_(gap, gap.T, alpha=weight)
+
+    @property
+    def mean(self) -> Float[Tensor, "*groups d"]:
+        """Of all samples."""
+        return self.total / max(self.samples, 1)
 
     @property
     def size(self) -> int:
@@ -57,9 +85,17 @@ class Moments:
         return Moments(self.samples, self.total.to(device), self.products.to(device))
 
     def __add__(self, other: Moments) -> Moments:
-        return Moments(
-            self.samples + other.samples, self.total + other.total, self.products + other.products
+        both = Moments(self.samples, self.total.clone(), self.products.clone())
+        both.take(other)
+        return both
+
+    def __sub__(self, part: Moments) -> Moments:
+        """What the other samples gave, of which `part` are some."""
+        rest = Moments(
+            self.samples - part.samples, self.total - part.total, self.products - part.products
         )
+        rest._between(part, -1)
+        return rest
 
     @property
     def few(self) -> bool:
@@ -69,9 +105,7 @@ class Moments:
     @property
     def covariance(self) -> Float[Tensor, "*groups d d"]:
         """Centred second moments, in float64; of few samples shrunk, so that no direction is free."""
-        mean = self.total / self.samples
         found = self.products.to(torch.float64, copy=True).div_(self.samples)
-        found.sub_(_square(mean))
         if not self.few:
             return found
         groups = [
@@ -80,9 +114,11 @@ class Moments:
         ]
         return torch.stack(groups).reshape(found.shape)
 
-
-def _square(values: Float[Tensor, "*groups d"]) -> Float[Tensor, "*groups d d"]:
-    return values[..., :, None] * values[..., None, :]
+    def _between(self, other: Moments, sign: int) -> None:
+        """What the distance of both means adds to the products (or, at −1, takes off them)."""
+        if self.samples and other.samples:
+            weight = self.samples * other.samples / (self.samples + other.samples)
+            self.shift(self.mean - other.mean, sign * weight)
 
 
 def add_products(

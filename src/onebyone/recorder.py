@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from math import ceil
 
 import torch
@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from onebyone.conv import ConvSpec
+from onebyone.factorize.judging import JUDGED
 from onebyone.factorize.squeeze import tap_products
 from onebyone.moments import Moments, add_products
 from onebyone.sampling import choose_positions, output_rows, patch_rows, positions_of
@@ -30,7 +31,8 @@ class LayerStatistics:
     channels; `outputs`: its outputs before any normalisation; `gradients`: Σ g gᵀ over all output
     positions, g the gradient of the loss there; `lowest` and `highest`: the least and the greatest
     output of each channel that had a gradient at all. Of a grouped layer all but the taps and these
-    two are of each group by itself; a depthwise layer has only these two.
+    two are of each group by itself; a depthwise layer has only these two. `batches` is how many of them
+    had something for the layer.
     """
 
     channels: Moments
@@ -39,6 +41,7 @@ class LayerStatistics:
     gradients: Float[Tensor, "*groups out out"]
     lowest: Float[Tensor, " c_out"]
     highest: Float[Tensor, " c_out"]
+    batches: int = 0
 
     @staticmethod
     def none(conv: ConvSpec, block: int = 0, device: torch.device | str = "cpu") -> LayerStatistics:
@@ -58,36 +61,73 @@ class LayerStatistics:
 
     def to(self, device: torch.device | str) -> LayerStatistics:
         """The same sums on another device."""
-        return LayerStatistics(*(getattr(self, part.name).to(device) for part in fields(self)))
+        names = [f.name for f in fields(self) if f.name != "batches"]
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
-    def __add__(self, other: LayerStatistics) -> LayerStatistics:
-        return LayerStatistics(
-            self.channels + other.channels,
-            self.taps + other.taps,
-            self.outputs + other.outputs,
-            self.gradients + other.gradients,
-            torch.minimum(self.lowest, other.lowest),
-            torch.maximum(self.highest, other.highest),
+    def part(self, inside: bool) -> LayerStatistics:
+        """The same without numbers yet, for a part of the batches that another is judged by.
+
+        Without the channels if not `inside`, and without outputs of more than `JUDGED` channels: what
+        nothing judges would take as much memory again.
+        """
+        size = self.outputs.size
+        return replace(
+            self,
+            channels=self.channels.none_like(self.channels.size if inside else 0),
+            taps=torch.zeros_like(self.taps),
+            outputs=self.outputs.none_like(size if size <= JUDGED else 0),
+            gradients=torch.zeros_like(self.gradients),
+            batches=0,
+        )
+
+    def without(self, part: LayerStatistics) -> LayerStatistics:
+        """The sums over the batches that are not in the part, of what the part has."""
+        return replace(
+            self,
+            channels=self.channels - part.channels if part.channels.size else part.channels,
+            taps=self.taps - part.taps,
+            outputs=self.outputs - part.outputs if part.outputs.size else part.outputs,
+            gradients=self.gradients - part.gradients,
+            batches=self.batches - part.batches,
         )
 
 
 @dataclass(frozen=True)
 class Half:
-    """What every other batch of the images gave: sums, and Σ Wᵀ G W as `Statistics.needs`."""
+    """What every other batch of the images gave, of what is judged by it: sums, and Σ Wᵀ G W."""
 
     layers: dict[str, LayerStatistics]
     needs: dict[str, Tensor]
 
 
 class Recorder:
-    """Hooks that sample what passes a layer, in both directions."""
+    """Hooks that sample what passes a layer, in both directions.
+
+    `blocks` as in `blocks_read`; `narrowed` are the layers whose input channels may be left out, to be
+    judged by every other batch.
+    """
 
     def __init__(
-        self, found: Survey, images: int, generator: torch.Generator, blocks: dict[str, int]
-    ) -> None:
-        self.found, self.images, self.generator, self.blocks = found, images, generator, blocks
-        self.halves: tuple[dict[str, LayerStatistics], ...] = ({}, {})
-        self.half = 0  # which of them the batch that passes belongs to
+        self, found: Survey, images: int, generator: torch.Generator, blocks: dict[str, int],
+        narrowed: frozenset[str],
+    ) -> None:  # fmt: skip
+        self.found, self.images, self.generator = found, images, generator
+        self.blocks, self.narrowed = blocks, narrowed
+        self.whole: dict[str, LayerStatistics] = {}
+        self.first: dict[str, LayerStatistics] = {}
+        self.in_first = True  # whether the batch that passes is one of those in `first` too
+
+    def none(self, seen: Seen, device: torch.device | str = "cpu") -> LayerStatistics:
+        """What a layer saw that has not run yet."""
+        assert seen.conv is not None
+        return LayerStatistics.none(seen.conv, self.blocks.get(seen.layer, 0), device)
+
+    def none_first(self, seen: Seen, device: torch.device | str = "cpu") -> LayerStatistics:
+        """The same for the first half of the batches, of what is judged by it."""
+        assert seen.conv is not None
+        whole = self.none(seen, device)
+        judged = seen.conv.taps > 1 and whole.channels.size <= JUDGED
+        return whole.part(judged or seen.layer in self.narrowed)
 
     def attach(self, model: nn.Module) -> list[torch.utils.hooks.RemovableHandle]:
         """Hooks on every layer that can change; the caller takes them off."""
@@ -104,11 +144,10 @@ class Recorder:
 
         def hook(_: nn.Module, args: tuple[Tensor], y: Tensor) -> Tensor:
             x = args[0].detach()
-            block = self.blocks.get(seen.layer, 0)
-            layers = self.halves[self.half]
-            layer = layers.setdefault(seen.layer, LayerStatistics.none(conv, block, x.device))
             if not y.numel():  # rows that the network chooses itself, and chose none of
                 return y
+            into = self._into(seen, x.device)
+            layer, block = into[0], self.blocks.get(seen.layer, 0)
             inside, taps = layer.channels.size, len(layer.taps)
             groups = 1 if conv.depthwise else conv.groups
             width = inside or conv.c_out // groups
@@ -117,10 +156,17 @@ class Recorder:
                 patches = patch_rows(conv, x, chosen)
                 if block > 1:
                     patches = patches.reshape(-1, inside, taps).transpose(1, 2)
-                layer.channels.add(patches.reshape(-1, groups * inside))
-                layer.taps += tap_products(patches)
+                channels = layer.channels.of(patches.reshape(-1, groups * inside))
+                products = tap_products(patches)
+                for one in into:
+                    one.taps += products
+                    if one.channels.size:
+                        one.channels.take(channels)
             if layer.outputs.size:
-                layer.outputs.add(output_rows(conv, y.detach(), chosen))
+                outputs = layer.outputs.of(output_rows(conv, y.detach(), chosen))
+                for one in into:
+                    if one.outputs.size:
+                        one.outputs.take(outputs)
             if not y.requires_grad:
                 y = y + torch.zeros(1, dtype=y.dtype, device=y.device, requires_grad=True)
             if not y.requires_grad:  # the network's own forward takes no gradients here
@@ -129,10 +175,21 @@ class Recorder:
             chosen = self._choose(seen, y, groups * felt**2, felt)
             values = output_rows(conv, y.detach(), chosen)
             scale = positions_of(conv, y) / chosen.shape[1]
-            y.register_hook(lambda g: _feel(layer, values, output_rows(conv, g, chosen), scale))
+            y.register_hook(lambda g: _feel(into, values, output_rows(conv, g, chosen), scale))
             return y
 
         return hook
+
+    def _into(self, seen: Seen, device: torch.device) -> list[LayerStatistics]:
+        """The sums that what passes a layer now goes into: the whole, then the half if it is in that."""
+        into = [self.whole.get(seen.layer) or self.none(seen, device)]
+        self.whole[seen.layer] = into[0]
+        if self.in_first:
+            into.append(self.first.get(seen.layer) or self.none_first(seen, device))
+            self.first[seen.layer] = into[1]
+        for one in into:
+            one.batches += 1
+        return into
 
     def _choose(self, seen: Seen, y: Tensor, macs_per_row: int, width: int) -> Tensor:
         """Positions to sample in each item, so that the sampling stays cheap beside the layer."""
@@ -144,12 +201,16 @@ class Recorder:
         return choose_positions(len(y), positions_of(conv, y), wanted, self.generator)
 
 
-def _feel(layer: LayerStatistics, values: Tensor, gradients: Tensor, scale: float) -> None:
+def _feel(into: list[LayerStatistics], values: Tensor, gradients: Tensor, scale: float) -> None:
     """Add Σ g gᵀ, and widen the band of outputs that some gradient reached."""
+    layer = into[0]
     felt = gradients != 0
     low = torch.where(felt, values, torch.inf).amin(0)
     high = torch.where(felt, values, -torch.inf).amax(0)
-    if layer.outputs.size:
-        add_products(layer.gradients, gradients, scale)
     torch.minimum(layer.lowest, low, out=layer.lowest)
     torch.maximum(layer.highest, high, out=layer.highest)
+    if layer.outputs.size:
+        products = torch.zeros_like(layer.gradients)
+        add_products(products, gradients, scale)
+        for one in into:
+            one.gradients += products

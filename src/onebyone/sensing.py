@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from statistics import median
 
 import torch
@@ -84,7 +84,7 @@ def _scale(output: Tensor, images: int) -> float:
 
 
 def stand_in(
-    gradients: Mapping[str, Tensor], covariances: Mapping[str, Tensor], images: int
+    gradients: Mapping[str, Tensor], covariance: Callable[[str], Tensor], images: int
 ) -> tuple[str, ...]:
     """Fill, in place, the moments Σ g gᵀ of layers that no gradient reached; their names.
 
@@ -92,14 +92,16 @@ def stand_in(
     the median of the others, by what the loss rises if all of the output's variance is lost (1 nat
     where there are no others), with the same weight for each of their channels.
     """
-    felt = {
-        name: float((found.double() * covariances[name]).sum()) / images
-        for name, found in gradients.items()
-    }
-    known = [loss for loss in felt.values() if loss > 0]
     none = tuple(name for name, found in gradients.items() if not found.any())
+    if not none:
+        return ()
+    felt = [
+        float((found.double() * covariance(name)).sum()) / images
+        for name, found in gradients.items()
+    ]
+    known = [loss for loss in felt if loss > 0]
     for name in none:
-        varies = float(covariances[name].diagonal(dim1=-2, dim2=-1).sum())
+        varies = float(covariance(name).diagonal(dim1=-2, dim2=-1).sum())
         if varies > 0:
             weight = images * (median(known) if known else 1.0) / varies
             gradients[name].diagonal(dim1=-2, dim2=-1).fill_(weight)

@@ -14,9 +14,11 @@ from onebyone.conv import ConvSpec, kernel_of
 from onebyone.data import open_images
 from onebyone.distributed import World
 from onebyone.errors import DataError, ModelError, as_bytes, listed, seeded
+from onebyone.factorize.judging import JUDGED
 from onebyone.factorize.metric import shrink, shrinkage_of_halves
 from onebyone.factorize.selection import Order
 from onebyone.factorize.squeeze import input_form
+from onebyone.moments import Moments
 from onebyone.narrowing.finding import find_spaces
 from onebyone.narrowing.ordering import channel_orders
 from onebyone.narrowing.spaces import Space, blocks_read
@@ -25,7 +27,7 @@ from onebyone.recorder import Half, LayerStatistics, Recorder
 from onebyone.running import call, release_memory, suited
 from onebyone.sensing import NoGradientError, send_back, stand_in
 from onebyone.several import packed
-from onebyone.surveying import Survey, survey
+from onebyone.surveying import Seen, Survey, survey
 from onebyone.tree import check_weights, evaluating, frozen, hooked, modules_by_name, random_state
 
 OVER = 2  # bytes that a pass takes for each byte of activations
@@ -36,10 +38,11 @@ class Statistics:
     """What `observe` returns: the survey of the network and the moments of each layer it can change.
 
     `spaces` are the hidden channels between layers, those that cannot be left out with the reason;
-    `needs` has Σ Wᵀ G W for the input channels of layers, summed over the images, and `orders` for
-    each space that can be cut, by its name, which channels are needed most. `kernels` are the weights
-    (c_out, taps, c_in of a group) of layers whose kernel lies along several axes. `halves` are the
-    sums of every other batch, for what is found on one to be judged on the other. `notes` say what of
+    `needs` has Σ Wᵀ G W for the input channels of layers of several taps, summed over the images, and
+    `orders` for each space that can be cut, by its name, which channels are needed most; what else they
+    were made from is not kept. `kernels` are the weights (c_out, taps, c_in of a group) of layers whose
+    kernel lies along several axes. `halves` are the sums of every other batch, of at most `JUDGED`
+    channels, for what is found on one to be judged on the other. `notes` say what of
     the images the plan should be read with: that they are few, or unlike those of training.
     """
 
@@ -89,14 +92,18 @@ def observe(
             1, min(ceil(len(inputs) / 2), 64, memory // max(OVER * found.activation_bytes, 1))
         )
         blocks = blocks_read(spaces)
-        recorder, agreement = Recorder(found, len(inputs), generator, blocks), Agreement()
+        narrowed = frozenset(
+            n for s in spaces if s.refusal is None and s.channels <= JUDGED for n in s.readers
+        )
+        recorder = Recorder(found, len(inputs), generator, blocks, narrowed)
+        agreement = Agreement()
 
         def record(sent: bool) -> None:
-            recorder.halves = {}, {}
+            recorder.whole, recorder.first = {}, {}
             for index, part in world.share(inputs.split(batch)):
                 # A batch draws the same whichever process it falls to.
                 generator.manual_seed(hash((seed, index)) % (1 << 62))
-                recorder.half = index % 2
+                recorder.in_first = index % 2 == 0
                 with hooked(agreement.attach(model) if not index else []):
                     output = call(model, suited(model, part))
                 if sent:
@@ -107,18 +114,18 @@ def observe(
         with hooked(recorder.attach(model)), torch.enable_grad():
             unfelt = _recorded(record)
     release_memory()
-    first, second = (
-        _summed({name: seen.to("cpu") for name, seen in half.items()}, found, blocks, world)
-        for half in recorder.halves
-    )
-    layers = _settled(first, second)
+    layers = _summed(recorder.whole, recorder.none, found, world)
+    parts = _settled(layers, _summed(recorder.first, recorder.none_first, found, world))
     _check_finite(layers)
     why = () if unfelt is None else (f"gradients of its outputs cannot be taken ({unfelt})",)
-    notes = (*agreement.notes, *why, *_filled(layers, (first, second), len(inputs)))
+    notes = (*agreement.notes, *why, *_filled(layers, parts, len(inputs)))
     needs = _needs(model, layers)
-    halves = tuple(Half(half, _needs(model, half)) for half in (first, second))
+    halves = tuple(Half(part, _needs(model, part)) for part in parts)
     orders = channel_orders(spaces, layers, needs, halves)
     kernels = _kernels(model, layers)
+    squeezed = {s.layer for s in found.layers if s.conv is not None and s.conv.taps > 1}
+    for part, needed in ((layers, needs), *((half.layers, half.needs) for half in halves)):
+        _forget_channels(part, needed, squeezed)
     return Statistics(
         _only(found, layers), len(inputs), layers, seed, spaces, needs, orders, kernels, notes,
         halves,
@@ -145,27 +152,30 @@ def _recorded(record: Callable[[bool], None]) -> str | None:
 
 
 def _settled(
-    first: dict[str, LayerStatistics], second: dict[str, LayerStatistics]
-) -> dict[str, LayerStatistics]:
-    """The sums of both halves, the gradients' moments shrunk by as much as the halves' differ.
+    layers: dict[str, LayerStatistics], first: dict[str, LayerStatistics]
+) -> tuple[dict[str, LayerStatistics], dict[str, LayerStatistics]]:
+    """Both halves of what is judged by them; in the layers, in place, gradients' moments are shrunk by as
+    much as the halves' differ.
 
-    Few images span few directions of the gradients, others would span others.
+    Few images span few directions of the gradients, others would span others. `first` is used up.
     """
-    layers: dict[str, LayerStatistics] = {}
-    for name, seen in {**second, **first}.items():
-        if name not in first or name not in second:
-            layers[name] = replace(seen, gradients=seen.gradients.clone())
+    halves: tuple[dict[str, LayerStatistics], ...] = ({}, {})
+    for name, total in layers.items():
+        part = first.pop(name, None)
+        if part is None or not 0 < part.batches < total.batches:
             continue
-        layers[name] = total = first[name] + second[name]
+        rest = total.without(part)
+        if part.outputs.size or part.channels.size:
+            halves[0][name], halves[1][name] = part, rest
         if not total.gradients.any():
             continue
-        parts = (total.gradients, first[name].gradients, second[name].gradients)
+        parts = (total.gradients, part.gradients, rest.gradients)
         groups = [m if m.ndim == 3 else m[None] for m in parts]
         total.gradients = torch.stack([
             shrink(both, shrinkage_of_halves(a, b)) if both.any() else both
             for both, a, b in zip(*groups, strict=True)
         ]).reshape(total.gradients.shape)  # fmt: skip
-    return layers
+    return halves[0], halves[1]
 
 
 def _check_finite(layers: dict[str, LayerStatistics]) -> None:
@@ -185,13 +195,12 @@ def _filled(
     dense = {name: seen for name, seen in layers.items() if seen.outputs.size}
     unfelt = stand_in(
         {name: seen.gradients for name, seen in dense.items()},
-        {name: seen.outputs.covariance for name, seen in dense.items()},
-        images,
-    )
+        lambda name: dense[name].outputs.covariance, images,
+    )  # fmt: skip
     for name in unfelt:
-        ran = [half[name] for half in halves if name in half]
-        for half in ran:
-            half.gradients.copy_(layers[name].gradients / len(ran))
+        for half in halves:
+            if name in half:
+                half[name].gradients.copy_(layers[name].gradients / len(halves))
     few = tuple(name for name, seen in dense.items() if seen.outputs.few or seen.channels.few)
     notes = []
     if unfelt:
@@ -235,30 +244,54 @@ def _kernels(model: nn.Module, layers: dict[str, LayerStatistics]) -> dict[str, 
     return found
 
 
+def _forget_channels(
+    layers: dict[str, LayerStatistics], needs: dict[str, Tensor], squeezed: set[str]
+) -> None:
+    """Leave out what only `channel_orders` reads; in place."""
+    for name in layers.keys() - squeezed:
+        needs.pop(name, None)
+        layers[name] = replace(layers[name], channels=layers[name].channels.none_like(0))
+
+
 def _summed(
-    layers: dict[str, LayerStatistics], found: Survey, blocks: dict[str, int], world: World
+    layers: dict[str, LayerStatistics],
+    none: Callable[[Seen], LayerStatistics],
+    found: Survey,
+    world: World,
 ) -> dict[str, LayerStatistics]:
-    """The sums over all processes; of layers that ran in none there are none."""
-    if world.size == 1:
-        return layers
+    """The sums over all processes, on the CPU; of layers that ran in none there are none."""
     summed: dict[str, LayerStatistics] = {}
     for seen in found.layers:
         if seen.refusal is not None or seen.conv is None:
             continue
-        ran = torch.tensor(int(seen.layer in layers))
-        world.add(ran)
-        own = layers.get(seen.layer)
-        own = own or LayerStatistics.none(seen.conv, blocks.get(seen.layer, 0))
+        own = layers.pop(seen.layer, None)
+        if world.size == 1:
+            if own is not None:
+                summed[seen.layer] = own.to("cpu")
+            continue
+        own = none(seen) if own is None else own.to("cpu")
+        batches = torch.tensor(own.batches)
+        world.add(batches)
         for moments in (own.channels, own.outputs):
-            samples = torch.tensor(moments.samples)
-            world.add(samples, moments.total, moments.products)
-            moments.samples = int(samples)
+            _add_up(moments, world)
         world.add(own.taps, own.gradients)
         world.least(own.lowest)
         world.greatest(own.highest)
-        if int(ran):
+        own.batches = int(batches)
+        if own.batches:
             summed[seen.layer] = own
     return summed
+
+
+def _add_up(moments: Moments, world: World) -> None:
+    """The sums over all processes; in place."""
+    own, mean = moments.samples, moments.mean
+    samples = torch.tensor(own)
+    world.add(samples, moments.total)
+    moments.samples = int(samples)
+    if own:
+        moments.shift(mean - moments.mean, own)
+    world.add(moments.products)
 
 
 def _only(found: Survey, seen: dict[str, LayerStatistics]) -> Survey:

@@ -44,7 +44,7 @@ def input_form(
     scaled = (taps / taps.diagonal().mean().clamp_min(1e-30)).to(own.dtype)
     mixed = torch.einsum("kl,olc->okc", scaled, own) if k > 1 else own
     found = felt.reshape(-1, c_in).T @ mixed.reshape(-1, c_in)
-    return ((found + found.T) / 2).double()
+    return (found + found.T) / 2
 
 
 def tap_products(
