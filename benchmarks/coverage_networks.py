@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from operators import allow_detection
@@ -23,6 +23,7 @@ CLIPS = ((4, 32), (8, 64), (16, 112), (16, 224))  # frames, pixels
 NOISE, MOVED = 1e-6, 1e-4
 # Families that are convolutional networks whose 1×1 convolutions are written as linear layers.
 LINEAR = ("convnext", "mambaout", "metaformer")
+SCORES = ("cls_logits", "cls_score", "classification_head.module_list")  # layers of class scores
 # What weighs channels or branches, or pools at the end.
 GATES = (
     "SplitAttn", "SelectiveKernelAttn", "BatNonLocalAttn", "BilinearAttnTransform",
@@ -144,4 +145,40 @@ def load(network: Network, shape: tuple[int, ...] | None) -> obo.Loaded:
         transform: Any = loaded.model.transform
         if transform.fixed_size is None:
             transform.min_size, transform.max_size = (96,), 128
+        enliven(loaded.model, loaded.example)
     return loaded
+
+
+@torch.no_grad()
+def enliven(model: nn.Module, example: Tensor) -> None:
+    """Give BatchNorm the statistics of drawn images, and class scores a spread of 1.
+
+    As they are drawn, weights make a detector's features vanish and all its scores ties, so that there
+    is nothing to find and nothing to compare.
+    """
+    images = torch.randn(8, *example.shape[1:], generator=torch.Generator().manual_seed(0))
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    kept = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.train()
+        norm.momentum = 1.0
+    model(images)
+    for norm, momentum in zip(norms, kept, strict=True):
+        norm.eval()
+        norm.momentum = momentum
+    spreads: dict[nn.Module, float] = {}
+
+    def watch(layer: nn.Module, _: object, scores: Tensor) -> None:
+        spreads.setdefault(layer, float(scores.std()))
+
+    heads = [
+        m for name, m in model.named_modules()
+        if any(words in name for words in SCORES) and getattr(m, "bias", None) is not None
+    ]  # fmt: skip
+    handles = [m.register_forward_hook(watch) for m in heads]
+    model(images[:1])
+    for handle in handles:
+        handle.remove()
+    for layer, spread in spreads.items():
+        if spread > 0:
+            cast(Tensor, layer.weight).div_(spread)

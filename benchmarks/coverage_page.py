@@ -80,7 +80,8 @@ that is not told where rounding decides the original's own outputs (– in a det
 Where a budget cannot be met, `slim` refuses it and names the lowest one, and that is what the row
 shows, with what holds the rest. Inputs are the smallest square ones that the network takes of 32, 64,
 96 and 128 pixels and its own (clips of 4 to 16 frames for video; detectors resize to 96 pixels, where
-they take any size); one where noise of 1e-6 moves the output by more than 1e-4 is not taken. The MACs
+they take any size, and get the statistics of drawn images and scores of a spread of 1, so that they find
+something); one where noise of 1e-6 moves the output by more than 1e-4 is not taken. The MACs
 of a detector are those of its first image: it computes more where it finds more. MACs are for one
 image, attention products among them. Layers: changed, kept in shape (perhaps refitted), refused. A
 dash: not run; the rows with dashes are of an earlier version that had no forms for grouped layers,

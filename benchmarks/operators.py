@@ -19,6 +19,10 @@ _DEFORMABLE = (
     "int stride_h, int stride_w, int pad_h, int pad_w, int dilation_h, int dilation_w, "
     "int groups, int offset_groups, bool use_mask) -> Tensor"
 )
+_POOLED = (
+    "(Tensor input, Tensor rois, float spatial_scale, SymInt pooled_height, SymInt pooled_width, "
+    "int sampling_ratio, bool aligned) -> Tensor"
+)
 _KEPT: list[torch.library.Library] = []
 _GIVEN: set[str] = set()
 
@@ -54,28 +58,37 @@ def _zeros(
 
 
 def allow_detection() -> None:
-    """Give `nms` a kernel where torchvision has none of its own, so that detectors run."""
+    """Give `nms` and `roi_align` kernels where torchvision has none, so that detectors run."""
     from torchvision.ops import boxes
 
     if _KEPT and "nms" not in _GIVEN:
-        _KEPT[0].impl("nms", _suppressed, "CPU")
-        boxes._assert_has_ops = lambda: None
         pooling: Any = sys.modules["torchvision.ops.roi_align"]
+        _KEPT[0].impl("nms", _suppressed, "CPU")
+        _KEPT[0].define("roi_align" + _POOLED)
         # Its own pure PyTorch form, without the compilation of it that costs more than it saves here.
-        pooling._roi_align = pooling._roi_align.__wrapped__
+        _KEPT[0].impl("roi_align", pooling._roi_align.__wrapped__, "CompositeImplicitAutograd")
+        boxes._assert_has_ops = pooling._assert_has_ops = _there
+        pooling._has_ops = _has
         _GIVEN.add("nms")
+
+
+def _there() -> None:
+    """TorchScript compiles it, so it is no lambda."""
+
+
+def _has() -> bool:
+    return True
 
 
 def _suppressed(dets: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     """The boxes that overlap no better one by more than the threshold, from the best score down."""
     from torchvision.ops import box_iou
 
-    order = scores.argsort(descending=True, stable=True)
-    near = (box_iou(dets[order], dets[order]) > iou_threshold).tolist()
-    kept: list[int] = []
-    gone = [False] * len(order)
-    for i, row in enumerate(near):
-        if not gone[i]:
-            kept.append(i)
-            gone = [a or b for a, b in zip(gone, row, strict=True)]
-    return order[torch.tensor(kept, dtype=torch.long)] if kept else order
+    left = scores.argsort(descending=True, stable=True)
+    kept: list[Tensor] = []
+    while len(left):
+        kept.append(left[:1])
+        near = box_iou(dets[left[:1]], dets[left])[0] > iou_threshold
+        near[0] = True  # a box without area does not overlap itself
+        left = left[~near]
+    return torch.cat(kept) if kept else left

@@ -152,6 +152,22 @@ class ByValues(nn.Module):
         return found[:2] if found.numel() > 4000 else found
 
 
+class Positive(nn.Module):
+    """As many values as are positive: so many cannot be known when it is exported."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten()[torch.where(x.flatten() > 0)[0]]
+
+
+def test_a_free_size_of_an_output_is_not_that_of_the_batch() -> None:
+    program = export_program(Positive(), pictures(3, 8, 8, n=1), any_batch=False)
+    assert not isinstance(program, str)
+    assert program.range_constraints
+    assert not takes_any_batch(program)
+    free = export_program(nn.Conv2d(3, 4, 3), pictures(3, 8, 8, n=1))
+    assert takes_any_batch(free)
+
+
 def test_a_network_that_cannot_be_traced_leaves_the_terminal_alone(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
@@ -160,7 +176,147 @@ def test_a_network_that_cannot_be_traced_leaves_the_terminal_alone(
     assert capfd.readouterr() == ("", "")
 
 
+class Boxes(ByValues):
+    """One of those that torchvision writes to be traced: the values above a threshold."""
+
+    __module__ = "torchvision.models.detection.boxes"
+
+    def __init__(self, least: float) -> None:
+        super().__init__()
+        self.least = least
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x).flatten()
+        found = y[torch.where(y > self.least)[0]]
+        traced = torch._C._get_tracing_state() is not None
+        return found[:2] if not traced and found.numel() > 140 else found
+
+
+@pytest.mark.parametrize("target", ["onnx", "openvino", "executorch"])
+def test_a_detector_of_torchvision_is_traced(tmp_path: Path, target: str) -> None:
+    """The file gives as many values as there are in an image; a target that needs a program says so."""
+    pytest.importorskip({"onnx": "onnxruntime"}.get(target, target))
+    torch.manual_seed(0)
+    model, shown = Boxes(0.3).eval(), pictures(3, 8, 8, n=5)
+    goal = tmp_path / f"model{TARGETS[target].suffix}"
+    if target == "executorch":
+        with pytest.raises(ModelError, match="it is traced for them"):
+            obo.export(model, shown[:1], goal, images=shown)
+        assert not list(tmp_path.iterdir())
+        return
+    found = obo.export(model, shown[:1], goal, images=shown, latency=False)
+    assert not found.any_batch
+    assert found.check.images == 5
+    assert not found.check.empty
+    assert not found.notes
+    session = TARGETS[target].open(goal, 1)
+    sizes = set()
+    for image in shown.split(1):
+        with torch.no_grad():
+            wanted = model(image)
+        (given,) = session([image])
+        torch.testing.assert_close(given, wanted, rtol=1e-4, atol=1e-5)
+        sizes.add(len(wanted))
+    assert len(sizes) > 1
+
+
+def test_a_check_in_which_nothing_is_found_says_so(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    shown = pictures(3, 8, 8, n=2)
+    found = obo.export(
+        Boxes(1e9).eval(), shown[:1], tmp_path / "a.onnx", images=shown, latency=False
+    )
+    assert found.check.empty
+    assert found.check.agreement is None
+    assert len(found.notes) == 1
+    assert "finds nothing" in found.notes[0]
+
+
+def test_the_folder_of_a_detector_has_what_is_traced(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    shown = pictures(3, 8, 8, n=40)
+    slimmed = obo.slim(Boxes(0.3).eval(), shown, macs=0.9, latency=False)
+    folder = slimmed.save(tmp_path / "out")
+    names = {p.name for p in folder.iterdir()}
+    assert "model.onnx" in names
+    assert "model.pt2" not in names
+    notes = json.loads((folder / "plan.json").read_text())["notes"]
+    assert any(n.startswith("no model.pt2: torch.export") for n in notes)
+    assert any(n.startswith("model.onnx is traced") for n in notes)
+
+
 # --- the check
+
+
+def rows_of(
+    *sides: tuple[list[list[float]], list[float], list[int]], limit: str = "float32"
+) -> Any:
+    """The check of a detector that finds the first of these, its file the other: boxes, scores, labels."""
+    mine, theirs = (
+        [torch.tensor(b).reshape(-1, 4), torch.tensor(s), torch.tensor(y, dtype=torch.int64)]
+        for b, s, y in sides
+    )
+
+    class Found(nn.Module):
+        __module__ = "torchvision.models.detection.found"
+
+        def forward(self, x: Tensor) -> list[Tensor]:
+            return mine
+
+    return check(
+        Found(), lambda inputs: theirs, (torch.zeros(1, 3, 4, 4),), limit=LIMITS[limit],
+        any_batch=False, drawn=False,
+    )  # fmt: skip
+
+
+def boxes(n: int) -> tuple[list[list[float]], list[float], list[int]]:
+    given = torch.rand(n, 4, generator=torch.Generator().manual_seed(0)) * 100
+    return given.tolist(), torch.linspace(0.9, 0.1, n).tolist(), [i % 7 for i in range(n)]
+
+
+def turned(one: tuple[Any, ...], n: int) -> tuple[Any, ...]:
+    """The same rows, the first n of them in another order."""
+    return tuple([*part[:n][::-1], *part[n:]] for part in one)
+
+
+def test_a_detector_may_find_the_same_in_another_order() -> None:
+    found = rows_of(boxes(50), turned(boxes(50), 5))
+    assert (found.failure, found.agreement, found.rows, found.max_abs) == (None, 1.0, 50, 0.0)
+
+
+@pytest.mark.parametrize("what", ["box", "score", "label", "fewer", "more", "nothing"])
+def test_a_detector_must_find_the_same(what: str) -> None:
+    b, s, y = boxes(20)
+    if what == "box":
+        b[3][2] += 1
+    elif what == "score":
+        s[3] += 0.01
+    elif what == "label":
+        y[3] += 1
+    elif what == "fewer":
+        b, s, y = b[:-1], s[:-1], y[:-1]
+    elif what == "more":
+        b, s, y = [*b, [0.0, 0.0, 9.0, 9.0]], [*s, 0.05], [*y, 1]
+    else:
+        b, s, y = [], [], []
+    found = rows_of(boxes(20), (b, s, y))
+    assert found.agreement == pytest.approx({"more": 20 / 21, "nothing": 0.0}.get(what, 0.95))
+    assert "the same as PyTorch" in found.failure
+    assert "of 20 things" in found.failure
+
+
+def test_a_detector_that_finds_nothing_on_both_sides() -> None:
+    found = rows_of(([], [], []), ([], [], []))
+    assert (found.failure, found.agreement, found.empty) == (None, None, True)
+
+
+def test_rounding_of_a_detector_is_within_the_limit() -> None:
+    b, s, y = boxes(20)
+    found = rows_of(boxes(20), ([[v + 0.01 for v in box] for box in b], s, y))
+    assert found.failure is None
+    assert found.max_abs == pytest.approx(0.01, rel=1e-3)
+    assert 0 < found.error < 1e-3
 
 
 def table(*rows: list[float]) -> nn.Module:

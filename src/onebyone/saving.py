@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from onebyone.errors import MissingExtraError, ModelError, OutputError, line_of
-from onebyone.exporting.checking import LIMITS
+from onebyone.exporting.checking import LIMITS, NOTHING
 from onebyone.exporting.network import (
     about_network,
     dtype_of,
@@ -33,6 +33,7 @@ from onebyone.exporting.onnx import export_onnx
 from onebyone.exporting.program import export_program, quiet, takes_any_batch
 from onebyone.exporting.rechecking import checked, drawn_images
 from onebyone.exporting.targets import TARGETS
+from onebyone.exporting.tracing import Traced, traced
 from onebyone.files import (
     ONNX,
     PLAN,
@@ -215,34 +216,33 @@ def _write_programs(
     """The network for use without onebyone, as far as it can be exported; notes on what cannot."""
     given = slimmed.example if isinstance(slimmed.example, tuple) else (slimmed.example,)
     model, inputs = flat(model, given)
-    program = export_program(model, inputs)
-    if isinstance(program, str):
-        return [f"no {PROGRAM} and no {ONNX}: {program}"]
+    found = export_program(model, inputs)
     notes = []
-    buffer = BytesIO()  # torch's own writer tells of a full disk in many words, or not at all
-    try:
-        with quiet():
-            torch.export.save(program, buffer)
-    except Exception as error:  # such as for outputs of classes that it does not know
-        notes.append(f"no {PROGRAM}: torch.export cannot save the network ({line_of(error)})")
+    if isinstance(found, str):
+        if traced(model, found) is None:
+            return [f"no {PROGRAM} and no {ONNX}: {found}"]
+        notes.append(f"no {PROGRAM}: {found}")
     else:
-        (folder / PROGRAM).write_bytes(buffer.getbuffer())
+        notes += _write_program(found, folder / PROGRAM)
     if _dtype_of(inputs) not in LIMITS:  # no runtime of ONNX takes it
         model = on_cpu_in_float32(model)
         inputs = tuple(x.float() if x.is_floating_point() else x for x in inputs)
-        program = export_program(model, inputs)
+        found = export_program(model, inputs)
         notes.append(f"{ONNX} computes in float32")
-    if isinstance(program, str):
-        return [*notes, f"no {ONNX}: {program}"]
+    program = traced(model, found) if isinstance(found, str) else found
+    if program is None:
+        return [*notes, f"no {ONNX}: {found}"]
     free = takes_any_batch(program)
 
-    def write_onnx(program: ExportedProgram) -> None:
+    def write_onnx(program: ExportedProgram | Traced) -> None:
         about = about_network(
             inputs, any_batch=takes_any_batch(program), dtype=_dtype_of(inputs),
             preprocess=slimmed.preprocess, classes=slimmed.classes, slimmed=slimmed_facts(plan),
         )  # fmt: skip
         export_onnx(network_of(program, inputs, about=about), folder / ONNX)
-        _check_onnx(model, inputs, folder / ONNX, takes_any_batch(program))
+        shown = inputs if isinstance(program, Traced) else ()
+        if _check_onnx(model, inputs, shown, folder / ONNX, takes_any_batch(program)):
+            notes.append(f"{ONNX}: {NOTHING}")
 
     try:
         why = write_as_taken(model, inputs, program, write_onnx)
@@ -252,7 +252,9 @@ def _write_programs(
     else:
         notes += [f"{ONNX} for one image at a time: for any number, {why}"] if why else []
     written = [name for name in (PROGRAM, ONNX) if (folder / name).is_file()]
-    if written and not free:
+    if written and isinstance(program, Traced):
+        notes.append(f"{ONNX} is traced: for one image at a time, of this size")
+    elif written and not free:
         notes.append(
             f"{' and '.join(written)} for one image at a time: torch.export found the network to depend "
             "on how many there are"
@@ -260,13 +262,34 @@ def _write_programs(
     return notes
 
 
-def _check_onnx(model: nn.Module, inputs: tuple[Tensor, ...], path: Path, any_batch: bool) -> None:
-    """Raise ModelError where onnxruntime computes something else; nothing where it is missing."""
+def _write_program(program: ExportedProgram, path: Path) -> list[str]:
+    """Write the exported program; a note where it cannot be."""
+    buffer = BytesIO()  # torch's own writer tells of a full disk in many words, or not at all
+    try:
+        with quiet():
+            torch.export.save(program, buffer)
+    except Exception as error:  # such as for outputs of classes that it does not know
+        return [f"no {PROGRAM}: torch.export cannot save the network ({line_of(error)})"]
+    path.write_bytes(buffer.getbuffer())
+    return []
+
+
+def _check_onnx(
+    model: nn.Module, inputs: tuple[Tensor, ...], shown: tuple[Tensor, ...], path: Path,
+    any_batch: bool,
+) -> bool:  # fmt: skip
+    """Whether the network finds nothing in drawn images and those shown, which are compared as well.
+
+    Raises ModelError where onnxruntime computes something else; nothing where it is missing.
+    """
     target = TARGETS["onnx"]
     dtype = _dtype_of(inputs)
-    if target.missing is None and path.is_file():
-        drawn = tuple(drawn_images(x, fixed=not any_batch) for x in inputs)
-        checked(target, path, model, drawn, dtype, any_batch, drawn=True)
+    if target.missing is not None or not path.is_file():
+        return False
+    drawn = tuple(drawn_images(x, fixed=not any_batch) for x in inputs)
+    if shown:
+        drawn = tuple(torch.cat([x, y]) for x, y in zip(shown, drawn, strict=True))
+    return checked(target, path, model, drawn, dtype, any_batch, drawn=True).empty
 
 
 def _dtype_of(inputs: tuple[Tensor, ...]) -> str:

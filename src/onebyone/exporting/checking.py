@@ -10,11 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from onebyone.errors import ModelError
+from onebyone.exporting.tracing import is_detector
 from onebyone.running import call
 from onebyone.tree import evaluating, tensors_in
 
 CHECKED_BATCH = 8  # images at once, after a first one alone
+FEW = 64  # numbers of a detector's row, such as a box; a mask has more
 TIE = 2e-3  # of the largest output: classes nearer than that are equally first
+NOTHING = (
+    "the network finds nothing in the images of the check, so nothing was compared: give others, in "
+    "which it finds something"
+)
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,11 @@ class Check:
     `max_abs` is max |y − ŷ| over all outputs, `error` the same divided by max |y|, each output by
     its own. `agreement` is the fraction of images with the same top-1 class, None for outputs that
     are no class scores (N, classes); classes whose scores are nearer than 0.2 % of the largest score
-    are equally first. `drawn`: the images were drawn at random.
+    are equally first. A detector's outputs have a row for each thing that it finds, in the order of its
+    scores, which rounding may change: there `agreement` is the fraction of rows that the other side has
+    too, within the limit, the errors are those of these rows, and `rows` is how many there are. `drawn`:
+    the images were drawn at random. `empty`: no output had any number, as of a detector that finds nothing
+    in them, so that nothing was compared.
     """
 
     images: int
@@ -48,6 +58,8 @@ class Check:
     error: float
     agreement: float | None
     limit: Limit
+    empty: bool = False
+    rows: int = 0
 
     @property
     def failure(self) -> str | None:
@@ -56,6 +68,11 @@ class Check:
             return (
                 f"its outputs differ from PyTorch's by up to {self.error:.2g} of the largest output "
                 f"({self.max_abs:.3g}), and the limit is {self.limit.error:g}"
+            )
+        if self.agreement is not None and self.agreement < self.limit.agreement and self.rows:
+            return (
+                f"it finds the same as PyTorch for {self.agreement:.1%} of {self.rows:,} things in the "
+                f"images, and the limit is {self.limit.agreement:.0%}"
             )
         if self.agreement is not None and self.agreement < self.limit.agreement:
             return (
@@ -78,6 +95,8 @@ def check(
 
     Raises ModelError where the export fails on an input or returns other outputs than the network.
     """
+    if is_detector(model):
+        return _check_rows(model, session, inputs, limit, drawn)
     expected: list[list[Tensor]] = []
     found: list[list[Tensor]] = []
     with evaluating(model), torch.inference_mode():
@@ -106,8 +125,65 @@ def check(
     worst = [e if e == e else float("inf") for e in errors]
     return Check(
         len(inputs[0]), drawn, max(gaps), max(worst), _agreement(*pairs[0]) if pairs else None,
-        limit,
+        limit, not any(y.numel() for y, _ in pairs),
     )  # fmt: skip
+
+
+def _check_rows(
+    model: nn.Module,
+    session: Callable[[Sequence[Tensor]], list[Tensor]],
+    inputs: tuple[Tensor, ...],
+    limit: Limit,
+    drawn: bool,
+) -> Check:
+    """The check of a detector, image by image: each row beside the nearest one on the other side."""
+    rows = found = total = 0
+    most, worst = 0.0, 0.0
+    with evaluating(model), torch.inference_mode():
+        for part in _parts(inputs, any_batch=False):
+            mine = list(tensors_in(call(model, *part)))
+            try:
+                theirs = session(part)
+            except Exception as error:
+                raise ModelError(
+                    f"it fails on an image ({type(error).__name__}: {error})"
+                ) from error
+            shapes = [[tuple(t.shape[1:]) for t in side] for side in (mine, theirs)]
+            if shapes[0] != shapes[1]:
+                raise ModelError(
+                    f"the rows of its outputs have shapes {shapes[1]} and PyTorch's {shapes[0]}"
+                )
+            rows += len(mine[0])
+            total += max(len(mine[0]), len(theirs[0]))
+            gaps, errors = _nearest(mine, theirs)
+            same = errors <= limit.error
+            found += int(same.sum())
+            if same.any():
+                most = max(most, float(gaps[same].max()))
+                worst = max(worst, float(errors[same].max()))
+    agreement = found / total if total else None
+    return Check(len(inputs[0]), drawn, most, worst, agreement, limit, not total, rows)
+
+
+def _nearest(mine: list[Tensor], theirs: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """For each row, how far the nearest one on the other side is: as it is, and of the largest value.
+
+    The nearest is found by outputs of few numbers a row; labels are the same or not.
+    """
+    count = len(mine[0])
+    if not count or not len(theirs[0]):
+        return torch.full((count,), torch.inf), torch.full((count,), torch.inf)
+    sides = []
+    for pair in zip(mine, theirs, strict=True):
+        one, other = (t.reshape(len(t), -1).double() for t in pair)
+        size = float(one.abs().max()) if pair[0].is_floating_point() else 0.5
+        sides.append((one, other, size or 1.0))
+    few = [s for s in sides if s[0].shape[1] <= FEW] or sides
+    far = torch.stack([torch.cdist(a / size, b / size, p=torch.inf) for a, b, size in few]).amax(0)
+    place = far.argmin(1)
+    gaps = torch.stack([(a - b[place]).abs().amax(1) for a, b, _ in sides])
+    sizes = torch.tensor([size for _, _, size in sides], dtype=gaps.dtype)
+    return gaps.amax(0), (gaps / sizes[:, None]).amax(0)
 
 
 def _parts(inputs: tuple[Tensor, ...], any_batch: bool) -> Iterator[tuple[Tensor, ...]]:
@@ -121,7 +197,7 @@ def _parts(inputs: tuple[Tensor, ...], any_batch: bool) -> Iterator[tuple[Tensor
 
 
 def _agreement(expected: Tensor, found: Tensor) -> float | None:
-    if expected.ndim != 2 or expected.shape[1] < 2:
+    if expected.ndim != 2 or expected.shape[1] < 2 or not len(expected):
         return None
     best = expected.max(1).values
     own = expected.gather(1, found.argmax(1, keepdim=True))[:, 0]

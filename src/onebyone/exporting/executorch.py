@@ -46,7 +46,7 @@ def export_executorch(network: Network, path: Path) -> None:
 
 
 def _program(network: Network) -> ExportedProgram:
-    module = network.program.module()
+    module = network.exported.module()
     if network.dtype == INT8:
         module = _quantized(module, network)
     elif network.dtype == FLOAT16:

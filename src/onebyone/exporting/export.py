@@ -17,7 +17,7 @@ from torch.export import ExportedProgram
 
 from onebyone.data import as_classes
 from onebyone.errors import ModelError, OneByOneError, OutputError
-from onebyone.exporting.checking import Check
+from onebyone.exporting.checking import NOTHING, Check
 from onebyone.exporting.clocking import Timing, time_exports
 from onebyone.exporting.network import (
     DTYPES,
@@ -33,6 +33,7 @@ from onebyone.exporting.network import (
 from onebyone.exporting.program import takes_any_batch
 from onebyone.exporting.rechecking import as_taken, checked, images_for, packing_for, ready, recheck
 from onebyone.exporting.targets import Target, target_of
+from onebyone.exporting.tracing import Traced
 from onebyone.files import check_writable, share
 from onebyone.plans import Plan
 from onebyone.preprocessing import Preprocess, check_preprocess
@@ -116,7 +117,7 @@ def export(
         found = checked(chosen, staged, plain, taken, dtype, free, drawn)
         tell(0.6)
         files = {"after": staged}
-        notes = job.write_original(original, files)
+        notes = (*([NOTHING] if found.empty else ()), *job.write_original(original, files))
         timings: tuple[Timing, ...] = ()
         if latency:
             timed = time_exports(
@@ -181,7 +182,7 @@ class _Job:
         write = partial(self._write, path=path, plan=plan)
         return write_as_taken(model, self.inputs, program, write) is None
 
-    def _write(self, program: ExportedProgram, path: Path, plan: Plan | None) -> None:
+    def _write(self, program: ExportedProgram | Traced, path: Path, plan: Plan | None) -> None:
         free = takes_any_batch(program) and self.target.any_batch
         about = about_network(
             self.inputs, any_batch=free, dtype=self.dtype, preprocess=self.preprocess,

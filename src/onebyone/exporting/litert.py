@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from onebyone.errors import OneByOneError
 from onebyone.exporting.network import FLOAT16, FLOAT32, INT8, Network, refusal
 from onebyone.exporting.program import silent
 
@@ -25,11 +26,11 @@ def export_litert(network: Network, path: Path) -> None:
         with silent():
             import litert_torch
 
-            module = network.program.module()
+            module = network.exported.module()
             litert_torch.convert(module, network.inputs).export(str(path))
             if network.dtype != FLOAT32:
                 _quantize(path, network)
-    except OSError:
+    except (OSError, OneByOneError):
         raise
     except Exception as error:
         raise refusal("LiteRT", network, error) from error

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from onebyone.errors import ModelError
+from onebyone.errors import ModelError, OneByOneError
 from onebyone.exporting.network import FLOAT16, FLOAT32, Network, refusal
 from onebyone.exporting.program import silent
 from onebyone.loading.programs import module_of
@@ -31,8 +31,10 @@ def export_ncnn(network: Network, path: Path) -> None:
             with silent():
                 import pnnx
 
-                module = module_of(network.program).model
+                module = module_of(network.exported).model
                 pnnx.export(module, f"{stem}.pt", network.inputs, fp16=network.dtype == FLOAT16)
+        except OneByOneError:
+            raise
         except Exception as error:
             raise refusal("ncnn", network, error) from error
         made = [Path(f"{stem}.ncnn.{kind}") for kind in ("param", "bin")]

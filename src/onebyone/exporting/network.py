@@ -17,6 +17,7 @@ from torch.export import ExportedProgram
 from onebyone.errors import ModelError, line_of
 from onebyone.exporting.folding import fold
 from onebyone.exporting.program import export_program, takes_any_batch
+from onebyone.exporting.tracing import Traced, traced
 from onebyone.plans import Plan
 from onebyone.preprocessing import Preprocess
 from onebyone.tree import deep_copy
@@ -29,12 +30,13 @@ FLOAT32, FLOAT16, INT8 = DTYPES = ("float32", "float16", "int8")
 class Network:
     """A float32 program on the processor, its BatchNorm folded, and what goes into a file with it.
 
+    A detector of torchvision has no program: it is traced for targets that are written through ONNX.
     `inputs` are an example with a batch of 1. `dtype` is what the file is to hold: "float32",
     "float16" or "int8"; `calibration` are the images (N, C, H, W) that int8 takes its ranges from.
     `about` is JSON-ready and embedded where the format has a place for it.
     """
 
-    program: ExportedProgram
+    program: ExportedProgram | Traced
     inputs: tuple[Tensor, ...]
     dtype: str = FLOAT32
     calibration: Tensor | None = None
@@ -46,13 +48,22 @@ class Network:
         return takes_any_batch(self.program)
 
     @property
+    def exported(self) -> ExportedProgram:
+        """The program; ModelError for a network that can be traced alone."""
+        if isinstance(self.program, Traced):
+            raise ModelError(
+                f"{self.program.why}; ONNX and OpenVINO take it: it is traced for them"
+            )
+        return self.program
+
+    @property
     def about_text(self) -> str:
         """What is embedded, as JSON."""
         return json.dumps(self.about, ensure_ascii=False)
 
 
 def network_of(
-    program: ExportedProgram,
+    program: ExportedProgram | Traced,
     inputs: tuple[Tensor, ...],
     *,
     dtype: str = FLOAT32,
@@ -60,27 +71,32 @@ def network_of(
     about: dict[str, Any] | None = None,
 ) -> Network:
     """The program ready for any target; it is changed: its BatchNorm gets folded."""
-    folded = fold(program)
-    said = dict(about or {}) | {"batchnorm_folded": folded}
+    how = {"traced": True} if isinstance(program, Traced) else {"batchnorm_folded": fold(program)}
+    said = dict(about or {}) | how
     return Network(program, inputs, dtype, calibration, said)
 
 
-def exported(model: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram:
-    """The program of a float32 network on the processor; ModelError where there is none."""
-    program = export_program(on_cpu_in_float32(model), inputs)
-    if isinstance(program, str):
+def exported(model: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram | Traced:
+    """The program of a float32 network on the processor, or a detector of torchvision to be traced.
+
+    Raises ModelError where there is neither.
+    """
+    plain = on_cpu_in_float32(model)
+    program = export_program(plain, inputs)
+    found = traced(plain, program) if isinstance(program, str) else program
+    if found is None:
         raise ModelError(
             f"{program}; what runs outside PyTorch must be traced, so control flow that depends on "
             "values has to go"
         )
-    return program
+    return found
 
 
 def write_as_taken(
     model: nn.Module,
     inputs: tuple[Tensor, ...],
-    program: ExportedProgram,
-    write: Callable[[ExportedProgram], None],
+    program: ExportedProgram | Traced,
+    write: Callable[[ExportedProgram | Traced], None],
 ) -> ModelError | None:
     """Write the network's program, or one for one image where that of any batch is not taken: why.
 
@@ -170,7 +186,8 @@ def slimmed_facts(plan: Plan | None) -> dict[str, Any] | None:
 
 def refusal(title: str, network: Network, error: Exception) -> ModelError:
     """A target's failure as one message, which names the operator and its layer where it can."""
-    found = _named(network.program, str(error))
+    program = network.program
+    found = None if isinstance(program, Traced) else _named(program, str(error))
     if found is not None:
         operator, layer = found
         whose = "" if layer is None else f" of the layer {layer or '(the network)'}"

@@ -14,6 +14,7 @@ from torch.export import ExportedProgram
 from onebyone.errors import MissingExtraError, ModelError, line_of
 from onebyone.exporting.network import FLOAT16, FLOAT32, INT8, Network, refusal
 from onebyone.exporting.program import quiet, silent
+from onebyone.exporting.tracing import Traced, write_traced
 
 NUMBERS = (FLOAT32, FLOAT16, INT8)
 
@@ -35,10 +36,13 @@ def export_onnx(network: Network, path: Path) -> None:
         ) from error
     try:
         with quiet():
-            torch.onnx.export(
-                _with_attention(network.program), f=str(path), dynamo=True, external_data=False,
-                verbose=False, input_names=_names(network),
-            )  # fmt: skip
+            if isinstance(network.program, Traced):
+                write_traced(network.program, network.inputs, _names(network), path)
+            else:
+                torch.onnx.export(
+                    _with_attention(network.program), f=str(path), dynamo=True, external_data=False,
+                    verbose=False, input_names=_names(network),
+                )  # fmt: skip
             if network.dtype == FLOAT16:
                 _to_float16(path)
             elif network.dtype == INT8:
@@ -71,9 +75,9 @@ def _with_attention(program: ExportedProgram) -> ExportedProgram:
 
 def _names(network: Network) -> list[str]:
     """What the file calls its inputs: several bear the names that the network's forward has for them."""
-    program = network.program
     if len(network.inputs) == 1:
         return ["input"]
+    program = network.exported
     taken = {*program.state_dict, *program.constants}
     names = map(str, program.graph_signature.user_inputs)
     return [f"{name}_input" if name in taken else name for name in names]

@@ -62,9 +62,17 @@ def export_any_batch(
     return torch.export.export(model, pairs, dynamic_shapes=shapes)
 
 
-def takes_any_batch(program: ExportedProgram) -> bool:
-    """Whether the batch size of the program is free."""
-    return bool(program.range_constraints)
+def takes_any_batch(program: object) -> bool:
+    """Whether it is a program whose batch size is free; sizes of what it finds may be free as well."""
+    if not isinstance(program, ExportedProgram):
+        return False
+    named = set(program.graph_signature.user_inputs)
+    inputs = (
+        n.meta.get("val") for n in program.graph.nodes if n.op == "placeholder" and n.name in named
+    )
+    return any(
+        isinstance(x, Tensor) and x.ndim > 0 and not isinstance(x.shape[0], int) for x in inputs
+    )
 
 
 @contextlib.contextmanager
