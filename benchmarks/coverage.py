@@ -77,6 +77,9 @@ def run(network: Network, args: argparse.Namespace) -> Row:
 def send_row(there: Connection, network: Network, args: argparse.Namespace) -> None:
     """The row of one network, or what went wrong."""
     torch.set_num_threads(args.threads)
+    # Gradients vanish in deep networks with drawn weights; products of denormal numbers take a hundred
+    # times as long.
+    torch.set_flush_denormal(True)
     try:
         there.send(one(network, args.macs, args.params))
     except Exception as error:
