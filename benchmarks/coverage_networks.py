@@ -156,7 +156,7 @@ def enliven(model: nn.Module, example: Tensor) -> None:
     As they are drawn, weights make a detector's features vanish and all its scores ties, so that there
     is nothing to find and nothing to compare.
     """
-    images = torch.randn(8, *example.shape[1:], generator=torch.Generator().manual_seed(0))
+    images = torch.randn(2, *example.shape[1:], generator=torch.Generator().manual_seed(0))
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     kept = [norm.momentum for norm in norms]
     for norm in norms:
