@@ -25,12 +25,15 @@ from torch import Tensor, nn
 import onebyone as obo
 from onebyone import slimming
 from onebyone.errors import BudgetError, OneByOneError
+from onebyone.exporting.checking import LIMITS
+from onebyone.exporting.checking import check as check_outputs
+from onebyone.exporting.tracing import is_detector
 from onebyone.files import ONNX, PLAN
 from onebyone.forms import FORMS
 from onebyone.plans import Decision, Plan
-from onebyone.running import first_output
+from onebyone.running import call, first_output
 from onebyone.searching import Trial
-from onebyone.tree import deep_copy
+from onebyone.tree import deep_copy, tensors_in
 
 MOST_IMAGES, LEAST_IMAGES = 8, 4  # a quarter of them is held out
 WORK = 2e10  # MACs of one pass over the images, where fewer than the most then do
@@ -142,7 +145,16 @@ def full_rank(loaded: obo.Loaded, plan: Plan, trial: Trial, images: Tensor) -> f
 
 
 def far(model: nn.Module, other: nn.Module, images: Tensor) -> float:
-    """The largest difference of two networks' first outputs, of the largest output; inf for shapes."""
+    """The largest difference of two networks' first outputs, of the largest output; inf for shapes.
+
+    Of detectors that of what both find, in any order; inf where one finds what the other does not.
+    """
+    if is_detector(model):
+        found = check_outputs(
+            model, lambda part: list(tensors_in(call(other, *part))), (images,),
+            limit=LIMITS["float32"], any_batch=False, drawn=True,
+        )  # fmt: skip
+        return found.error if found.failure is None else inf
     with torch.no_grad():
         one, two = (first_output(m(images)) for m in (model, other))
     if one.shape != two.shape:
