@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import onebyone as obo
 from onebyone.running import first_output
+from onebyone.tree import hooked
 
 CLASSIFICATION, SEGMENTATION, DETECTION, VIDEO = (
     f"torchvision {task}" for task in ("classification", "segmentation", "detection", "video")
@@ -175,10 +176,8 @@ def enliven(model: nn.Module, example: Tensor) -> None:
         m for name, m in model.named_modules()
         if any(words in name for words in SCORES) and getattr(m, "bias", None) is not None
     ]  # fmt: skip
-    handles = [m.register_forward_hook(watch) for m in heads]
-    model(images[:1])
-    for handle in handles:
-        handle.remove()
+    with hooked([m.register_forward_hook(watch) for m in heads]):
+        model(images[:1])
     for layer, spread in spreads.items():
         if spread > 0:
             cast(Tensor, layer.weight).div_(spread)

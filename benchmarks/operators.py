@@ -48,7 +48,7 @@ def allow_deformable() -> None:
     from torchvision import extension
 
     if _KEPT:
-        extension._has_ops = lambda: True
+        extension._has_ops = _has
 
 
 def _zeros(

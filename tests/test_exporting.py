@@ -180,6 +180,7 @@ class Boxes(ByValues):
     """One of those that torchvision writes to be traced: the values above a threshold."""
 
     __module__ = "torchvision.models.detection.boxes"
+    transform = None
 
     def __init__(self, least: float) -> None:
         super().__init__()
@@ -218,6 +219,29 @@ def test_a_detector_of_torchvision_is_traced(tmp_path: Path, target: str) -> Non
         torch.testing.assert_close(given, wanted, rtol=1e-4, atol=1e-5)
         sizes.add(len(wanted))
     assert len(sizes) > 1
+
+
+class Backbone(nn.Conv2d):
+    """A part of a detector, as other networks have it."""
+
+    __module__ = "torchvision.models.detection.backbone_utils"
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_network_with_a_part_of_a_detector_is_none(tmp_path: Path, alone: bool) -> None:
+    """Batches of it are checked, and its classes; with control flow of its own it is refused."""
+    pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    shown, backbone = pictures(3, 8, 8, n=9), Backbone(3, 4, 8)
+    model = backbone if alone else nn.Sequential(backbone, nn.Flatten())
+    found = obo.export(model.eval(), shown[:1], tmp_path / "a.onnx", images=shown, latency=False)
+    assert found.any_batch
+    assert found.check.rows == 0
+    assert found.check.agreement == (None if alone else 1.0)
+    boxes = Boxes(0.3)
+    boxes.conv = Backbone(3, 4, 3)  # type: ignore[assignment]
+    with pytest.raises(ModelError, match="control flow"):
+        obo.export(nn.Sequential(boxes).eval(), shown[:1], tmp_path / "b.onnx", latency=False)
 
 
 def test_a_check_in_which_nothing_is_found_says_so(tmp_path: Path) -> None:
@@ -260,6 +284,7 @@ def rows_of(
 
     class Found(nn.Module):
         __module__ = "torchvision.models.detection.found"
+        transform = None
 
         def forward(self, x: Tensor) -> list[Tensor]:
             return mine

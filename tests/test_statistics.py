@@ -55,12 +55,12 @@ def test_moments_are_those_of_all_positions() -> None:
 def test_moments_add_up(parts: int) -> None:
     rows = torch.randn(60, 4, generator=torch.Generator().manual_seed(0)) + 2
     whole, summed, filled = Moments.none(4), Moments.none(4), Moments.none(4)
-    whole.add(rows)
+    whole.take(whole.of(rows))
     for part in rows.chunk(parts):
-        filled.add(part)
+        filled.take(filled.of(part))
         of_part = Moments.none(4)
-        of_part.add(part)
-        summed = summed + of_part
+        of_part.take(of_part.of(part))
+        summed.take(of_part)
     torch.testing.assert_close(filled.covariance, whole.covariance, rtol=1e-4, atol=1e-5)
     assert summed.samples == whole.samples
     torch.testing.assert_close(summed.covariance, whole.covariance, rtol=1e-4, atol=1e-5)
@@ -74,7 +74,7 @@ def test_moments_without_a_part_are_those_of_the_rest(groups: int) -> None:
     rows[30:] += 20  # the parts have other means than all
     whole, part, rest = (Moments.none(4, groups=groups) for _ in range(3))
     for moments, taken in ((whole, rows), (part, rows[:30]), (rest, rows[30:])):
-        moments.add(taken)
+        moments.take(moments.of(taken))
     found = whole - part
     assert found.samples == rest.samples
     torch.testing.assert_close(found.total, rest.total)
@@ -103,8 +103,8 @@ def test_halves_are_what_is_judged_by_them(monkeypatch: pytest.MonkeyPatch) -> N
         sizes = {n: (s.channels.size, s.outputs.size) for n, s in half.layers.items()}
         assert sizes == {"0": (3, 8), "2": (8, 0), "4": (0, 6)}
     for name in ("0", "4"):
-        first, second = (half.layers[name].outputs for half in every.halves)
-        both = first + second
+        both, second = (half.layers[name].outputs for half in every.halves)
+        both.take(second)
         assert both.samples == every.layers[name].outputs.samples
         torch.testing.assert_close(both.covariance, every.layers[name].outputs.covariance)
     assert every.needs.keys() == {"0", "2"}
@@ -244,7 +244,7 @@ def test_moments_of_features_about_a_large_mean(groups: int) -> None:
     rows = 1000 + 0.01 * torch.randn(400, 4 * groups)
     moments = Moments.none(4, groups=groups)
     for part in rows.split(64):
-        moments.add(part)
+        moments.take(moments.of(part))
     parts = rows.reshape(400, groups, 4).transpose(0, 1)
     wanted = torch.stack([covariance(x) for x in parts])
     found = moments.covariance.reshape(wanted.shape)

@@ -50,10 +50,6 @@ class Moments:
             made.shift(rest.reshape(made.total.shape) / len(rows), -len(rows))
         return made
 
-    def add(self, rows: Float[Tensor, "samples all_d"]) -> None:
-        """Take these rows in."""
-        self.take(self.of(rows))
-
     def take(self, other: Moments) -> None:
         """Take in what another part of the samples gave (Chan, Golub & LeVeque, "Algorithms for computing
         the sample variance", 1983)."""
@@ -83,11 +79,6 @@ class Moments:
     def to(self, device: torch.device | str) -> Moments:
         """The same sums on another device."""
         return Moments(self.samples, self.total.to(device), self.products.to(device))
-
-    def __add__(self, other: Moments) -> Moments:
-        both = Moments(self.samples, self.total.clone(), self.products.clone())
-        both.take(other)
-        return both
 
     def __sub__(self, part: Moments) -> Moments:
         """What the other samples gave, of which `part` are some."""

@@ -24,16 +24,17 @@ from onebyone.exporting.checking import LIMITS, NOTHING
 from onebyone.exporting.network import (
     about_network,
     dtype_of,
+    exportable,
     network_of,
     on_cpu_in_float32,
     slimmed_facts,
     write_as_taken,
 )  # fmt: skip
 from onebyone.exporting.onnx import export_onnx
-from onebyone.exporting.program import export_program, quiet, takes_any_batch
+from onebyone.exporting.program import quiet, takes_any_batch
 from onebyone.exporting.rechecking import checked, drawn_images
 from onebyone.exporting.targets import TARGETS
-from onebyone.exporting.tracing import Traced, traced
+from onebyone.exporting.tracing import Traced, is_detector
 from onebyone.files import (
     ONNX,
     PLAN,
@@ -216,22 +217,20 @@ def _write_programs(
     """The network for use without onebyone, as far as it can be exported; notes on what cannot."""
     given = slimmed.example if isinstance(slimmed.example, tuple) else (slimmed.example,)
     model, inputs = flat(model, given)
-    found = export_program(model, inputs)
-    notes = []
-    if isinstance(found, str):
-        if traced(model, found) is None:
-            return [f"no {PROGRAM} and no {ONNX}: {found}"]
-        notes.append(f"no {PROGRAM}: {found}")
+    program = exportable(model, inputs)
+    if isinstance(program, str):
+        return [f"no {PROGRAM} and no {ONNX}: {program}"]
+    if isinstance(program, Traced):
+        notes = [f"no {PROGRAM}: {program.why}"]
     else:
-        notes += _write_program(found, folder / PROGRAM)
+        notes = _write_program(program, folder / PROGRAM)
     if _dtype_of(inputs) not in LIMITS:  # no runtime of ONNX takes it
         model = on_cpu_in_float32(model)
         inputs = tuple(x.float() if x.is_floating_point() else x for x in inputs)
-        found = export_program(model, inputs)
+        program = exportable(model, inputs)
         notes.append(f"{ONNX} computes in float32")
-    program = traced(model, found) if isinstance(found, str) else found
-    if program is None:
-        return [*notes, f"no {ONNX}: {found}"]
+    if isinstance(program, str):
+        return [*notes, f"no {ONNX}: {program}"]
     free = takes_any_batch(program)
 
     def write_onnx(program: ExportedProgram | Traced) -> None:
@@ -240,8 +239,7 @@ def _write_programs(
             preprocess=slimmed.preprocess, classes=slimmed.classes, slimmed=slimmed_facts(plan),
         )  # fmt: skip
         export_onnx(network_of(program, inputs, about=about), folder / ONNX)
-        shown = inputs if isinstance(program, Traced) else ()
-        if _check_onnx(model, inputs, shown, folder / ONNX, takes_any_batch(program)):
+        if _check_onnx(model, inputs, folder / ONNX, takes_any_batch(program)):
             notes.append(f"{ONNX}: {NOTHING}")
 
     try:
@@ -274,11 +272,8 @@ def _write_program(program: ExportedProgram, path: Path) -> list[str]:
     return []
 
 
-def _check_onnx(
-    model: nn.Module, inputs: tuple[Tensor, ...], shown: tuple[Tensor, ...], path: Path,
-    any_batch: bool,
-) -> bool:  # fmt: skip
-    """Whether the network finds nothing in drawn images and those shown, which are compared as well.
+def _check_onnx(model: nn.Module, inputs: tuple[Tensor, ...], path: Path, any_batch: bool) -> bool:
+    """Whether the network finds nothing in drawn images; a detector gets the example as well.
 
     Raises ModelError where onnxruntime computes something else; nothing where it is missing.
     """
@@ -287,8 +282,8 @@ def _check_onnx(
     if target.missing is not None or not path.is_file():
         return False
     drawn = tuple(drawn_images(x, fixed=not any_batch) for x in inputs)
-    if shown:
-        drawn = tuple(torch.cat([x, y]) for x, y in zip(shown, drawn, strict=True))
+    if is_detector(model):
+        drawn = tuple(torch.cat([x, y]) for x, y in zip(inputs, drawn, strict=True))
     return checked(target, path, model, drawn, dtype, any_batch, drawn=True).empty
 
 

@@ -102,12 +102,7 @@ def check(
     with evaluating(model), torch.inference_mode():
         for part in _parts(inputs, any_batch):
             mine = [t for t in tensors_in(call(model, *part)) if t.is_floating_point()]
-            try:
-                theirs = [t for t in session(part) if t.is_floating_point()]
-            except Exception as error:
-                raise ModelError(
-                    f"it fails on a batch of {len(part[0])} ({type(error).__name__}: {error})"
-                ) from error
+            theirs = [t for t in _run(session, part) if t.is_floating_point()]
             shapes = [[tuple(t.shape) for t in side] for side in (mine, theirs)]
             if shapes[0] != shapes[1]:
                 raise ModelError(f"its outputs have shapes {shapes[1]} and PyTorch's {shapes[0]}")
@@ -142,12 +137,7 @@ def _check_rows(
     with evaluating(model), torch.inference_mode():
         for part in _parts(inputs, any_batch=False):
             mine = list(tensors_in(call(model, *part)))
-            try:
-                theirs = session(part)
-            except Exception as error:
-                raise ModelError(
-                    f"it fails on an image ({type(error).__name__}: {error})"
-                ) from error
+            theirs = _run(session, part)
             shapes = [[tuple(t.shape[1:]) for t in side] for side in (mine, theirs)]
             if shapes[0] != shapes[1]:
                 raise ModelError(
@@ -184,6 +174,18 @@ def _nearest(mine: list[Tensor], theirs: list[Tensor]) -> tuple[Tensor, Tensor]:
     gaps = torch.stack([(a - b[place]).abs().amax(1) for a, b, _ in sides])
     sizes = torch.tensor([size for _, _, size in sides], dtype=gaps.dtype)
     return gaps.amax(0), (gaps / sizes[:, None]).amax(0)
+
+
+def _run(
+    session: Callable[[Sequence[Tensor]], list[Tensor]], part: tuple[Tensor, ...]
+) -> list[Tensor]:
+    """What the export gives; ModelError where it fails."""
+    try:
+        return session(part)
+    except Exception as error:
+        raise ModelError(
+            f"it fails on a batch of {len(part[0])} ({type(error).__name__}: {error})"
+        ) from error
 
 
 def _parts(inputs: tuple[Tensor, ...], any_batch: bool) -> Iterator[tuple[Tensor, ...]]:

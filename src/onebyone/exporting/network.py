@@ -76,17 +76,21 @@ def network_of(
     return Network(program, inputs, dtype, calibration, said)
 
 
+def exportable(model: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram | Traced | str:
+    """The network's program, or it itself where it can be traced alone; or why there is neither."""
+    found = export_program(model, inputs)
+    return traced(model, found) or found if isinstance(found, str) else found
+
+
 def exported(model: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram | Traced:
     """The program of a float32 network on the processor, or a detector of torchvision to be traced.
 
     Raises ModelError where there is neither.
     """
-    plain = on_cpu_in_float32(model)
-    program = export_program(plain, inputs)
-    found = traced(plain, program) if isinstance(program, str) else program
-    if found is None:
+    found = exportable(on_cpu_in_float32(model), inputs)
+    if isinstance(found, str):
         raise ModelError(
-            f"{program}; what runs outside PyTorch must be traced, so control flow that depends on "
+            f"{found}; what runs outside PyTorch must be traced, so control flow that depends on "
             "values has to go"
         )
     return found

@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 from onebyone.tree import evaluating
 
-TRACED = (
-    "torchvision.models.detection."  # its code asks whether it is traced, and takes other ways then
-)
+# Its code asks whether it is traced, and takes other ways then.
+TRACED = "torchvision.models.detection."
 OPSET = 18
 
 
@@ -28,8 +27,12 @@ class Traced:
 
 
 def is_detector(model: nn.Module) -> bool:
-    """Whether it is one of torchvision's, whose outputs have a row for each thing that it finds."""
-    return any(type(m).__module__.startswith(TRACED) for m in model.modules())
+    """Whether it is one of torchvision's, whose outputs have a row for each thing that it finds.
+
+    A network that only has parts of one, such as a backbone, is not, and no part by itself: detectors
+    alone turn what they find back to the image's size, by their `transform`.
+    """
+    return type(model).__module__.startswith(TRACED) and hasattr(model, "transform")
 
 
 def traced(model: nn.Module, why: str) -> Traced | None:
