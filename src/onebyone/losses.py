@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from onebyone.factorize.judging import JUDGED, tails_on_other
-from onebyone.factorize.metric import energies, factor, tails
+from onebyone.factorize.metric import energies, factor, reach, tails, within
 from onebyone.factorize.spatial import between_energies, between_form
 from onebyone.narrowing.spaces import Narrowing, kept_entries
 from onebyone.narrowing.widths import Floats
+from onebyone.recorder import LayerStatistics
 from onebyone.statistics import Statistics
 from onebyone.surveying import Seen
 
@@ -33,6 +34,7 @@ class Losses:
         self.spectra: dict[tuple[str, str, Entries], Tensor] = {}
         self.excess: dict[str, dict[str, Floats]] = {}
         self.forms: dict[str, list[Tensor]] = {}
+        self.bases: dict[str, Tensor] = {}
 
     def at(self, seen: Seen, narrowings: Sequence[Narrowing] = ()) -> dict[str, Floats]:
         """The losses of a layer for ranks 0, 1, … of each side, with some channels left out."""
@@ -85,13 +87,12 @@ class Losses:
     def _energies(self, seen: Seen, side: str, entries: list[int] | None) -> list[Tensor]:
         layer, name = self.statistics.layers[seen.layer], seen.layer
         if side == "out":
+            forms, covariances = self._felt(seen, layer, entries)
+            size = layer.outputs.size if entries is None else len(entries)
             return [
-                energies(root.T @ covariance @ root)
-                for root, covariance in zip(
-                    map(factor, _own(layer.gradients, entries)),
-                    _own(layer.outputs.covariance, entries), strict=True,
-                )
-            ]  # fmt: skip
+                padded(energies(root.T @ covariance @ root), size)
+                for root, covariance in zip(map(factor, forms), covariances, strict=True)
+            ]
         inside = _own(layer.channels.covariance, entries)
         if side == "in":
             return [
@@ -109,6 +110,31 @@ class Losses:
             between_energies(form, covariance, layer.taps, c_out)
             for form, covariance in zip(forms, inside, strict=True)
         ]
+
+    def _felt(
+        self, seen: Seen, layer: LayerStatistics, entries: list[int] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The form of the loss and the covariance at a layer's outputs, of each group.
+
+        Of a pointwise layer that gives at least twice what it reads, only within what it can reach.
+        """
+        forms, bases = _own(layer.gradients, entries), self._reach(seen, entries)
+        if bases is None:
+            return forms, _own(layer.outputs.covariance, entries)
+        return within(forms, bases), layer.outputs.within(bases, entries).covariance
+
+    def _reach(self, seen: Seen, entries: list[int] | None) -> Tensor | None:
+        """The bases of what a layer's outputs can reach, where that is at most half of all."""
+        name, conv = seen.layer, seen.conv
+        assert conv is not None
+        kernel = self.statistics.kernels.get(name) if conv.taps == 1 else None
+        if kernel is None or (entries is not None and 2 * conv.c_in > len(entries)):
+            return None
+        if entries is not None:
+            return reach(kernel[None, entries, 0])
+        if name not in self.bases:
+            self.bases[name] = reach(kernel[:, 0].unflatten(0, (conv.groups, -1)))
+        return self.bases[name]
 
     def _between(self, seen: Seen) -> list[Tensor]:
         """The forms between the halves of a kernel, one for each group, worked out once."""
@@ -130,9 +156,9 @@ class Losses:
         halves = [h for h in self.statistics.halves if name in h.layers]
         if conv is None or conv.depthwise or len(halves) < 2:
             return {}
-        found = {
-            "out": [(h.layers[name].gradients, h.layers[name].outputs.covariance) for h in halves]
-        }
+        found = {}
+        if halves[0].layers[name].outputs.size:
+            found["out"] = [self._felt(seen, h.layers[name]) for h in halves]
         if conv.taps > 1 and all(name in h.needs for h in halves):
             found["in"] = [(h.needs[name], h.layers[name].channels.covariance) for h in halves]
         return {side: pairs for side, pairs in found.items() if 0 < pairs[0][1].shape[-1] <= JUDGED}
@@ -147,8 +173,14 @@ class Losses:
             [tails_on_other(f, c, g, d) + tails_on_other(g, d, f, c) for f, c, g, d in groups]
         ).sum(0)
         own = tails(self.spectrum(seen, side)) * self.statistics.images
+        judged = padded(judged, len(own))
         ratio = (judged / own.clamp_min(NOTHING * float(own[0]))).clamp_min(1)
         return torch.where(own > NOTHING * own[0], ratio, 1.0).numpy()
+
+
+def padded(values: Tensor, size: int) -> Tensor:
+    """The values and so many zeros that there are `size`."""
+    return torch.cat([values, values.new_zeros(size - len(values))])
 
 
 def beyond(losses: Floats, optimism: Floats) -> Floats:

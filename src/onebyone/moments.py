@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from onebyone.factorize.metric import shrink, shrinkage
+from onebyone.factorize.metric import shrink, shrinkage, within
 
 
 @dataclass
@@ -104,6 +104,17 @@ class Moments:
             for one in found.reshape(-1, self.size, self.size)
         ]
         return torch.stack(groups).reshape(found.shape)
+
+    def within(
+        self, bases: Float[Tensor, "groups part reach"], entries: list[int] | None
+    ) -> Moments:
+        """Those of Qᵀ x for samples x, of which these entries stay (all for None), for each group."""
+        total, products = self.total, self.products
+        if entries is not None:
+            total, products = total[entries], products[entries][:, entries]
+        groups, part, reach = bases.shape
+        total = (bases.mT @ total.reshape(groups, part, 1)).reshape(groups, reach)
+        return Moments(self.samples, total, within(products.reshape(groups, part, part), bases))
 
     def _between(self, other: Moments, sign: int) -> None:
         """What the distance of both means adds to the products (or, at −1, takes off them)."""

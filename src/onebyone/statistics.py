@@ -41,9 +41,10 @@ class Statistics:
     `needs` has Σ Wᵀ G W for the input channels of layers of several taps, summed over the images, and
     `orders` for each space that can be cut, by its name, which channels are needed most; what else they
     were made from is not kept. `kernels` are the weights (c_out, taps, c_in of a group) of layers whose
-    kernel lies along several axes. `halves` are the sums of every other batch, of at most `JUDGED`
-    channels, for what is found on one to be judged on the other. `notes` say what of
-    the images the plan should be read with: that they are few, or unlike those of training.
+    kernel lies along several axes, and of pointwise ones that give at least twice what they read.
+    `halves` are the sums of every other batch, of at most `JUDGED` channels, for what is found on one
+    to be judged on the other. `notes` say what of the images the plan should be read with: that they
+    are few, or unlike those of training.
     """
 
     survey: Survey
@@ -234,12 +235,16 @@ def _needs(model: nn.Module, layers: dict[str, LayerStatistics]) -> dict[str, Te
 
 
 def _kernels(model: nn.Module, layers: dict[str, LayerStatistics]) -> dict[str, Tensor]:
-    """Copies of the weights whose taps are not all of one axis."""
+    """Copies of the weights that say more than moments: of taps along several axes, and of pointwise
+    layers whose outputs reach less than all their channels."""
     modules = modules_by_name(model)
     found: dict[str, Tensor] = {}
     for name in layers:
         conv = ConvSpec.of(modules[name])
-        if conv.taps > conv.first_taps and not conv.depthwise:
+        if conv.depthwise:
+            continue
+        few = conv.taps == 1 and 2 * conv.c_in <= conv.c_out
+        if conv.taps > conv.first_taps or few:
             found[name] = kernel_of(modules[name]).to("cpu", torch.float32, copy=True)
     return found
 

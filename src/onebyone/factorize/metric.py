@@ -83,6 +83,21 @@ def energies(matrix: Float[Tensor, "d d"]) -> Float[Tensor, " d"]:
     return torch.linalg.eigvalsh(_symmetric(matrix)).flip(0).clamp_min(0)
 
 
+def reach(weight: Float[Tensor, "*groups out features"]) -> Float[Tensor, "*groups out features"]:
+    """Orthonormal columns Q that span the outputs of a linear map, less their mean.
+
+    With Σ = Q S Qᵀ, the spectrum and the directions of a form G under Σ are those of Qᵀ G Q under S.
+    """
+    return torch.linalg.qr(weight.double()).Q
+
+
+def within(
+    matrix: Float[Tensor, "*groups d d"], basis: Float[Tensor, "*groups d reach"]
+) -> Float[Tensor, "*groups reach reach"]:
+    """Qᵀ M Q, in float64."""
+    return basis.mT @ (matrix.double() @ basis)
+
+
 def _symmetric(matrix: Float[Tensor, "d d"]) -> Float[Tensor, "d d"]:
     """(M + Mᵀ) / 2; zero where nothing in it is a normal number, on which LAPACK may not converge."""
     made = (matrix + matrix.T) / 2

@@ -35,7 +35,8 @@ def reduced_rank(
     nothing, any basis of all outputs, or of what Lᵀ B reaches, is as good: no spectrum is worked out.
     """
     if rank >= len(slope):
-        return LowRank(metric.T @ slope, torch.linalg.inv(metric.T))
+        every = torch.eye(len(slope)).to(metric)
+        return LowRank(metric.T @ slope, torch.linalg.solve_triangular(metric.T, every, upper=True))
     if rank == slope.shape[1]:
         kept = torch.linalg.qr(metric.T @ slope).Q
     else:

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from onebyone.factorize.judging import corners
-from onebyone.factorize.metric import factor, ridge_penalty, shrink
+from onebyone.factorize.metric import factor, ridge_penalty
 
 AT_ONCE = 128  # of so many channels that are left, one goes at a time; of twice as many, two
 LEAST_SHRINKAGE = 1e-4
@@ -52,8 +52,8 @@ def needed_order(readings: Sequence[Reading]) -> Order:
     inverses, forms = [], []
     for reading in readings:
         few = min(1.0, (len(reading.form) / max(reading.samples, 1)) ** 2)
-        covariance = shrink(reading.covariance.double(), max(LEAST_SHRINKAGE, few))
-        inverses.append(torch.linalg.inv(covariance))
+        lower = factor(reading.covariance, max(LEAST_SHRINKAGE, few))
+        inverses.append(torch.cholesky_inverse(lower))
         forms.append(reading.form.double().clone())
     left = torch.arange(len(forms[0]), device=forms[0].device)
     gone: list[Tensor] = []
@@ -146,6 +146,6 @@ def _leave_out(inverse: Tensor, form: Tensor, out: Tensor) -> float:
     share = rows / square if len(out) == 1 else torch.linalg.solve(square, rows)
     corner = form[out][:, out]
     half = form[out] - corner @ share / 2
-    form.addmm_(half.T, share, alpha=-1).addmm_(share.T, half, alpha=-1)
+    form.addmm_(torch.cat([half, share]).T, torch.cat([share, half]), alpha=-1)
     inverse.addmm_(rows.T, share, alpha=-1)
     return float((corner * torch.linalg.inv(square)).sum())
