@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -51,6 +53,45 @@ def test_the_same_samples_lose_their_own_tails() -> None:
     root = factor(a)
     own = tails(energies(root.T @ b @ root))
     torch.testing.assert_close(tails_on_other(a, b, a, b), own, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("scale", [1e-31, 1e31])
+def test_what_one_half_hardly_felt_is_judged_as_well(scale: float) -> None:
+    """Directions are those of any multiple; what is lost is a multiple of what the other half felt."""
+    torch.manual_seed(0)
+    a, b, c, d = (m @ m.T for m in torch.randn(4, 7, 7))
+    lost = tails_on_other(a, b, c, d)
+    torch.testing.assert_close(tails_on_other(a * scale, b, c, d), lost, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(tails_on_other(a, b * scale, c, d), lost, rtol=1e-3, atol=1e-3)
+    for other in (tails_on_other(a, b, c * scale, d), tails_on_other(a, b, c, d * scale)):
+        torch.testing.assert_close(other / scale, lost, rtol=1e-3, atol=1e-3)
+    assert tails_on_other(a * 0, b, c, d).isfinite().all()
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_what_a_widening_layer_loses_is_lost_within_its_reach(groups: int) -> None:
+    """Its outputs fill a part of their space alone, in which all is worked out as in the whole of it."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 16, 1, groups=groups), nn.ReLU(), nn.Flatten(),
+        nn.Linear(256, 5),
+    ).eval()  # fmt: skip
+    images = torch.randn(512, 3, 6, 6, generator=torch.Generator().manual_seed(1))
+    statistics = obo.observe(model, images)
+    (seen,) = (s for s in statistics.survey.layers if s.layer == "2")
+    everywhere = Losses(replace(statistics, kernels={}))
+    within = Losses(statistics)
+    for side, found in within.at(seen).items():
+        assert found == pytest.approx(everywhere.at(seen)[side], rel=0.02, abs=1e-5 * found[0])
+    spectra = within.spectrum(seen, "out"), everywhere.spectrum(seen, "out")
+    torch.testing.assert_close(*spectra, rtol=1e-4, atol=1e-5 * float(spectra[0][0]))
+    assert len(within.spectrum(seen, "out").nonzero()) == 6 // groups
+    if groups == 1:
+        kept = (0, 2, 3, 5, 6, 7, 9, 10, 11, 12, 13, 15)
+        for one, other in zip(
+            within.spectrum(seen, "out", kept), everywhere.spectrum(seen, "out", kept), strict=True
+        ):
+            assert float(one) == pytest.approx(float(other), rel=1e-4, abs=1e-6)
 
 
 @pytest.mark.parametrize(("channels", "samples"), [(7, 5), (12, 400), (40, 30)])

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from onebyone.factorize.metric import (
     factor,
+    of_unit_mean,
     raised,
     shrink,
     shrinkage_of_halves,
@@ -146,11 +147,14 @@ def tails_on_other(
     X = (L⁻ᵀ U)ᵀ G' (L⁻ᵀ U) and Y = (L U)ᵀ Σ' (L U).
     """
     noise = min(shrinkage_of_halves(form, other_form), 0.99)
-    # From here on in float32: half the time, and what they are judged by is known to a few digits.
-    root = factor(shrink(form.double(), noise)).float()
-    vectors = spectrum(root.T @ covariance.float() @ root)[1]
+    # From here on in float32, which takes half the time: what they are judged by is known to a few digits.
+    # Directions are those of any multiples, and the factors of one half may be beyond its range.
+    root = factor(of_unit_mean(shrink(form.double(), noise))[0]).float()
+    vectors = spectrum(root.T @ of_unit_mean(covariance)[0].float() @ root)[1]
     out, read = torch.linalg.solve_triangular(root.T, vectors, upper=True), root @ vectors
-    return corners((out.T @ other_form.float() @ out) * (read.T @ other_covariance.float() @ read))
+    (judging, more), (seen, times) = of_unit_mean(other_form), of_unit_mean(other_covariance)
+    products = (out.T @ judging.float() @ out) * (read.T @ seen.float() @ read)
+    return corners(products) * more * times
 
 
 def corners(products: Float[Tensor, "d d"]) -> Float[Tensor, " d_plus_1"]:

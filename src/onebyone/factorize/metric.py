@@ -83,6 +83,12 @@ def energies(matrix: Float[Tensor, "d d"]) -> Float[Tensor, " d"]:
     return torch.linalg.eigvalsh(_symmetric(matrix)).flip(0).clamp_min(0)
 
 
+def of_unit_mean(matrix: Float[Tensor, "d d"]) -> tuple[Float[Tensor, "d d"], float]:
+    """The matrix over the mean of its diagonal, in float64, and that mean; itself and 1 where it is 0."""
+    mean = float(matrix.diagonal().double().mean())
+    return (matrix.double() / mean, mean) if mean > 0 else (matrix.double(), 1.0)
+
+
 def reach(weight: Float[Tensor, "*groups out features"]) -> Float[Tensor, "*groups out features"]:
     """Orthonormal columns Q that span the outputs of a linear map, less their mean.
 
