@@ -65,8 +65,7 @@ def allow_detection() -> None:
         pooling: Any = sys.modules["torchvision.ops.roi_align"]
         _KEPT[0].impl("nms", _suppressed, "CPU")
         _KEPT[0].define("roi_align" + _POOLED)
-        # Its own pure PyTorch form, without the compilation of it that costs more than it saves here.
-        _KEPT[0].impl("roi_align", pooling._roi_align.__wrapped__, "CompositeImplicitAutograd")
+        _KEPT[0].impl("roi_align", _pooled, "CompositeImplicitAutograd")
         boxes._assert_has_ops = pooling._assert_has_ops = _there
         pooling._has_ops = _has
         _GIVEN.add("nms")
@@ -92,3 +91,37 @@ def _suppressed(dets: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
         near[0] = True  # a box without area does not overlap itself
         left = left[~near]
     return torch.cat(kept) if kept else left
+
+
+def _pooled(
+    maps: Tensor, boxes: Tensor, scale: float, high: int, wide: int, samples: int, aligned: bool
+) -> Tensor:
+    """The mean of so many samples a side in each of high×wide bins of every box, as two matrix products.
+
+    Boxes are rows of image, left, top, right, bottom. torchvision's own form in PyTorch gathers the four
+    neighbours of every sample, which takes ten times as long on the small maps here.
+    """
+    if samples <= 0:
+        raise NotImplementedError("roi_align takes a fixed number of samples here")
+    left, top, right, bottom = (boxes[:, 1:] * scale - 0.5 * aligned).detach().unbind(1)
+    rows = _sampled(top, bottom, high, samples, maps.shape[2], aligned)
+    columns = _sampled(left, right, wide, samples, maps.shape[3], aligned)
+    pooled = maps.new_zeros(len(boxes), maps.shape[1], high, wide)
+    for index, image in enumerate(maps):
+        own = (boxes[:, 0] == index).nonzero()[:, 0]
+        found = torch.einsum("kph,chw,kqw->kcpq", rows[own], image, columns[own])
+        pooled = pooled.index_copy(0, own, found)
+    return pooled
+
+
+def _sampled(
+    start: Tensor, end: Tensor, bins: int, samples: int, size: int, aligned: bool
+) -> Tensor:
+    """What each of `size` pixels weighs in each bin between two ends, for every box: (K, bins, size)."""
+    length = end - start if aligned else (end - start).clamp_min(1)
+    steps = (torch.arange(bins * samples).to(start) + 0.5) / (bins * samples)
+    at = start[:, None] + steps * length[:, None]
+    inside = (at >= -1) & (at <= size)
+    away = (at.clamp(0, size - 1)[..., None] - torch.arange(size).to(start)).abs()
+    weights = (1 - away).clamp_min(0) * inside[..., None]
+    return weights.unflatten(1, (bins, samples)).mean(2)
