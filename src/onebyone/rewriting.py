@@ -323,12 +323,12 @@ def _solve(job: _Job, own: nn.Module) -> None:
 def _samples(job: _Job) -> tuple[Tensor, Tensor]:
     """What arrives at the layer in the lighter network, and what it gave in the original.
 
-    Layers that run several times, and those that run on rows which the network itself chooses (a
-    detector's proposals, that may be others or in another order in the lighter one), get what arrived
-    in the original.
+    Layers that run several times get what arrived in the original. So do those that run on rows which the
+    network itself chooses (a detector's proposals), where these are others in the lighter one: one row
+    after another, as a few that changed places would spoil what all others say.
     """
     given = job.patches
-    if job.own_patches and _moved(job):
+    if job.own_patches and (job.own_patches.keys() != given.keys() or _moved(job)):
         given = job.own_patches
     keys = sorted(given)
     if not keys:
@@ -336,19 +336,25 @@ def _samples(job: _Job) -> tuple[Tensor, Tensor]:
             f"layer {job.decision.layer!r} gets another number of rows in the lighter network than in "
             f"the original: {BY_DATA}"
         )
+    if given is job.patches and job.own_patches:
+        given = {key: _where_same(rows, job.own_patches[key]) for key, rows in given.items()}
     patches = torch.cat([given[key] for key in keys])
     return patches, torch.cat([job.targets[key] for key in keys])
 
 
 def _moved(job: _Job) -> bool:
-    """Whether rows are missing, or tell as little of the original's as their mean does."""
-    if job.own_patches.keys() != job.patches.keys():
-        return True
+    """Whether rows tell as little of the original's as their mean does."""
     gap = whole = 0.0
     for key, rows in job.own_patches.items():
         gap += float((job.patches[key] - rows).square().sum())
         whole += float((rows - rows.mean(0)).square().sum())
     return gap > whole
+
+
+def _where_same(rows: Tensor, own: Tensor) -> Tensor:
+    """The rows, but for those that tell less of the original's own than their mean does: these."""
+    gap, whole = ((own - other).square().flatten(1).sum(1) for other in (rows, own.mean(0)))
+    return torch.where((gap > whole)[:, None, None], own, rows)
 
 
 def _first_by_group(job: _Job, patches: Tensor) -> Tensor:
