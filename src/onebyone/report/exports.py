@@ -39,7 +39,7 @@ FILES: tuple[Column[Export], ...] = (
     Column("error", lambda e: small(e.check.error)),
     Column("limit", lambda e: f"{e.check.limit.error:g}", 2),
     Column(
-        "same class", lambda e: NONE if e.check.agreement is None else percent(e.check.agreement)
+        "agreement", lambda e: NONE if e.check.agreement is None else percent(e.check.agreement)
     ),
     Column("batch", lambda e: "any" if e.any_batch else "1", 1),
 )
@@ -99,9 +99,17 @@ def check_lines(checks: list[Check]) -> list[str]:
     if not checks:
         return []
     kind = "drawn at random, since none were given" if checks[0].drawn else "of those given"
+    meanings = {
+        "images with the same top class": any(
+            c.agreement is not None and not c.rows for c in checks
+        ),
+        "things that both sides find": any(c.rows for c in checks),
+    }
+    agreement = " and ".join(meaning for meaning, holds in meanings.items() if holds)
     return [
         f"Checked on {images(checks[0].images)} {kind}. Error: the largest difference from PyTorch's "
         "output, as a fraction of the largest output."
+        + (f" Agreement: {agreement}." if agreement else "")
     ]
 
 
