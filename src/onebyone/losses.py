@@ -132,8 +132,8 @@ class Losses:
             return None
         if entries is not None:
             return reach(kernel[None, entries, 0])
-        if name not in self.bases:
-            self.bases[name] = reach(kernel[:, 0].unflatten(0, (conv.groups, -1)))
+        if name not in self.bases:  # of one layer at a time: they are twice as large as its weights
+            self.bases = {name: reach(kernel[:, 0].unflatten(0, (conv.groups, -1)))}
         return self.bases[name]
 
     def _between(self, seen: Seen) -> list[Tensor]:
