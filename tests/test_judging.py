@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import onebyone as obo
+from onebyone import statistics
 from onebyone.factorize.judging import (
     careful_multiple,
     halves,
@@ -69,7 +68,9 @@ def test_what_one_half_hardly_felt_is_judged_as_well(scale: float) -> None:
 
 
 @pytest.mark.parametrize("groups", [1, 2])
-def test_what_a_widening_layer_loses_is_lost_within_its_reach(groups: int) -> None:
+def test_what_a_widening_layer_loses_is_lost_within_its_reach(
+    groups: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its outputs fill a part of their space alone, in which all is worked out as in the whole of it."""
     torch.manual_seed(0)
     model = nn.Sequential(
@@ -77,10 +78,14 @@ def test_what_a_widening_layer_loses_is_lost_within_its_reach(groups: int) -> No
         nn.Linear(256, 5),
     ).eval()  # fmt: skip
     images = torch.randn(512, 3, 6, 6, generator=torch.Generator().manual_seed(1))
-    statistics = obo.observe(model, images)
-    (seen,) = (s for s in statistics.survey.layers if s.layer == "2")
-    everywhere = Losses(replace(statistics, kernels={}))
-    within = Losses(statistics)
+    reached = obo.observe(model, images)
+    (seen,) = (s for s in reached.survey.layers if s.layer == "2")
+    monkeypatch.setattr(statistics, "_bases", lambda *given: {})
+    whole = obo.observe(model, images)
+    one, other = reached.layers["2"], whole.layers["2"]
+    assert (one.outputs.size, other.outputs.size) == (6 // groups, 16 // groups)
+    torch.testing.assert_close(one.covariance, other.covariance, rtol=1e-4, atol=1e-5)
+    within, everywhere = Losses(reached), Losses(whole)
     for side, found in within.at(seen).items():
         assert found == pytest.approx(everywhere.at(seen)[side], rel=0.02, abs=1e-5 * found[0])
     spectra = within.spectrum(seen, "out"), everywhere.spectrum(seen, "out")

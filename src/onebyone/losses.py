@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from onebyone.factorize.judging import JUDGED, tails_on_other
-from onebyone.factorize.metric import energies, factor, reach, tails, within
+from onebyone.factorize.metric import energies, factor, tails, within
 from onebyone.factorize.spatial import between_energies, between_form
 from onebyone.narrowing.spaces import Narrowing, kept_entries
 from onebyone.narrowing.widths import Floats
@@ -34,7 +34,6 @@ class Losses:
         self.spectra: dict[tuple[str, str, Entries], Tensor] = {}
         self.excess: dict[str, dict[str, Floats]] = {}
         self.forms: dict[str, list[Tensor]] = {}
-        self.bases: dict[str, Tensor] = {}
 
     def at(self, seen: Seen, narrowings: Sequence[Narrowing] = ()) -> dict[str, Floats]:
         """The losses of a layer for ranks 0, 1, … of each side, with some channels left out."""
@@ -87,8 +86,8 @@ class Losses:
     def _energies(self, seen: Seen, side: str, entries: list[int] | None) -> list[Tensor]:
         layer, name = self.statistics.layers[seen.layer], seen.layer
         if side == "out":
-            forms, covariances = self._felt(seen, layer, entries)
-            size = layer.outputs.size if entries is None else len(entries)
+            forms, covariances = _felt(layer, entries)
+            size = layer.gradients.shape[-1] if entries is None else len(entries)
             return [
                 padded(energies(root.T @ covariance @ root), size)
                 for root, covariance in zip(map(factor, forms), covariances, strict=True)
@@ -110,31 +109,6 @@ class Losses:
             between_energies(form, covariance, layer.taps, c_out)
             for form, covariance in zip(forms, inside, strict=True)
         ]
-
-    def _felt(
-        self, seen: Seen, layer: LayerStatistics, entries: list[int] | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """The form of the loss and the covariance at a layer's outputs, of each group.
-
-        Of a pointwise layer that gives at least twice what it reads, only within what it can reach.
-        """
-        forms, bases = _own(layer.gradients, entries), self._reach(seen, entries)
-        if bases is None:
-            return forms, _own(layer.outputs.covariance, entries)
-        return within(forms, bases), layer.outputs.within(bases, entries).covariance
-
-    def _reach(self, seen: Seen, entries: list[int] | None) -> Tensor | None:
-        """The bases of what a layer's outputs can reach, where that is at most half of all."""
-        name, conv = seen.layer, seen.conv
-        assert conv is not None
-        kernel = self.statistics.kernels.get(name) if conv.taps == 1 else None
-        if kernel is None or (entries is not None and 2 * conv.c_in > len(entries)):
-            return None
-        if entries is not None:
-            return reach(kernel[None, entries, 0])
-        if name not in self.bases:  # of one layer at a time: they are twice as large as its weights
-            self.bases = {name: reach(kernel[:, 0].unflatten(0, (conv.groups, -1)))}
-        return self.bases[name]
 
     def _between(self, seen: Seen) -> list[Tensor]:
         """The forms between the halves of a kernel, one for each group, worked out once."""
@@ -158,7 +132,7 @@ class Losses:
             return {}
         found = {}
         if halves[0].layers[name].outputs.size:
-            found["out"] = [self._felt(seen, h.layers[name]) for h in halves]
+            found["out"] = [_felt(h.layers[name]) for h in halves]
         if conv.taps > 1 and all(name in h.needs for h in halves):
             found["in"] = [(h.needs[name], h.layers[name].channels.covariance) for h in halves]
         return {side: pairs for side, pairs in found.items() if 0 < pairs[0][1].shape[-1] <= JUDGED}
@@ -176,6 +150,17 @@ class Losses:
         judged = padded(judged, len(own))
         ratio = (judged / own.clamp_min(NOTHING * float(own[0]))).clamp_min(1)
         return torch.where(own > NOTHING * own[0], ratio, 1.0).numpy()
+
+
+def _felt(layer: LayerStatistics, entries: list[int] | None = None) -> tuple[Tensor, Tensor]:
+    """The form of the loss and the covariance at a layer's outputs, of each group, within their reach."""
+    forms, basis = _own(layer.gradients, entries), layer.basis
+    if basis is None:
+        return forms, _own(layer.outputs.covariance, entries)
+    if entries is None:
+        return within(forms, basis), _own(layer.outputs.covariance, None)
+    kept, rest = torch.linalg.qr(basis[:, entries].double())
+    return within(forms, kept), layer.outputs.within(rest.mT).covariance
 
 
 def padded(values: Tensor, size: int) -> Tensor:

@@ -105,16 +105,12 @@ class Moments:
         ]
         return torch.stack(groups).reshape(found.shape)
 
-    def within(
-        self, bases: Float[Tensor, "groups part reach"], entries: list[int] | None
-    ) -> Moments:
-        """Those of Qᵀ x for samples x, of which these entries stay (all for None), for each group."""
-        total, products = self.total, self.products
-        if entries is not None:
-            total, products = total[entries], products[entries][:, entries]
-        groups, part, reach = bases.shape
-        total = (bases.mT @ total.reshape(groups, part, 1)).reshape(groups, reach)
-        return Moments(self.samples, total, within(products.reshape(groups, part, part), bases))
+    def within(self, basis: Float[Tensor, "groups d reach"]) -> Moments:
+        """Those of Qᵀ x for samples x, group by group."""
+        groups, size, reach = basis.shape
+        total = basis.mT @ self.total.reshape(groups, size, 1)
+        products = within(self.products.reshape(groups, size, size), basis)
+        return Moments(self.samples, total.reshape(groups, reach), products)
 
     def _between(self, other: Moments, sign: int) -> None:
         """What the distance of both means adds to the products (or, at −1, takes off them)."""

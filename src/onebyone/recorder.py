@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from onebyone.conv import ConvSpec
 from onebyone.factorize.judging import JUDGED
+from onebyone.factorize.metric import within
 from onebyone.factorize.squeeze import tap_products
 from onebyone.moments import Moments, add_products
 from onebyone.sampling import choose_positions, output_rows, patch_rows, positions_of
@@ -28,7 +29,8 @@ class LayerStatistics:
 
     `channels`: its input pixels, of no channels for a pointwise or linear layer whose input neither a
     form squeezes nor a narrowing cuts; `taps`: products of the taps of its input patches, summed over
-    channels; `outputs`: its outputs before any normalisation; `gradients`: Σ g gᵀ over all output
+    channels; `outputs`: its outputs before any normalisation, or Qᵀ times them where they reach no more
+    than half of their space, spanned by the columns Q of the `basis`; `gradients`: Σ g gᵀ over all output
     positions, g the gradient of the loss there; `lowest` and `highest`: the least and the greatest
     output of each channel that had a gradient at all. Of a grouped layer all but the taps and these
     two are of each group by itself; a depthwise layer has only these two. `batches` is how many of them
@@ -42,9 +44,15 @@ class LayerStatistics:
     lowest: Float[Tensor, " c_out"]
     highest: Float[Tensor, " c_out"]
     batches: int = 0
+    basis: Float[Tensor, "groups out reach"] | None = None
 
     @staticmethod
-    def none(conv: ConvSpec, block: int = 0, device: torch.device | str = "cpu") -> LayerStatistics:
+    def none(
+        conv: ConvSpec,
+        block: int = 0,
+        device: torch.device | str = "cpu",
+        basis: Tensor | None = None,
+    ) -> LayerStatistics:
         """What a layer saw that has not run yet; `block` as in `blocks_read`."""
         groups = 1 if conv.depthwise else conv.groups
         taps, out = conv.taps * max(block, 1), 0 if conv.depthwise else conv.c_out // groups
@@ -53,16 +61,36 @@ class LayerStatistics:
         return LayerStatistics(
             Moments.none(inside, device, groups),
             torch.zeros(taps, taps, dtype=torch.float64, device=device),
-            Moments.none(out, device, groups),
+            Moments.none(out if basis is None else basis.shape[-1], device, groups),
             Moments.none(out, device, groups).products.float(),
             torch.full((conv.c_out,), torch.inf, device=device),
             torch.full((conv.c_out,), -torch.inf, device=device),
+            basis=None if basis is None else basis.to(device),
         )
 
     def to(self, device: torch.device | str) -> LayerStatistics:
         """The same sums on another device."""
-        names = [f.name for f in fields(self) if f.name != "batches"]
-        return replace(self, **{name: getattr(self, name).to(device) for name in names})
+        parts = {f.name: getattr(self, f.name) for f in fields(self)}
+        kinds = (Moments, Tensor)
+        return replace(self, **{n: p.to(device) for n, p in parts.items() if isinstance(p, kinds)})
+
+    @property
+    def covariance(self) -> Float[Tensor, "*groups out out"]:
+        """That of all outputs, in float64."""
+        if self.basis is None:
+            return self.outputs.covariance
+        groups, _, reach = self.basis.shape
+        own = self.outputs.covariance.reshape(groups, reach, reach)
+        return within(own, self.basis.mT).reshape(self.gradients.shape)
+
+    def reached(self, rows: Float[Tensor, "samples c_out"]) -> Float[Tensor, "samples all_reach"]:
+        """Outputs as `outputs` has them."""
+        if self.basis is None:
+            return rows
+        groups, size, _ = self.basis.shape
+        return (
+            (rows.reshape(-1, groups, size).transpose(0, 1) @ self.basis).transpose(0, 1).flatten(1)
+        )
 
     def part(self, inside: bool) -> LayerStatistics:
         """The same without numbers yet, for a part of the batches that another is judged by.
@@ -75,7 +103,7 @@ class LayerStatistics:
             self,
             channels=self.channels.none_like(self.channels.size if inside else 0),
             taps=torch.zeros_like(self.taps),
-            outputs=self.outputs.none_like(size if size <= JUDGED else 0),
+            outputs=self.outputs.none_like(size if self.gradients.shape[-1] <= JUDGED else 0),
             gradients=torch.zeros_like(self.gradients),
             batches=0,
         )
@@ -104,15 +132,15 @@ class Recorder:
     """Hooks that sample what passes a layer, in both directions.
 
     `blocks` as in `blocks_read`; `narrowed` are the layers whose input channels may be left out, to be
-    judged by every other batch.
+    judged by every other batch; `bases` of layers whose outputs reach less than all their channels.
     """
 
     def __init__(
         self, found: Survey, images: int, generator: torch.Generator, blocks: dict[str, int],
-        narrowed: frozenset[str],
+        narrowed: frozenset[str], bases: dict[str, Tensor],
     ) -> None:  # fmt: skip
         self.found, self.images, self.generator = found, images, generator
-        self.blocks, self.narrowed = blocks, narrowed
+        self.blocks, self.narrowed, self.bases = blocks, narrowed, bases
         self.whole: dict[str, LayerStatistics] = {}
         self.first: dict[str, LayerStatistics] = {}
         self.in_first = True  # whether the batch that passes is one of those in `first` too
@@ -120,7 +148,8 @@ class Recorder:
     def none(self, seen: Seen, device: torch.device | str = "cpu") -> LayerStatistics:
         """What a layer saw that has not run yet."""
         assert seen.conv is not None
-        return LayerStatistics.none(seen.conv, self.blocks.get(seen.layer, 0), device)
+        block, basis = self.blocks.get(seen.layer, 0), self.bases.get(seen.layer)
+        return LayerStatistics.none(seen.conv, block, device, basis)
 
     def none_first(self, seen: Seen, device: torch.device | str = "cpu") -> LayerStatistics:
         """The same for the first half of the batches, of what is judged by it."""
@@ -163,7 +192,8 @@ class Recorder:
                     if one.channels.size:
                         one.channels.take(channels)
             if layer.outputs.size:
-                outputs = layer.outputs.of(output_rows(conv, y.detach(), chosen))
+                rows = output_rows(conv, y.detach(), chosen)
+                outputs = layer.outputs.of(layer.reached(rows))
                 for one in into:
                     if one.outputs.size:
                         one.outputs.take(outputs)

@@ -15,7 +15,7 @@ from onebyone.data import open_images
 from onebyone.distributed import World
 from onebyone.errors import DataError, ModelError, as_bytes, listed, seeded
 from onebyone.factorize.judging import JUDGED
-from onebyone.factorize.metric import shrink, shrinkage_of_halves
+from onebyone.factorize.metric import reach, shrink, shrinkage_of_halves
 from onebyone.factorize.selection import Order
 from onebyone.factorize.squeeze import input_form
 from onebyone.moments import Moments
@@ -41,10 +41,9 @@ class Statistics:
     `needs` has Σ Wᵀ G W for the input channels of layers of several taps, summed over the images, and
     `orders` for each space that can be cut, by its name, which channels are needed most; what else they
     were made from is not kept. `kernels` are the weights (c_out, taps, c_in of a group) of layers whose
-    kernel lies along several axes, and of pointwise ones that give at least twice what they read.
-    `halves` are the sums of every other batch, of at most `JUDGED` channels, for what is found on one
-    to be judged on the other. `notes` say what of the images the plan should be read with: that they
-    are few, or unlike those of training.
+    kernel lies along several axes. `halves` are the sums of every other batch, of at most `JUDGED`
+    channels, for what is found on one to be judged on the other. `notes` say what of
+    the images the plan should be read with: that they are few, or unlike those of training.
     """
 
     survey: Survey
@@ -96,7 +95,9 @@ def observe(
         narrowed = frozenset(
             n for s in spaces if s.refusal is None and s.channels <= JUDGED for n in s.readers
         )
-        recorder = Recorder(found, len(inputs), generator, blocks, narrowed)
+        bases = _bases(model, found)
+        world.copy(*bases.values())
+        recorder = Recorder(found, len(inputs), generator, blocks, narrowed, bases)
         agreement = Agreement()
 
         def record(sent: bool) -> None:
@@ -196,7 +197,7 @@ def _filled(
     dense = {name: seen for name, seen in layers.items() if seen.outputs.size}
     unfelt = stand_in(
         {name: seen.gradients for name, seen in dense.items()},
-        lambda name: dense[name].outputs.covariance, images,
+        lambda name: dense[name].covariance, images,
     )  # fmt: skip
     for name in unfelt:
         for half in halves:
@@ -234,17 +235,25 @@ def _needs(model: nn.Module, layers: dict[str, LayerStatistics]) -> dict[str, Te
     return needs
 
 
+def _bases(model: nn.Module, found: Survey) -> dict[str, Tensor]:
+    """What the outputs can reach of pointwise layers that give at least twice what they read."""
+    modules, bases = modules_by_name(model), {}
+    for seen in found.layers:
+        conv = seen.conv
+        if seen.refusal is None and conv is not None and conv.pointwise and not conv.depthwise:
+            kernel = kernel_of(modules[seen.layer])[:, 0].cpu()
+            if 2 * conv.c_in <= conv.c_out and kernel.isfinite().all():
+                bases[seen.layer] = reach(kernel.unflatten(0, (conv.groups, -1)))
+    return bases
+
+
 def _kernels(model: nn.Module, layers: dict[str, LayerStatistics]) -> dict[str, Tensor]:
-    """Copies of the weights that say more than moments: of taps along several axes, and of pointwise
-    layers whose outputs reach less than all their channels."""
+    """Copies of the weights whose taps are not all of one axis."""
     modules = modules_by_name(model)
     found: dict[str, Tensor] = {}
     for name in layers:
         conv = ConvSpec.of(modules[name])
-        if conv.depthwise:
-            continue
-        few = conv.taps == 1 and 2 * conv.c_in <= conv.c_out
-        if conv.taps > conv.first_taps or few:
+        if conv.taps > conv.first_taps and not conv.depthwise:
             found[name] = kernel_of(modules[name]).to("cpu", torch.float32, copy=True)
     return found
 

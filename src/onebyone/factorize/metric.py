@@ -90,17 +90,18 @@ def of_unit_mean(matrix: Float[Tensor, "d d"]) -> tuple[Float[Tensor, "d d"], fl
 
 
 def reach(weight: Float[Tensor, "*groups out features"]) -> Float[Tensor, "*groups out features"]:
-    """Orthonormal columns Q that span the outputs of a linear map, less their mean.
+    """Orthonormal columns Q that span the outputs of a linear map, less their mean, in float32.
 
     With Σ = Q S Qᵀ, the spectrum and the directions of a form G under Σ are those of Qᵀ G Q under S.
     """
-    return torch.linalg.qr(weight.double()).Q
+    return torch.linalg.qr(weight.double()).Q.float()
 
 
 def within(
     matrix: Float[Tensor, "*groups d d"], basis: Float[Tensor, "*groups d reach"]
 ) -> Float[Tensor, "*groups reach reach"]:
     """Qᵀ M Q, in float64."""
+    basis = basis.double()
     return basis.mT @ (matrix.double() @ basis)
 
 
