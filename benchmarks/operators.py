@@ -99,7 +99,7 @@ def _pooled(
     """The mean of so many samples a side in each of high×wide bins of every box, as two matrix products.
 
     Boxes are rows of image, left, top, right, bottom. torchvision's own form in PyTorch gathers the four
-    neighbours of every sample, which takes ten times as long on the small maps here.
+    neighbours of every sample, which takes thirty times as long on the small maps here.
     """
     if samples <= 0:
         raise NotImplementedError("roi_align takes a fixed number of samples here")

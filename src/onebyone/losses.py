@@ -89,7 +89,7 @@ class Losses:
             forms, covariances = _felt(layer, entries)
             size = layer.gradients.shape[-1] if entries is None else len(entries)
             return [
-                padded(energies(root.T @ covariance @ root), size)
+                _padded(energies(root.T @ covariance @ root), size)
                 for root, covariance in zip(map(factor, forms), covariances, strict=True)
             ]
         inside = _own(layer.channels.covariance, entries)
@@ -147,7 +147,7 @@ class Losses:
             [tails_on_other(f, c, g, d) + tails_on_other(g, d, f, c) for f, c, g, d in groups]
         ).sum(0)
         own = tails(self.spectrum(seen, side)) * self.statistics.images
-        judged = padded(judged, len(own))
+        judged = _padded(judged, len(own))
         ratio = (judged / own.clamp_min(NOTHING * float(own[0]))).clamp_min(1)
         return torch.where(own > NOTHING * own[0], ratio, 1.0).numpy()
 
@@ -163,7 +163,7 @@ def _felt(layer: LayerStatistics, entries: list[int] | None = None) -> tuple[Ten
     return within(forms, kept), layer.outputs.within(rest.mT).covariance
 
 
-def padded(values: Tensor, size: int) -> Tensor:
+def _padded(values: Tensor, size: int) -> Tensor:
     """The values and so many zeros that there are `size`."""
     return torch.cat([values, values.new_zeros(size - len(values))])
 

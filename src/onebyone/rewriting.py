@@ -327,23 +327,24 @@ def _samples(job: _Job) -> tuple[Tensor, Tensor]:
     network itself chooses (a detector's proposals), where these are others in the lighter one: one row
     after another, as a few that changed places would spoil what all others say.
     """
-    given = job.patches
-    if job.own_patches and (job.own_patches.keys() != given.keys() or _moved(job)):
-        given = job.own_patches
+    given, own = job.patches, job.own_patches
+    if own:
+        moved = _moved(job)
+        given = own if moved else {k: _where_same(rows, own[k]) for k, rows in given.items()}
     keys = sorted(given)
     if not keys:
         raise ModelError(
             f"layer {job.decision.layer!r} gets another number of rows in the lighter network than in "
             f"the original: {BY_DATA}"
         )
-    if given is job.patches and job.own_patches:
-        given = {key: _where_same(rows, job.own_patches[key]) for key, rows in given.items()}
     patches = torch.cat([given[key] for key in keys])
     return patches, torch.cat([job.targets[key] for key in keys])
 
 
 def _moved(job: _Job) -> bool:
-    """Whether rows tell as little of the original's as their mean does."""
+    """Whether rows are missing, or tell as little of the original's as their mean does."""
+    if job.own_patches.keys() != job.patches.keys():
+        return True
     gap = whole = 0.0
     for key, rows in job.own_patches.items():
         gap += float((job.patches[key] - rows).square().sum())
