@@ -2,6 +2,8 @@
 
 import os
 import sys
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -26,3 +28,13 @@ def torchvision_operators() -> None:
     import operators
 
     operators.declare()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def signatures_once() -> None:
+    """onnxscript parses the source of all its operators at every export; here once is enough."""
+    with suppress(ImportError, AttributeError):
+        from onnxscript import values
+
+        traced = values.TracedOnnxFunction
+        traced.function_ir = property(cache(traced.function_ir.fget))

@@ -142,7 +142,7 @@ def test_an_interrupt_keeps_the_best_and_resumes(
         shutil.copytree(slimmed, out)
     command = [
         sys.executable, "-m", "onebyone", "finetune", str(start), "--data", str(images), *options,
-        "--epochs", "12", *QUICK,
+        "--epochs", "4", *QUICK,
     ]  # fmt: skip
     checkpoint = tmp_path / "tuned.checkpoint.safetensors"
 
@@ -162,7 +162,7 @@ def test_an_interrupt_keeps_the_best_and_resumes(
     assert (out / "plan.json").exists()
     assert checkpoint.exists()
     assert [note.count("broken off by an interrupt") for note in trainings(out)] == [1]
-    again = run("finetune", start, "--data", images, *options, "--epochs", 12, "--resume", *QUICK)
+    again = run("finetune", start, "--data", images, *options, "--epochs", 4, "--resume", *QUICK)
     assert again.exit_code == 0, again.output
     assert not checkpoint.exists()
     assert [note.count("broken off") for note in trainings(out)] == [0]

@@ -27,9 +27,9 @@ measurement.shapes measurement.recalling measurement.recording measurement.count
 measurement.preparing measurement.memory measurement.latency measurement.spans measurement.layers_alone
 measurement.layer_latency measurement.roofline measurement.measuring
 matching sides diffing
-factorize factorize.metric factorize.judging factorize.least_squares factorize.reduced_rank
-factorize.squeeze factorize.alternate factorize.spatial factorize.factors factorize.balance
-factorize.fit factorize.grouped factorize.selection
+factorize factorize.metric factorize.triangular factorize.judging factorize.least_squares
+factorize.reduced_rank factorize.squeeze factorize.alternate factorize.spatial factorize.factors
+factorize.balance factorize.fit factorize.grouped factorize.selection
 surveying watching plain moments recorder
 narrowing narrowing.spaces narrowing.files narrowing.cutting narrowing.marks
 narrowing.following narrowing.finding narrowing.ordering statistics

@@ -18,6 +18,7 @@ from onebyone.factorize.metric import (
     spectrum,
     tails,
 )  # fmt: skip
+from onebyone.factorize.triangular import lower_product
 
 JUDGED = 1536  # channels at the most whose directions or widths are: more take longer than a pass
 HEAVIER = 8.0  # times the ridge, from one trial to the next
@@ -153,11 +154,12 @@ def tails_on_other(
     vectors = spectrum(root.T @ of_unit_mean(covariance)[0].float() @ root)[1]
     out, read = torch.linalg.solve_triangular(root.T, vectors, upper=True), root @ vectors
     (judging, more), (seen, times) = of_unit_mean(other_form), of_unit_mean(other_covariance)
-    products = (out.T @ judging.float() @ out) * (read.T @ seen.float() @ read)
+    products = lower_product(judging.float() @ out, out) * lower_product(seen.float() @ read, read)
     return corners(products) * more * times
 
 
 def corners(products: Float[Tensor, "d d"]) -> Float[Tensor, " d_plus_1"]:
-    """Σ_{i, j ≥ r} of the products for r = 0 … d, in float64, where rounding never makes it negative."""
-    both = (products + products.T).double().triu(1).sum(1) + products.diagonal()
-    return tails(both).clamp_min(0)
+    """Σ_{i, j ≥ r} of symmetric products for r = 0 … d, of which the lower triangle is read; in float64,
+    where rounding never makes it negative."""
+    sums = products.tril(-1).sum(0, dtype=torch.float64)
+    return tails(2 * sums + products.diagonal()).clamp_min(0)

@@ -55,9 +55,8 @@ def shrinkage_of_halves(first: Float[Tensor, "d d"], second: Float[Tensor, "d d"
 
 
 def factor(matrix: Float[Tensor, "d d"], amount: float = 1e-6) -> Float[Tensor, "d d"]:
-    """Lower triangular L with L Lᵀ = the shrunk matrix (Cholesky)."""
+    """Lower triangular L with L Lᵀ = the shrunk matrix (Cholesky), of which the lower triangle is read."""
     matrix = matrix.double()
-    matrix = (matrix + matrix.T) / 2
     while True:
         lower, info = torch.linalg.cholesky_ex(shrink(matrix, amount))
         if info.item() == 0:

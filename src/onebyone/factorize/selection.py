@@ -10,9 +10,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from onebyone.factorize.judging import corners
-from onebyone.factorize.metric import factor, ridge_penalty
+from onebyone.factorize.metric import factor, raised, ridge_penalty
+from onebyone.factorize.triangular import congruent, whitened
 
 AT_ONCE = 128  # of so many channels that are left, one goes at a time; of twice as many, two
+FRACTION = 5  # of the channels go, a few at a time, before matrices are brought up to date
 LEAST_SHRINKAGE = 1e-4
 RIDGES = (1e-2, 1e-1, 1.0)  # that errors are judged with
 ROUNDED = 1e-12  # of the mean variance: as good as nothing beside a ridge
@@ -28,6 +30,11 @@ class Reading:
     covariance: Float[Tensor, "c c"]
     form: Float[Tensor, "c c"]
     samples: int
+
+    def of(self, channels: Int[Tensor, " some"]) -> Reading:
+        """Of some of the channels, in their order."""
+        own = channels.to(self.form.device)
+        return Reading(self.covariance[own][:, own], self.form[own][:, own], self.samples)
 
 
 @dataclass(frozen=True)
@@ -49,23 +56,21 @@ def needed_order(readings: Sequence[Reading]) -> Order:
     over the readers. The covariance is shrunk by (channels / samples)², as few samples make it seem
     that some channels could be worked out from others.
     """
-    inverses, forms = [], []
+    readers = []
     for reading in readings:
         few = min(1.0, (len(reading.form) / max(reading.samples, 1)) ** 2)
         lower = factor(reading.covariance, max(LEAST_SHRINKAGE, few))
-        inverses.append(torch.cholesky_inverse(lower))
-        forms.append(reading.form.double().clone())
-    left = torch.arange(len(forms[0]), device=forms[0].device)
+        readers.append(_Refit(torch.cholesky_inverse(lower), reading.form.double()))
+    left = torch.arange(len(readings[0].form), device=readings[0].form.device)
     gone: list[Tensor] = []
     errors = [0.0]
     while len(left):
-        inverses, forms, picked, lost = _round(inverses, forms)
+        picked, lost = _round(readers)
         gone.append(left[picked].cpu())
+        errors += [errors[-1] + float(step) for step in lost.cumsum(0)]
         mask = torch.ones(len(left), dtype=torch.bool, device=left.device)
         mask[picked] = False
-        left = left[mask]
-        inverses, forms = ([m[mask][:, mask] for m in ms] for ms in (inverses, forms))
-        errors += [errors[-1] + float(step) for step in lost.cumsum(0)]
+        left, readers = left[mask], [reader.without(mask) for reader in readers]
     order = torch.cat(gone).flip(0)
     return Order(order, torch.tensor(errors, dtype=torch.float64).flip(0))
 
@@ -76,13 +81,14 @@ def judged(order: Order, first: Sequence[Reading], second: Sequence[Reading]) ->
     Refits have that ridge of `RIDGES` which, of those to the first half, leaves least over the wider
     three quarters of all widths.
     """
-    best, least = RIDGES[0], _left(order.channels, first, second, RIDGES[0])
+    one, other = ([reading.of(order.channels) for reading in part] for part in (first, second))
+    best, least = RIDGES[0], _left(one, other, RIDGES[0])
     for ridge in RIDGES[1:]:
-        errors = _left(order.channels, first, second, ridge)
+        errors = _left(one, other, ridge)
         if _sum_of_wide(errors) >= _sum_of_wide(least):
             break
         best, least = ridge, errors
-    both = least + _left(order.channels, second, first, best)
+    both = least + _left(other, one, best)
     return Order(order.channels, torch.cummax(both.flip(0), 0).values.flip(0))
 
 
@@ -91,61 +97,90 @@ def _sum_of_wide(errors: Tensor) -> float:
 
 
 def _left(
-    channels: Int[Tensor, " c"], fitted: Sequence[Reading], other: Sequence[Reading], ridge: float
+    fitted: Sequence[Reading], other: Sequence[Reading], ridge: float
 ) -> Float[Tensor, " c_plus_1"]:
-    """What refits to one half leave on the other, for each width.
+    """What refits to one half leave on the other when the first w channels are kept, for each w.
 
-    With L D Lᵀ the covariance (and its ridge) of the channels in their order, L of unit diagonal, x = L y:
-    what a refit to the first w channels leaves of the others is L y without the first w of y. In the form
-    F that is Σ_{i, j ≥ w} X_ij Y_ij, X = Lᵀ F L and Y = L⁻¹ Σ L⁻ᵀ, for all widths at once.
+    With L D Lᵀ the covariance (and its ridge), L of unit diagonal, x = L y: what a refit to the first w
+    channels leaves of the others is L y without the first w of y. In the form F that is
+    Σ_{i, j ≥ w} X_ij Y_ij, X = Lᵀ F L and Y = L⁻¹ Σ L⁻ᵀ, for all widths at once.
     """
-    errors = torch.zeros(len(channels) + 1, dtype=torch.float64)
+    errors = torch.zeros(len(fitted[0].form) + 1, dtype=torch.float64)
     for one, judging in zip(fitted, other, strict=True):
-        order = channels.to(one.covariance.device)
-        own, covariance, form = (
-            m[order][:, order] for m in (one.covariance.double(), judging.covariance, judging.form)
-        )
-        lower = factor(own + torch.diag(ridge_penalty(own.diagonal(), ridge)), ROUNDED)
+        penalty = ridge_penalty(one.covariance.diagonal(), ridge)
+        lower = factor(raised(one.covariance.to(torch.float64, copy=True), penalty), ROUNDED)
         unit = (lower / lower.diagonal()).float()
-        half = torch.linalg.solve_triangular(
-            unit, covariance.float(), upper=False, unitriangular=True
-        )
-        rest = torch.linalg.solve_triangular(unit, half.T, upper=False, unitriangular=True)
-        errors += corners(rest * (unit.T @ form.float() @ unit)).cpu()
+        left = whitened(judging.covariance.float(), unit)
+        errors += corners(left.mul_(congruent(judging.form.float(), unit))).cpu()
     return errors
 
 
-def _round(
-    inverses: list[Tensor], forms: list[Tensor]
-) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor]:
-    """Take out about a fifth of the channels, the cheapest first: which, and what each costs.
-
-    The matrices keep their size, so that their rows can be updated in place.
-    """
-    size = len(forms[0])
-    many = max(1, size // AT_ONCE)
-    gone = torch.zeros(size, dtype=torch.bool, device=forms[0].device)
+def _round(readers: Sequence[_Refit]) -> tuple[Tensor, Tensor]:
+    """Take out a part of the channels, the cheapest first: which, and what each costs."""
+    size, device = len(readers[0].form), readers[0].form.device
+    many = _many(size)
+    gone = torch.zeros(size, dtype=torch.bool, device=device)
     picked: list[Tensor] = []
     lost: list[Tensor] = []
-    while sum(map(len, picked)) < max(1, size // 5):
-        cost = torch.zeros(size, dtype=torch.float64, device=gone.device)
-        for p, f in zip(inverses, forms, strict=True):
-            cost += f.diagonal() / p.diagonal().clamp_min(torch.finfo(torch.float64).tiny)
+    while sum(map(len, picked)) < max(1, size // FRACTION):
+        cost = torch.zeros(size, dtype=torch.float64, device=device)
+        for reader in readers:
+            cost += reader.costs()
         out = cost.masked_fill_(gone, torch.inf).topk(many, largest=False).indices
-        total = sum(_leave_out(p, f, out) for p, f in zip(inverses, forms, strict=True))
+        total = sum(reader.leave_out(out) for reader in readers)
         gone[out] = True
         picked.append(out)
-        lost.append(torch.full((len(out),), max(float(total), 0.0) / len(out), dtype=torch.float64))
-    return inverses, forms, torch.cat(picked), torch.cat(lost)
+        lost.append(torch.full((many,), max(float(total), 0.0) / many, dtype=torch.float64))
+    return torch.cat(picked), torch.cat(lost)
 
 
-def _leave_out(inverse: Tensor, form: Tensor, out: Tensor) -> float:
-    """Update P and Bᵀ G B in place for channels that go, and return what that costs."""
-    rows = inverse[out]
-    square = rows[:, out]
-    share = rows / square if len(out) == 1 else torch.linalg.solve(square, rows)
-    corner = form[out][:, out]
-    half = form[out] - corner @ share / 2
-    form.addmm_(torch.cat([half, share]).T, torch.cat([share, half]), alpha=-1)
-    inverse.addmm_(rows.T, share, alpha=-1)
-    return float((corner * torch.linalg.inv(square)).sum())
+class _Refit:
+    """One reader's P and Bᵀ G B on the way down.
+
+    What channels that go take from them is kept as rows, and taken off all at once by `without`: until then
+    only the diagonals are up to date, and the rows that are asked for.
+    """
+
+    def __init__(self, inverse: Float[Tensor, "c c"], form: Float[Tensor, "c c"]) -> None:
+        self.inverse, self.form = inverse, form
+        self.scales, self.energies = inverse.diagonal().clone(), form.diagonal().clone()
+        most, self.gone = len(form) // FRACTION + _many(len(form)), 0
+        self.rows, self.share, self.half = form.new_empty(3, most, len(form))
+
+    def costs(self) -> Float[Tensor, " c"]:
+        """What leaving out each channel costs, alone."""
+        return self.energies / self.scales.clamp_min(torch.finfo(torch.float64).tiny)
+
+    def leave_out(self, out: Int[Tensor, " many"]) -> float:
+        """The update for channels that go; what it costs."""
+        rows, share, half = self._taken()
+        own, felt = self.inverse[out], self.form[out]
+        if len(rows):
+            own.addmm_(rows[:, out].T, share, alpha=-1)
+            felt.addmm_(half[:, out].T, share, alpha=-1).addmm_(share[:, out].T, half, alpha=-1)
+        square, corner = own[:, out], felt[:, out]
+        new = slice(self.gone, self.gone + len(out))
+        self.gone = new.stop
+        share = own / square if len(out) == 1 else torch.linalg.solve(square, own)
+        half = felt.addmm_(corner, share, alpha=-0.5)
+        self.scales -= (own * share).sum(0)
+        self.energies -= 2 * (half * share).sum(0)
+        self.rows[new], self.share[new], self.half[new] = own, share, half
+        return float((corner * torch.linalg.inv(square)).sum())
+
+    def without(self, mask: Tensor) -> _Refit:
+        """Of the channels that stay alone."""
+        rows, share, half = (taken[:, mask] for taken in self._taken())
+        inverse, form = (m[mask][:, mask] for m in (self.inverse, self.form))
+        both, turned = torch.cat([half, share]), torch.cat([share, half])
+        return _Refit(
+            inverse.addmm_(rows.T, share, alpha=-1), form.addmm_(both.T, turned, alpha=-1)
+        )
+
+    def _taken(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.rows[: self.gone], self.share[: self.gone], self.half[: self.gone]
+
+
+def _many(size: int) -> int:
+    """How many channels go at once."""
+    return max(1, size // AT_ONCE)
