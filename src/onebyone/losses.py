@@ -154,12 +154,10 @@ class Losses:
 
 def _felt(layer: LayerStatistics, entries: list[int] | None = None) -> tuple[Tensor, Tensor]:
     """The form of the loss and the covariance at a layer's outputs, of each group, within their reach."""
-    forms, basis = _own(layer.gradients, entries), layer.basis
-    if basis is None:
-        return forms, _own(layer.outputs.covariance, entries)
-    if entries is None:
-        return within(forms, basis), _own(layer.outputs.covariance, None)
-    kept, rest = torch.linalg.qr(basis[:, entries].double())
+    if entries is None or layer.basis is None:
+        return _own(layer.felt, entries), _own(layer.outputs.covariance, entries)
+    kept, rest = torch.linalg.qr(layer.basis[:, entries].double())
+    forms = _own(layer.gradients, entries)
     return within(forms, kept), layer.outputs.within(rest.mT).covariance
 
 

@@ -31,10 +31,10 @@ class LayerStatistics:
     form squeezes nor a narrowing cuts; `taps`: products of the taps of its input patches, summed over
     channels; `outputs`: its outputs before any normalisation, or Qᵀ times them where they reach no more
     than half of their space, spanned by the columns Q of the `basis`; `gradients`: Σ g gᵀ over all output
-    positions, g the gradient of the loss there; `lowest` and `highest`: the least and the greatest
-    output of each channel that had a gradient at all. Of a grouped layer all but the taps and these
-    two are of each group by itself; a depthwise layer has only these two. `batches` is how many of them
-    had something for the layer.
+    positions, g the gradient of the loss there (Qᵀ times it, `in_reach`); `lowest` and
+    `highest`: the least and the greatest output of each channel that had a gradient at all. Of a grouped
+    layer all but the taps and these two are of each group by itself; a depthwise layer has only these
+    two. `batches` is how many of them had something for the layer.
     """
 
     channels: Moments
@@ -73,6 +73,19 @@ class LayerStatistics:
         parts = {f.name: getattr(self, f.name) for f in fields(self)}
         kinds = (Moments, Tensor)
         return replace(self, **{n: p.to(device) for n, p in parts.items() if isinstance(p, kinds)})
+
+    @property
+    def felt(self) -> Float[Tensor, "*groups reach reach"]:
+        """The gradients within the outputs' reach; in float64, if that is less than their space."""
+        if self.basis is None or self.gradients.shape[-1] == self.basis.shape[-1]:
+            return self.gradients
+        groups, size, reach = self.basis.shape
+        own = within(self.gradients.reshape(groups, size, size), self.basis)
+        return own.reshape(*self.gradients.shape[:-2], reach, reach)
+
+    def in_reach(self) -> LayerStatistics:
+        """With what the outputs can feel of the gradients alone, in the gradients' dtype."""
+        return replace(self, gradients=self.felt.to(self.gradients.dtype))
 
     @property
     def covariance(self) -> Float[Tensor, "*groups out out"]:

@@ -168,7 +168,7 @@ def _settled(
             continue
         rest = total.without(part)
         if part.outputs.size or part.channels.size:
-            halves[0][name], halves[1][name] = part, rest
+            halves[0][name], halves[1][name] = part.in_reach(), rest.in_reach()
         if not total.gradients.any():
             continue
         parts = (total.gradients, part.gradients, rest.gradients)
@@ -202,7 +202,7 @@ def _filled(
     for name in unfelt:
         for half in halves:
             if name in half:
-                half[name].gradients.copy_(layers[name].gradients / len(halves))
+                half[name].gradients.copy_(layers[name].felt / len(halves))
     few = tuple(name for name, seen in dense.items() if seen.outputs.few or seen.channels.few)
     notes = []
     if unfelt:
@@ -227,11 +227,14 @@ def _needs(model: nn.Module, layers: dict[str, LayerStatistics]) -> dict[str, Te
             kernel = kernel_of(modules[name]).cpu()
             if kernel.shape[2] != seen.channels.size:  # a linear layer behind a flattened map
                 kernel = kernel.reshape(len(kernel), seen.channels.size, -1).transpose(1, 2)
-            if seen.gradients.ndim == 2:
-                needs[name] = input_form(kernel, seen.taps, seen.gradients)
-            else:
-                pairs = zip(kernel.chunk(len(seen.gradients)), seen.gradients, strict=True)
-                needs[name] = torch.stack([input_form(w, seen.taps, g) for w, g in pairs])
+            felt = seen.felt.to(seen.gradients.dtype)
+            forms = felt if felt.ndim == 3 else felt[None]
+            kernels = kernel.chunk(len(forms))
+            if seen.basis is not None:
+                pairs = zip(seen.basis, kernels, strict=True)
+                kernels = [torch.tensordot(q.T, w.to(q.dtype), 1) for q, w in pairs]
+            found = [input_form(w, seen.taps, g) for w, g in zip(kernels, forms, strict=True)]
+            needs[name] = torch.stack(found) if felt.ndim == 3 else found[0]
     return needs
 
 
