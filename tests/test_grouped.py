@@ -60,6 +60,28 @@ def test_where_nothing_is_said_the_weights_come_back() -> None:
     check_silent_groups(0)
 
 
+@pytest.mark.parametrize("faint", [1e-4, 1e-6, 1e-8])
+def test_channels_that_have_died_get_no_huge_weights(faint: float) -> None:
+    """What is left of them agrees with the targets by chance; on another image they may be alive."""
+    weight, patches, targets = problem(8, 8, 8, 0)
+    patches[:, :, 3] *= faint
+    metric, everywhere = torch.eye(8).double(), torch.full((8,), torch.inf)
+    band = Band(-everywhere, everywhere)
+    found = [
+        fit_groups(weight, patches, targets, 8, 1e-3).core,
+        fit(
+            weight[3:4], patches[:, :, 3:4], targets[:, 3:4], metric[:1, :1], None, None, 1e-3
+        ).core,
+    ]
+    alive = fit_groups(*problem(8, 8, 8, 0), 8, 1e-3).core
+    assert float(found[0][3].norm()) < 30 * float(alive[3].norm())
+    assert float(found[1].norm()) < 30 * float(alive[3].norm())
+    others = [g for g in range(8) if g != 3]
+    torch.testing.assert_close(found[0][others], alive[others])
+    with_band = fit_groups(weight, patches, targets, 8, 1e-3, band).core
+    assert float(with_band[3].norm()) < 30 * float(alive[3].norm())
+
+
 def test_a_band_lets_outputs_fall_on_their_side() -> None:
     weight, patches, targets = problem(4, 8, 8, 1)
     band = Band(torch.zeros(8), torch.full((8,), torch.inf))

@@ -9,7 +9,7 @@ from torch import Tensor
 from onebyone.factorize.factors import Factors
 from onebyone.factorize.fit import Band, fit, relax
 from onebyone.factorize.judging import careful_multiple, halves, lost_from_moments
-from onebyone.factorize.metric import raised, ridge_penalty
+from onebyone.factorize.metric import least_variance, raised, ridge_penalty
 
 
 def group_features(
@@ -46,7 +46,7 @@ def fit_groups(
     covariance = (features.transpose(1, 2) @ features).double() / samples
     variance = covariance.diagonal(dim1=1, dim2=2)
     floor = torch.finfo(torch.float32).tiny
-    penalty = ridge_penalty(variance, ridge)
+    penalty = ridge_penalty(variance, ridge, least_variance(targets, prior))
     guess = features @ prior.to(features.dtype).transpose(1, 2)
     if samples > 1:
         middle = targets.mean(0) if bias else torch.zeros_like(targets[0])

@@ -16,7 +16,7 @@ from onebyone.factorize.judging import (
     lost_from_samples,
     together,
 )
-from onebyone.factorize.metric import factor, raised, ridge_penalty
+from onebyone.factorize.metric import factor, least_variance, raised, ridge_penalty
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ class Fit:
 class Regression:
     """Ridge regressions of several targets on the same features: the expensive half is done once.
 
-    Minimises mean ‖y − B z − b‖² + ridge · Σ_j s_j ‖B_j − prior_j‖² with s = diag Cov(z) + its mean.
+    Minimises mean ‖y − B z − b‖² + ridge · Σ_j s_j ‖B_j − prior_j‖² with s = diag Cov(z) + its mean
+    (of at least `least_variance`).
     The products run in the samples' dtype, the solve in float64; with fewer samples than features
     the dual problem is solved (Saunders, Gammerman & Vovk, "Ridge regression learning algorithm in
     dual variables", 1998). `prior` comes back where the samples say nothing. Without `intercept` b is
@@ -55,7 +56,8 @@ class Regression:
         self.centred = features - self.mean
         self.guess = self.centred @ prior.to(features.dtype).T
         variance = self.centred.square().mean(0).double()
-        self.penalty = ridge_penalty(variance, ridge)
+        least = least_variance(judged[0], prior) if judged is not None else 0.0
+        self.penalty = ridge_penalty(variance, ridge, least)
         many = len(features) >= features.shape[1]
         self.covariance: Tensor | None = None
         if judged is not None and len(features) > 1:

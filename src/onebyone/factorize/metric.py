@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+DEAD = 0.1  # of the variance that a layer's outputs ask for at least: features of less have died
+
 
 def shrink(matrix: Float[Tensor, "d d"], amount: float) -> Float[Tensor, "d d"]:
     """(1 − amount) · M + amount · mean(diag M) · I: never singular unless M is zero.
@@ -64,11 +66,34 @@ def factor(matrix: Float[Tensor, "d d"], amount: float = 1e-6) -> Float[Tensor, 
         amount *= 10
 
 
-def ridge_penalty(variance: Float[Tensor, "*groups d"], ridge: float) -> Float[Tensor, "*groups d"]:
-    """What a ridge adds to the diagonal of a covariance: its parts of each variance and of their mean."""
-    return ridge * (variance + variance.mean(-1, keepdim=True)).clamp_min(
+def ridge_penalty(
+    variance: Float[Tensor, "*groups d"],
+    ridge: float,
+    least: Float[Tensor, "*groups 1"] | float = 0.0,
+) -> Float[Tensor, "*groups d"]:
+    """What a ridge adds to the diagonal of a covariance: its parts of each variance and of their mean.
+
+    `least` is what counts as their mean where they are smaller.
+    """
+    mean = variance.mean(-1, keepdim=True)
+    least = torch.as_tensor(least, dtype=mean.dtype, device=mean.device)
+    return ridge * (variance + torch.maximum(mean, least)).clamp_min(
         torch.finfo(torch.float32).tiny
     )
+
+
+def least_variance(
+    targets: Float[Tensor, "samples all_out"], prior: Float[Tensor, "*groups out d"]
+) -> Float[Tensor, "*groups 1"]:
+    """A mean variance of features z so small that y = B z cannot have come of them, for each group.
+
+    tr Cov(y) = tr(B Cov(z) Bᵀ) ≤ ‖B‖² tr Cov(z); this is a part of what that asks for. Features that vary
+    less have died on the way: what they say of the targets is chance, and weights that made up for it
+    would be huge. 0 where B is.
+    """
+    energy = prior.double().square().sum((-2, -1))
+    varies = targets.var(0, correction=0).double().reshape(*energy.shape, -1).sum(-1)
+    return torch.where(energy > 0, DEAD * varies / (energy * prior.shape[-1]), 0.0).unsqueeze(-1)
 
 
 def spectrum(matrix: Float[Tensor, "d d"]) -> tuple[Float[Tensor, " d"], Float[Tensor, "d d"]]:
