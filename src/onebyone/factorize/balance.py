@@ -7,8 +7,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from onebyone.factorize.factors import Factors
+from onebyone.factorize.metric import spectrum
 
 ROUNDS = 3  # with two neighbors; one pair alone is balanced at once
+FAINT = 1e-6  # of the strongest direction
 
 
 def balanced(factors: Factors) -> Factors:
@@ -41,8 +43,25 @@ def _pair(
         # Directions that only one side has would end up 0 on both, where no gradient moves them.
         scale = (right.norm(dim=1) / left.norm(dim=0).clamp_min(1e-150)).clamp(1e-75, 1e75).sqrt()
         return left * scale, right / scale[:, None]
-    outer, upper = torch.linalg.qr(left)
-    inner, lower = torch.linalg.qr(right.T)
-    u, s, v = torch.linalg.svd(upper @ lower.T)
-    root = s.sqrt()
-    return outer @ (u * root), (root[:, None] * v) @ inner.T
+    lower = _root(left.T @ left)
+    if lower is None:
+        outer, upper = torch.linalg.qr(left)
+        inner, turned = torch.linalg.qr(right.T)
+        u, s, v = torch.linalg.svd(upper @ turned.T)
+        root = s.sqrt()
+        return outer @ (u * root), (root[:, None] * v) @ inner.T
+    # A = Q Lᵀ with orthonormal Q, so that A B = Q U (Uᵀ Lᵀ B) for any rotation U: here to orthogonal rows.
+    # The map is kept by what is taken from one side and given to the other, however rounding turns U.
+    u = spectrum(lower.T @ (right @ right.T) @ lower)[1]
+    rows = (u.T @ lower.T) @ right
+    norms = rows.norm(dim=1)
+    root = norms.clamp_min(FAINT * float(norms.max())).clamp_min(1e-150).sqrt()
+    spread = torch.linalg.solve_triangular(lower.T, u * root, upper=True)
+    return left @ spread, rows / root[:, None]
+
+
+def _root(gram: Float[Tensor, "rank rank"]) -> Float[Tensor, "rank rank"] | None:
+    """The Cholesky factor; None where directions are too faint to be told from rounding."""
+    lower, info = torch.linalg.cholesky_ex(gram)
+    pivots = lower.diagonal()
+    return lower if not info and bool((pivots > FAINT * pivots.max()).all()) else None
