@@ -92,9 +92,9 @@ class LayerStatistics:
         """That of all outputs, in float64."""
         if self.basis is None:
             return self.outputs.covariance
-        groups, _, reach = self.basis.shape
+        groups, size, reach = self.basis.shape
         own = self.outputs.covariance.reshape(groups, reach, reach)
-        return within(own, self.basis.mT).reshape(self.gradients.shape)
+        return within(own, self.basis.mT).reshape(*self.gradients.shape[:-2], size, size)
 
     def reached(self, rows: Float[Tensor, "samples c_out"]) -> Float[Tensor, "samples all_reach"]:
         """Outputs as `outputs` has them."""
