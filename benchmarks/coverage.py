@@ -19,6 +19,8 @@ import gc
 import json
 import multiprocessing
 import os
+import resource
+import signal
 import sys
 import tempfile
 import time
@@ -48,7 +50,8 @@ import onebyone as obo
 from onebyone.files import ONNX, write_text
 
 ROWS = Path(__file__).with_name("coverage.json")
-LONGEST = 1800  # seconds for one network
+BUSY = 1800  # seconds that each core may work on one network, whatever else it does beside it
+LONGEST = 4 * BUSY  # seconds of the clock
 FORK = multiprocessing.get_context("fork")
 
 
@@ -63,6 +66,8 @@ def run(network: Network, args: argparse.Namespace) -> Row:
     except EOFError:
         process.join()
         found = f"exit code {process.exitcode}"
+        if process.exitcode == -signal.SIGXCPU:
+            found = f"it took more than {BUSY} s of each core"
     process.kill()
     process.join()
     if isinstance(found, Row):
@@ -76,6 +81,8 @@ def run(network: Network, args: argparse.Namespace) -> Row:
 
 def send_row(there: Connection, network: Network, args: argparse.Namespace) -> None:
     """The row of one network, or what went wrong."""
+    most = BUSY * args.threads
+    resource.setrlimit(resource.RLIMIT_CPU, (most, most + 5))
     torch.set_num_threads(args.threads)
     # Gradients vanish in deep networks with drawn weights; products of denormal numbers take a hundred
     # times as long.

@@ -1,6 +1,7 @@
 """The coverage benchmark: its checks catch what they are for, its page says what became of each network."""
 
 import importlib.util
+import itertools
 import json
 import os
 import subprocess
@@ -185,6 +186,7 @@ def test_rows_are_kept_in_a_file(coverage: ModuleType, tmp_path: Path) -> None:
         (lambda *given: 1 / 0, "ZeroDivisionError: division by zero"),
         (lambda *given: os._exit(3), "exit code 3"),
         (lambda *given: time.sleep(60), "it took longer than 1 s"),
+        (lambda *given: all(True for _ in itertools.count()), "it took more than 1 s of each core"),
     ],
 )
 def test_a_network_that_fails_has_a_row(
@@ -192,6 +194,8 @@ def test_a_network_that_fails_has_a_row(
 ) -> None:
     """Its process is another: whatever becomes of it, the next network runs."""
     monkeypatch.setattr(coverage, "one", ends)
+    if "each core" in why:
+        monkeypatch.setattr(coverage, "BUSY", 1)
     if "longer" in why:
         monkeypatch.setattr(coverage, "LONGEST", 1)
     network = coverage.Network("timm:a", "timm", "a")
