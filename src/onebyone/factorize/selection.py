@@ -138,7 +138,8 @@ class _Refit:
     """One reader's P and Bᵀ G B on the way down.
 
     What channels that go take from them is kept as rows, and taken off all at once by `without`: until then
-    only the diagonals are up to date, and the rows that are asked for.
+    only the diagonals are up to date, and the rows that are asked for. Shapes are not in the signatures of
+    what runs for every few channels: where they are checked, that takes longer than the work.
     """
 
     def __init__(self, inverse: Float[Tensor, "c c"], form: Float[Tensor, "c c"]) -> None:
@@ -147,11 +148,11 @@ class _Refit:
         most, self.gone = len(form) // FRACTION + _many(len(form)), 0
         self.rows, self.share, self.half = form.new_empty(3, most, len(form))
 
-    def costs(self) -> Float[Tensor, " c"]:
+    def costs(self) -> Tensor:
         """What leaving out each channel costs, alone."""
         return self.energies / self.scales.clamp_min(torch.finfo(torch.float64).tiny)
 
-    def leave_out(self, out: Int[Tensor, " many"]) -> float:
+    def leave_out(self, out: Tensor) -> float:
         """The update for channels that go; what it costs."""
         rows, share, half = self._taken()
         own, felt = self.inverse[out], self.form[out]
