@@ -551,6 +551,7 @@ def no_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(saving, "_write_programs", lambda *_: [])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_programs")
 def test_slim_deepen_slim_deepen_survives_a_fresh_process(tmp_path: Path) -> None:
     reference, example = obo.load("demo:vgg")

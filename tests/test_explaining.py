@@ -350,7 +350,7 @@ def test_images_that_do_not_suit_are_refused() -> None:
         explain(model, torch.randn(3, 8, 8), "/no/such/folder/page.html", latency=False)
 
 
-@pytest.mark.parametrize("channels", [512, 2048])
+@pytest.mark.parametrize("channels", [512, pytest.param(2048, marks=pytest.mark.slow)])
 def test_eight_layers_of_a_large_network_stay_below_three_megabytes(channels: int) -> None:
     parts = [nn.Conv2d(3, channels, 1)]
     parts += [nn.Conv2d(channels, channels, 1) for _ in range(7)]
