@@ -75,11 +75,8 @@ def ridge_penalty(
 
     `least` is what counts as their mean where they are smaller.
     """
-    mean = variance.mean(-1, keepdim=True)
-    least = torch.as_tensor(least, dtype=mean.dtype, device=mean.device)
-    return ridge * (variance + torch.maximum(mean, least)).clamp_min(
-        torch.finfo(torch.float32).tiny
-    )
+    mean = variance.mean(-1, keepdim=True).clamp_min(least)
+    return ridge * (variance + mean).clamp_min(torch.finfo(torch.float32).tiny)
 
 
 def least_variance(

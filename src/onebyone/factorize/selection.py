@@ -14,7 +14,7 @@ from onebyone.factorize.metric import factor, raised, ridge_penalty
 from onebyone.factorize.triangular import congruent, whitened
 
 AT_ONCE = 128  # of so many channels that are left, one goes at a time; of twice as many, two
-FRACTION = 5  # of the channels go, a few at a time, before matrices are brought up to date
+FRACTION = 5  # one in so many channels goes before matrices are brought up to date
 LEAST_SHRINKAGE = 1e-4
 RIDGES = (1e-2, 1e-1, 1.0)  # that errors are judged with
 ROUNDED = 1e-12  # of the mean variance: as good as nothing beside a ridge
