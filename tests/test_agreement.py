@@ -134,6 +134,20 @@ class TestHalves:
     def test_of_many_images_hardly_anything_is_shrunk(self) -> None:
         assert shrinkage_of_halves(*self.halves(20_000, 0)) < 0.01
 
+    @pytest.mark.parametrize("size", [1, 3, 200])
+    def test_it_is_the_formula_of_whole_matrices(self, size: int) -> None:
+        rows = torch.randn(2, 30, size, generator=torch.Generator().manual_seed(0)).double()
+        rows *= torch.linspace(0.1, 3, size)
+        first, second = rows.mT @ rows
+        before = first.clone()
+        target = torch.eye(size, dtype=torch.float64) / size
+        a, b = (m / m.trace() - target for m in (first, second))
+        common, noise = float((a * b).sum()), float((a - b).square().sum() / 4)
+        if size > 1:  # of one direction there is nothing to shrink
+            assert shrinkage_of_halves(first, second) == pytest.approx(noise / (common + noise))
+        assert 0 <= shrinkage_of_halves(first, second) <= 1
+        assert first.equal(before)
+
     def test_halves_that_have_nothing_in_common(self) -> None:
         first = torch.diag(torch.tensor([1.0, 0, 0, 0]))
         assert shrinkage_of_halves(first, first.flip(0, 1)) == 1.0

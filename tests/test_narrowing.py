@@ -385,6 +385,20 @@ def test_few_samples_do_not_make_channels_seem_needless() -> None:
     assert float(found.errors[20]) > 0.3 * refit_error(fresh, weight, metric, kept)
 
 
+@pytest.mark.parametrize("samples", [40, 30, 1])
+def test_of_fewer_samples_than_channels_none_makes_up_for_another(samples: int) -> None:
+    z, weight, metric = problem(40, 3, samples=max(samples, 2))
+    covariance, form = torch.cov(z.T, correction=0), weight.T @ metric @ weight
+    found = selection.needed_order(
+        [Reading(covariance, form, samples), Reading(covariance, form, 1)]
+    )
+    cost = 2 * covariance.diagonal().mean() * form.diagonal()
+    assert found.channels.tolist() == cost.argsort(descending=True).tolist()
+    for width in range(41):
+        rest = float(cost[found.channels[width:]].sum())
+        assert float(found.errors[width]) == pytest.approx(rest, rel=1e-9, abs=1e-12)
+
+
 # --- costs
 
 

@@ -76,16 +76,16 @@ class LayerStatistics:
 
     @property
     def felt(self) -> Float[Tensor, "*groups reach reach"]:
-        """The gradients within the outputs' reach; in float64, if that is less than their space."""
+        """The gradients within the outputs' reach."""
         if self.basis is None or self.gradients.shape[-1] == self.basis.shape[-1]:
             return self.gradients
         groups, size, reach = self.basis.shape
-        own = within(self.gradients.reshape(groups, size, size), self.basis)
+        own = self.basis.mT @ (self.gradients.reshape(groups, size, size) @ self.basis)
         return own.reshape(*self.gradients.shape[:-2], reach, reach)
 
     def in_reach(self) -> LayerStatistics:
-        """With what the outputs can feel of the gradients alone, in the gradients' dtype."""
-        return replace(self, gradients=self.felt.to(self.gradients.dtype))
+        """With what the outputs can feel of the gradients alone."""
+        return replace(self, gradients=self.felt)
 
     @property
     def covariance(self) -> Float[Tensor, "*groups out out"]:

@@ -227,7 +227,7 @@ def _needs(model: nn.Module, layers: dict[str, LayerStatistics]) -> dict[str, Te
             kernel = kernel_of(modules[name]).cpu()
             if kernel.shape[2] != seen.channels.size:  # a linear layer behind a flattened map
                 kernel = kernel.reshape(len(kernel), seen.channels.size, -1).transpose(1, 2)
-            felt = seen.felt.to(seen.gradients.dtype)
+            felt = seen.felt
             forms = felt if felt.ndim == 3 else felt[None]
             kernels = kernel.chunk(len(forms))
             if seen.basis is not None:

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+ROWS = 64  # of a matrix at once, where copies of all of it would not fit into the processor's cache
 DEAD = 0.1  # of the variance that a layer's outputs ask for at least: features of less have died
 
 
@@ -50,9 +51,15 @@ def shrinkage_of_halves(first: Float[Tensor, "d d"], second: Float[Tensor, "d d"
     """
     if not (first.any() and second.any()):
         return 0.0
-    target = torch.eye(len(first), dtype=torch.float64, device=first.device) / len(first)
-    a, b = (m.double() / m.double().trace() - target for m in (first, second))
-    common, noise = float((a * b).sum()), float((a - b).square().sum()) / 4
+    traces = [m.diagonal().sum(dtype=torch.float64) for m in (first, second)]
+    common, noise = -1 / len(first), 0.0  # ⟨A − T, B − T⟩ = ⟨A, B⟩ − 1 / d
+    for parts in zip(first.split(ROWS), second.split(ROWS), strict=True):
+        a, b = (
+            (part.double() / trace).flatten() for part, trace in zip(parts, traces, strict=True)
+        )
+        common += float(a @ b)
+        a -= b
+        noise += float(a @ a) / 4
     return noise / (common + noise) if common > 0 else 1.0
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from onebyone.factorize.judging import corners
-from onebyone.factorize.metric import factor, raised, ridge_penalty
+from onebyone.factorize.metric import factor, raised, ridge_penalty, tails
 from onebyone.factorize.triangular import congruent, whitened
 
 AT_ONCE = 128  # of so many channels that are left, one goes at a time; of twice as many, two
@@ -54,12 +54,15 @@ def needed_order(readings: Sequence[Reading]) -> Order:
     "Second order derivatives for network pruning: Optimal Brain Surgeon", 1993; for whole channels
     He et al., "Channel Pruning for Accelerating Very Deep Neural Networks", 2017). The errors add up
     over the readers. The covariance is shrunk by (channels / samples)², as few samples make it seem
-    that some channels could be worked out from others.
+    that some channels could be worked out from others; where there are fewer samples than channels none
+    can be, and each costs what it carries.
     """
+    amounts = [_shrinkage(reading) for reading in readings]
+    if min(amounts) == 1:
+        return _apart(readings)
     readers = []
-    for reading in readings:
-        few = min(1.0, (len(reading.form) / max(reading.samples, 1)) ** 2)
-        lower = factor(reading.covariance, max(LEAST_SHRINKAGE, few))
+    for reading, amount in zip(readings, amounts, strict=True):
+        lower = factor(reading.covariance, amount)
         readers.append(_Refit(torch.cholesky_inverse(lower), reading.form.double()))
     left = torch.arange(len(readings[0].form), device=readings[0].form.device)
     gone: list[Tensor] = []
@@ -73,6 +76,21 @@ def needed_order(readings: Sequence[Reading]) -> Order:
         left, readers = left[mask], [reader.without(mask) for reader in readers]
     order = torch.cat(gone).flip(0)
     return Order(order, torch.tensor(errors, dtype=torch.float64).flip(0))
+
+
+def _shrinkage(reading: Reading) -> float:
+    few = min(1.0, (len(reading.form) / max(reading.samples, 1)) ** 2)
+    return max(LEAST_SHRINKAGE, few)
+
+
+def _apart(readings: Sequence[Reading]) -> Order:
+    """The order where no channel makes up for another."""
+    cost = torch.zeros(len(readings[0].form), dtype=torch.float64, device=readings[0].form.device)
+    for reading in readings:
+        variance = float(reading.covariance.diagonal().double().mean())
+        cost += reading.form.diagonal().double() * (variance if variance > 0 else 1.0)
+    lost, order = cost.clamp_min(0).sort(descending=True)
+    return Order(order.cpu(), tails(lost).cpu())
 
 
 def judged(order: Order, first: Sequence[Reading], second: Sequence[Reading]) -> Order:
