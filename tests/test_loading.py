@@ -429,6 +429,21 @@ class TestPrograms:
         assert loaded.fixed_batch == 2
         assert loaded.example.shape == (2, 3, 4, 4)
         assert "batches of 2 only" in loaded.notes[0]
+        assert torch.equal(copy.deepcopy(loaded.model)(loaded.example), Fixed()(loaded.example))
+        with pytest.raises(AssertionError, match="takes batches of 2 only"):
+            loaded.model(loaded.example[:1])
+        with pytest.raises(ModelError, match="takes batches of 2 only"):
+            obo.measure(loaded.model, torch.randn(3, 3, 4, 4))
+
+    def test_a_length_left_open_beside_a_fixed_batch(self, tmp_path: Path) -> None:
+        class Viewed(nn.Module):
+            def forward(self, x: Tensor) -> Tensor:
+                return x.view(len(x), 3, -1).mean(-1)
+
+        x = torch.randn(4, 3, 4, 4)
+        loaded = load(export(Viewed(), x[:1], tmp_path / "m.pt2"))
+        assert loaded.fixed_batch is None
+        assert torch.equal(loaded.model(x), Viewed()(x))
 
     def test_several_inputs(self) -> None:
         class Sum(nn.Module):

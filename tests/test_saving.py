@@ -382,16 +382,38 @@ class TestPrograms:
             torch.from_numpy(found), wanted.float(), rtol=tolerance, atol=tolerance
         )
 
-    def test_one_image_at_a_time_is_told(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("count", [len, lambda x: x.shape[0]])
+    def test_one_image_at_a_time_is_told(
+        self, count: Callable[[Tensor], int], tmp_path: Path
+    ) -> None:
         class Fixed(Net):
             def forward(self, x: Tensor) -> Tensor:
-                if len(x) == 1:
-                    return super().forward(x * 1.0)
+                if count(x) == 1:
+                    return super().forward(x * 2.0)
                 return super().forward(x)
 
         assert saved_notes(network(), tmp_path / "any") == []
         notes = saved_notes(network(Fixed), tmp_path / "one")
         assert any("one image at a time" in note for note in notes)
+
+    def test_a_network_that_takes_the_length_of_its_batch(self, tmp_path: Path) -> None:
+        class Viewed(Net):
+            def forward(self, x: Tensor) -> Tensor:
+                x = self.third(self.second(self.norm(self.first(x)).relu()).relu())
+                return self.last(x.view(len(x), 24, -1).mean(-1))
+
+        slimmed = slimmed_of(network(Viewed), macs=0.7)
+        folder = tmp_path / "out"
+        assert saved_notes(network(Viewed), folder) == []
+        loaded, inputs = load(folder), pictures(3, 12, 12, n=5, seed=1)
+        assert loaded.fixed_batch is None
+        assert_same(slimmed.model, loaded.model, inputs)
+        runtime = pytest.importorskip("onnxruntime")
+        session = runtime.InferenceSession(str(folder / "model.onnx"))
+        (found,) = session.run(None, {session.get_inputs()[0].name: inputs.numpy()})
+        torch.testing.assert_close(
+            torch.from_numpy(found), slimmed.model(inputs), rtol=1e-4, atol=1e-5
+        )
 
 
 def test_deepened_from_a_network_without_a_source(tmp_path: Path) -> None:

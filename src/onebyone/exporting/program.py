@@ -15,9 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.utils._pytree import tree_leaves
 
 from onebyone.errors import line_of
-from onebyone.tree import evaluating
+from onebyone.loading.programs import agree
+from onebyone.tree import evaluating, random_state
 
 MOST_BATCH = 4096
 
@@ -36,9 +38,13 @@ def export_program(
         inputs = tuple(x.to(first.dtype) if x.is_floating_point() else x for x in inputs)
     with evaluating(model), quiet():
         if any_batch:
-            # The model may fix its batch size, or cannot be traced at all.
-            with contextlib.suppress(Exception):
-                return export_any_batch(model, inputs)
+            # The model may fix its batch size, or cannot be traced at all. Run, `len(x)` fixes it; read
+            # from the bytecode (strict), it does not.
+            for strict in (False, True):
+                with contextlib.suppress(Exception):
+                    program = export_any_batch(model, inputs, strict=strict)
+                    if _right_for_one(program, model, inputs):
+                        return program
         try:
             return torch.export.export(model, inputs)
         except Exception as error:
@@ -48,7 +54,11 @@ def export_program(
 
 
 def export_any_batch(
-    model: nn.Module, inputs: tuple[Tensor, ...], most: int = MOST_BATCH
+    model: nn.Module,
+    inputs: tuple[Tensor, ...],
+    most: int = MOST_BATCH,
+    *,
+    strict: bool = False,
 ) -> ExportedProgram:
     """The program with any batch size up to `most`; raises what torch.export does where there is none."""
     batch = Dim("batch", min=1, max=most)
@@ -59,7 +69,23 @@ def export_any_batch(
         named = kinds.index(inspect.Parameter.VAR_POSITIONAL)
         if shapes[named:]:
             shapes = (*shapes[:named], shapes[named:])
-    return torch.export.export(model, pairs, dynamic_shapes=shapes)
+    return torch.export.export(model, pairs, dynamic_shapes=shapes, strict=strict)
+
+
+def _right_for_one(program: ExportedProgram, model: nn.Module, inputs: tuple[Tensor, ...]) -> bool:
+    """Whether one image gives what the network gives: it may do something else with one than with several.
+
+    torch.export takes a free batch to be of two at the least. Buffers that the network changes come back.
+    """
+    one = tuple(x[:1] if x.ndim else x for x in inputs)
+    before = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    found = []
+    for run in (model, program.module()):
+        with torch.no_grad(), random_state(0):
+            found.append(tree_leaves(run(*one)))
+            for buffer, value in before:
+                buffer.copy_(value)
+    return all(agree(*leaves) for leaves in zip(*found, strict=True))
 
 
 def takes_any_batch(program: object) -> bool:

@@ -66,8 +66,9 @@ def module_of(program: ExportedProgram) -> Program:
     Calls of convolution, linear, batch normalization and dropout become `nn.Conv2d`, `nn.Linear`, …
     under the names that their weights had; everything else stays the call that it was. The
     program's checks of its input's shape are left out, and reshapes to its example's batch size are
-    freed, so that most programs exported with one image take any number. Several inputs have the
-    names that they had. Raises `ModelError` on inputs that are no tensors with one batch size.
+    freed, so that most programs exported with one image take any number; the others refuse it.
+    Several inputs have the names that they had. Raises `ModelError` on inputs that are no tensors with
+    one batch size.
     """
     inputs = _inputs(program)
     batch = len(inputs[0])
@@ -83,6 +84,7 @@ def module_of(program: ExportedProgram) -> Program:
     model.eval()
     if takes_any_batch(model, inputs):
         return Program(model, tuple(x[:1] for x in inputs), None, notes)
+    _fix_batch(model, batch)
     return Program(model, inputs, batch, notes)
 
 
@@ -184,8 +186,25 @@ def _free_batch(graph: Graph, batch: int) -> None:
         value = given.meta.get("val") if isinstance(given, Node) else None
         if not isinstance(value, Tensor) or not value.ndim or not isinstance(sizes, list | tuple):
             continue
+        made = node.meta.get("val")
+        if -1 in sizes and isinstance(made, Tensor) and all(isinstance(n, int) for n in made.shape):
+            sizes = [*made.shape]  # what was left open is fixed, and the batch free
         if sizes and sizes[0] == batch == value.shape[0] and -1 not in sizes:
             node.args = (given, [-1, *sizes[1:]], *node.args[2:])
+
+
+def _fix_batch(model: GraphModule, batch: int) -> None:
+    """Let the program refuse any other batch: what it computed of one could be anything."""
+    graph = model.graph
+    *_, last = (node for node in graph.nodes if node.op == "placeholder")
+    said = f"this program takes batches of {batch} only: it was exported with that batch size fixed"
+    with graph.inserting_after(last):
+        size = graph.call_method("size", (last, 0))
+    with graph.inserting_after(size):
+        same = graph.call_function(operator.eq, (size, batch))
+    with graph.inserting_after(same):
+        graph.call_function(torch._assert, (same, said))
+    model.recompile()
 
 
 def _to_evaluation(graph: Graph) -> None:
@@ -332,7 +351,7 @@ def takes_any_batch(model: nn.Module, inputs: tuple[Tensor, ...]) -> bool:
         with torch.no_grad():
             joined = [torch.cat(pair) for pair in zip(one, other, strict=True)]
             found = zip(outputs(joined), outputs(one), outputs(other), strict=True)
-            return all(_agree(*leaves) for leaves in found)
+            return all(agree(*leaves) for leaves in found)
     except Exception:  # any operator may refuse another batch in its own words
         return False
 
@@ -349,7 +368,7 @@ def _varied(image: Tensor, seed: int) -> Tensor:
     return least + (most - least) * drawn
 
 
-def _agree(both: Any, *each: Any) -> bool:
+def agree(both: Any, *each: Any) -> bool:
     """Whether an output for two images is those for each; one without a row for each image may be any."""
     if not isinstance(both, Tensor) or not both.ndim:
         return True

@@ -79,6 +79,12 @@ def load_folder(
             raise
         program, (model, fixed) = True, _program(folder, trust, error)
         notes = (f"loaded from {PROGRAM}: {error}",) if plan.source else ()
+        if fixed is not None:
+            notes = (
+                *notes,
+                f"{folder / PROGRAM} takes batches of {fixed} only, as the network fixes their size: "
+                "obo.load(folder, architecture=…) builds it from the original instead",
+            )
         if weights is not None:
             _fill(model, Path(weights), channels_last, trust)
     else:
