@@ -127,6 +127,22 @@ class TestWeights:
         with pytest.raises(ModelError, match="does not exist"):
             read_weights(tmp_path / "missing.pt")
 
+    def test_what_a_failed_download_left(self, tmp_path: Path) -> None:
+        path = tmp_path / "w.pth"
+        path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+        with pytest.raises(ModelError, match=r"pointer of Git LFS.*git lfs pull"):
+            read_weights(path)
+        path.write_bytes(b"<html>404 Not Found</html>")
+        with pytest.raises(ModelError, match="no PyTorch file: it begins with b'<html>404") as told:
+            read_weights(path)
+        assert "trust" not in str(told.value)
+
+    @pytest.mark.parametrize("zipped", [True, False])
+    def test_both_formats_of_files(self, zipped: bool, tmp_path: Path) -> None:
+        state = {"a": torch.randn(3)}
+        torch.save(state, tmp_path / "w.pt", _use_new_zipfile_serialization=zipped)
+        assert torch.equal(read_weights(tmp_path / "w.pt")["a"], state["a"])
+
     @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
     def test_scripts_are_told_from_damage(self, tmp_path: Path) -> None:
         path = tmp_path / "net.pt"

@@ -168,8 +168,20 @@ def test_all_is_kept_where_nothing_can_change() -> None:
     statistics = obo.observe(model, images(4, 4, 8, 8))
     plan = obo.plan(model, statistics, Budget(macs=1.0))
     assert [d.form for d in plan.decisions] == ["keep"]
-    with pytest.raises(BudgetError, match=r"macs=1\.000"):
+    with pytest.raises(BudgetError, match=r"macs=1\.000.* stay 1\.00 of the macs in '0' \(no form"):
         obo.plan(model, statistics, Budget(macs=0.9))
+
+
+def test_a_budget_too_small_says_what_stays() -> None:
+    model, inputs = wide()
+    for place in (2, 4):
+        model.get_submodule(str(place)).register_forward_hook(lambda *_: None)
+    statistics = obo.observe(model, inputs)
+    macs = counted_macs(model, inputs[:1])
+    with pytest.raises(BudgetError) as told:
+        obo.plan(model, statistics, Budget(macs=0.2))
+    kept = sum(s.macs for s in statistics.survey.layers if s.layer in ("2", "4")) / macs
+    assert f"there stay {kept:.2f} of the macs in '2', '4' (it carries hooks" in str(told.value)
 
 
 def check_predicted_error(budget: float = 0.7) -> None:

@@ -84,7 +84,63 @@ def equal(one: nn.Module, other: nn.Module) -> bool:
     return list(a) == list(b) and all(torch.equal(a[k], b[k]) for k in a)
 
 
+class Overwriting(nn.Module):
+    """A head that writes into what the sigmoid's gradient needs."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.body, self.head = net(seed)[:9], nn.Conv2d(16, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.head(self.body(x)).sigmoid()
+        y[:, :2] = 2 * y[:, :2] - 0.5
+        return y
+
+
+class Table(nn.Module):
+    """A network with a parameter and a buffer of five axes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = net()
+        self.kernels = nn.Parameter(torch.randn(2, 3, 3, 1, 1))
+        self.register_buffer("table", torch.zeros(1, 2, 3, 4, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x) @ self.kernels[0, :, :, 0, 0]
+
+
 class TestLearning:
+    @pytest.mark.parametrize("precision", ["auto", "bfloat16"])
+    def test_what_a_network_overwrites_is_copied_for_its_gradients(self, precision: str) -> None:
+        model, teacher = (Overwriting(seed).eval() for seed in (3, 4))
+        data = images(96, 2, 10, 10)
+        recipe = replace(QUICK, precision=precision, learning_rate=0.2)
+        tuned = obo.fine_tune(model, data, teacher=teacher, recipe=recipe, held_out=32)
+        assert tuned.before and tuned.after  # noqa: PT018
+        assert tuned.after.loss < 0.8 * tuned.before.loss
+        assert any("overwrites" in note for note in tuned.notes)
+
+    def test_tensors_of_five_axes_stay_as_they_are(self) -> None:
+        tuned = obo.fine_tune(Table().eval(), labeled(), recipe=replace(QUICK, epochs=1))
+        assert tuned.after is not None
+        assert not any("overwrites" in note for note in tuned.notes)
+
+    def test_networks_that_find_other_numbers_of_things_are_told(self) -> None:
+        class Found(nn.Module):
+            def __init__(self, seed: int) -> None:
+                super().__init__()
+                self.body = net(seed)
+
+            def forward(self, x: Tensor) -> Tensor:
+                found = self.body(x)
+                return found[found[:, 0] > found[:, 1]]
+
+        with pytest.raises(TrainingError, match=r"rows and its teacher .* as detectors do"):
+            obo.fine_tune(
+                Found(0).eval(), images(64, 2, 10, 10), teacher=Found(1).eval(), recipe=QUICK
+            )
+
     def test_labels_alone(self) -> None:
         model, (data, others) = net(), labeled(330).split(90)
         tuned = obo.fine_tune(model, data, recipe=replace(QUICK, epochs=9), held_out=others)
@@ -247,6 +303,15 @@ class TestLearning:
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same'")
+def test_a_network_that_overwrites_is_deepened() -> None:
+    model, data = Overwriting(3).eval(), images(96, 2, 10, 10)
+    lighter = obo.slim(model, data, macs=0.5, latency=False).model
+    for given in (None, data):
+        deeper = obo.deepen(lighter, data[:1], obo.Budget(macs=1.0), reference=model, data=given)
+        assert any(not i.refused for i in deeper.plan.insertions)
+        torch.testing.assert_close(deeper.model(data), lighter(data))
+
+
 class TestKeeping:
     def test_the_model_and_random_numbers_are_untouched(self) -> None:
         model, teacher = net(), net(3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
 from math import ceil
@@ -15,7 +16,7 @@ from onebyone.allocation import Choices, allocate, cheapest
 from onebyone.applying import renewed
 from onebyone.candidates import Candidate, Candidates, Table
 from onebyone.conv import ConvSpec
-from onebyone.errors import BudgetError, PlanError
+from onebyone.errors import BudgetError, PlanError, listed
 from onebyone.narrowing.proposing import (
     AS_TIMES,
     COSTS,
@@ -32,6 +33,9 @@ from onebyone.surveying import PLAIN, Seen, Survey
 from onebyone.tree import check_networks, modules_by_name, uncompiled
 
 ROUNDING = 1e-9
+KEPT_ALONE = "no form of it is cheaper than the layer itself"
+OUTSIDE = "what no layer computes itself, such as attention's products"
+TOLD = 0.05  # of a cost: what stays is told from so much on
 REPAIRS = 12  # widths that are tried once more at the end
 NO_RANKS = np.zeros((1, 0), dtype=np.int64)  # those of a layer as it is
 
@@ -69,7 +73,7 @@ def plan(
     minimised. Hidden spaces are narrowed where that is better by this estimate than forms alone, if
     `narrow` allows it. `times` are needed for a budget of latency: they leave out what is not faster
     than the layer.
-    Raises BudgetError for a budget that no candidates meet, naming the lowest that can be.
+    Raises BudgetError for a budget that no candidates meet, naming the lowest that can be and what stays.
     """
     _check_seen(model, statistics)
     return Planner(statistics).plan(budget, times=times, narrow=narrow)
@@ -140,7 +144,7 @@ class Planner:
             except BudgetError as error:
                 failure = error  # that of the narrowest, which comes last, names the lowest
         if failure is not None and not found:
-            raise failure
+            raise BudgetError(f"{failure}{_held(statistics, whole, budget)}") from failure
         best = min(found, key=lambda p: p.error)
         return best if roughly else _repaired(statistics, made, best, budget, times)
 
@@ -201,6 +205,30 @@ def _planned(
     )  # fmt: skip
 
 
+def _held(statistics: Statistics, tables: list[Table], budget: Budget) -> str:
+    """What of the budgeted costs stays whatever the budget, by reason, for a message; most first."""
+    survey, said = statistics.survey, []
+    held = {seen.layer: seen.refusal for seen in survey.layers if seen.refusal is not None}
+    if all(space.refusal is not None for space in statistics.spaces):
+        held |= {t.seen.layer: KEPT_ALONE for t in tables if len(t.candidates) == 1}
+    for cost, other in (("macs", survey.other_macs), ("params", 0)):
+        if getattr(budget, cost) is None:
+            continue
+        shares = Counter({OUTSIDE: other / max(survey.macs, 1)})
+        names: dict[str, list[str]] = {}
+        for seen in survey.layers:
+            if seen.layer in held and seen.conv is not None:
+                why, own = held[seen.layer], seen.macs if cost == "macs" else seen.conv.params
+                shares[why] += own / max(getattr(survey, cost), 1)
+                names.setdefault(why, []).append(repr(seen.layer))
+        said += [
+            f"{share:.2f} of the {cost} in {listed(names[why], 3)} ({why})" if why in names
+            else f"{share:.2f} of the {cost} in {why}"
+            for why, share in shares.most_common(3) if share >= TOLD
+        ]  # fmt: skip
+    return f"; whatever the budget, there stay {' and '.join(said)}" if said else ""
+
+
 def _timed(table: Table, times: Times) -> tuple[np.ndarray, Choices]:
     """The places of those candidates that are faster than the layer, and they with a third cost."""
     choices, column = table.choices, _column(table, times)
@@ -232,7 +260,7 @@ def _reason(chosen: Candidate, number: int) -> str:
     if chosen.form != "keep":
         return ""
     if number == 1:
-        return "no form of it is cheaper than the layer itself"
+        return KEPT_ALONE
     return "its cheaper forms cost more accuracy than those of other layers"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from statistics import median
 
 import torch
@@ -19,6 +20,27 @@ UNGRADED = (
     "must implement",
     "Inference tensors",
 )
+
+
+def overwrites(work: Callable[[], object]) -> bool:
+    """Do a forward and a backward pass; whether that goes only while what is overwritten is copied.
+
+    Some networks write into a tensor that their gradients need, such as `y[..., :2] *= 2` behind a sigmoid.
+    """
+    try:
+        work()
+        return False
+    except (RuntimeError, ModelError) as error:
+        if UNGRADED[0] not in str(error):
+            raise
+    with copying(True):
+        work()
+    return True
+
+
+def copying(whether: bool) -> AbstractContextManager[object]:
+    """Copy what a network overwrites that its gradients need, which takes time and memory."""
+    return torch.autograd.graph.allow_mutation_on_saved_tensors() if whether else nullcontext()
 
 
 class NoGradientError(Exception):

@@ -25,7 +25,7 @@ from onebyone.narrowing.spaces import Space, blocks_read
 from onebyone.plain import plain
 from onebyone.recorder import Half, LayerStatistics, Recorder
 from onebyone.running import call, release_memory, suited
-from onebyone.sensing import NoGradientError, send_back, stand_in
+from onebyone.sensing import NoGradientError, copying, send_back, stand_in
 from onebyone.several import packed
 from onebyone.surveying import Seen, Survey, survey
 from onebyone.tree import check_weights, evaluating, frozen, hooked, modules_by_name, random_state
@@ -145,7 +145,7 @@ def _recorded(record: Callable[[bool], None]) -> str | None:
     except NoGradientError:
         pass
     try:
-        with torch.autograd.graph.allow_mutation_on_saved_tensors():
+        with copying(True):
             record(True)
         return None
     except NoGradientError as error:

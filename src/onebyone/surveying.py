@@ -269,7 +269,9 @@ def _refuse(layer: nn.Module) -> str | None:
         return f"{name} is not one of the plain layers that onebyone rewrites"
     weight = layer._parameters.get("weight")
     if weight is None:
-        return "its weight is no parameter of its own (weight or spectral normalisation)"
+        constant = "weight" in layer._buffers and not layer._forward_pre_hooks
+        why = "a buffer" if constant else "weight or spectral normalisation"
+        return f"its weight is no parameter of its own ({why})"
     if (
         layer._forward_hooks
         or layer._forward_pre_hooks

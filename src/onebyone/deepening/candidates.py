@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from onebyone.deepening.insertions import Activation, Insertion, insert
 from onebyone.deepening.places import BLOCKS, Place, find_places
 from onebyone.running import call, first_output, suited
+from onebyone.sensing import overwrites
 from onebyone.tree import deep_copy, modules_by_name, replace_modules, tensors_in
 
 KERNEL = 3
@@ -180,10 +181,14 @@ def _unread(model: nn.Module, image: Tensor, found: list[Insertion]) -> list[str
     trial = replace_modules(trial, made).eval()
     for parameter in trial.parameters():
         parameter.requires_grad_(True)
-    with torch.enable_grad():
+
+    def back() -> None:
         output = first_output(call(trial, image))
         if output.requires_grad:
             output.float().square().sum().backward()
+
+    with torch.enable_grad():
+        overwrites(back)
     return [name for name, chain in made.items() if list(chain.parameters())[-1].grad is None]
 
 

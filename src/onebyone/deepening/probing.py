@@ -15,6 +15,7 @@ from onebyone.errors import ModelError
 from onebyone.recovery.objective import Objective
 from onebyone.recovery.recipe import Recipe
 from onebyone.running import suited
+from onebyone.sensing import copying, overwrites
 from onebyone.tree import deep_copy, evaluating, random_state, replace_modules
 
 BATCHES, BATCH = 32, 128
@@ -63,14 +64,15 @@ def probe(
             teacher = borrowed.enter_context(_as_teacher(teacher))
         objective = borrowed.enter_context(Objective(trial, teacher, recipe, images.inputs[:1]))
         probes = [(_Probe(), _Probe()) for _ in blocks]
+        copies = overwrites(lambda: _value(objective, trial, images, slice(0, 1)).backward())
         order = _order(len(images), count * min(batch, len(images)), generator)
         for number, chosen in enumerate(order.chunk(count)):
-            labels = None if images.labels is None else images.labels[chosen]
             trial.zero_grad(set_to_none=True)
-            value = objective.loss(*_batch(trial, images.inputs[chosen], labels)).value
-            _check(value, number)
-            with torch.enable_grad():
-                value.backward()
+            with copying(copies):
+                value = _value(objective, trial, images, chosen)
+                _check(value, number)
+                with torch.enable_grad():
+                    value.backward()
             for one, block in zip(probes, blocks, strict=True):
                 one[number % 2].add(_gradient(block))
             if progress is not None:
@@ -154,10 +156,13 @@ class _as_teacher:
         self.borrowed.__exit__(*failure)  # type: ignore[arg-type]
 
 
-def _batch(model: nn.Module, inputs: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """On the device, and in the dtype, of the network."""
-    inputs = suited(model, inputs)
-    return inputs, None if labels is None else labels.to(inputs.device)
+def _value(
+    objective: Objective, model: nn.Module, images: Images, chosen: Tensor | slice
+) -> Tensor:
+    """The loss on some of the images, on the device and in the dtype of the network."""
+    inputs = suited(model, images.inputs[chosen])
+    labels = None if images.labels is None else images.labels[chosen].to(inputs.device)
+    return objective.loss(inputs, labels).value
 
 
 def _in_order(made: dict[str, nn.Module], insertions: Sequence[Insertion]) -> list[nn.Module]:

@@ -7,6 +7,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
+from tarfile import is_tarfile
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 from onebyone.errors import ModelError
 from onebyone.tree import tensor_state
 
+BEGINS = b"PK", b"\x80"  # a zip archive, a pickle
+POINTER = b"version https://git-lfs"
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".tar", ".ckpt")
 # Where training scripts keep the weights; averaged ones are what their authors evaluate.
 NESTINGS = (
@@ -48,8 +51,24 @@ def read_weights(path: str | Path, *, trust: bool = False) -> dict[str, Tensor]:
     return state
 
 
+def _check_begin(path: Path) -> None:
+    """Raise ModelError for what is no file of PyTorch's: failed downloads are pages of text."""
+    with path.open("rb") as file:
+        begin = file.read(len(POINTER))
+    if begin == POINTER:
+        raise ModelError(
+            f"{path} is a pointer of Git LFS and not the file itself: fetch that with git lfs pull"
+        )
+    if begin and not begin.startswith(BEGINS) and not is_tarfile(path):
+        raise ModelError(
+            f"{path} is damaged or no PyTorch file: it begins with {begin[:16]!r}, perhaps "
+            "left by a download that failed"
+        )
+
+
 def read_pickle(path: Path, *, trust: bool = False) -> Any:
     """What `torch.save` wrote; only tensors and plain containers unless `trust`."""
+    _check_begin(path)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*TorchScript archive")

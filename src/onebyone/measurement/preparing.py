@@ -266,14 +266,12 @@ def total(outputs: object) -> Tensor:
     return torch.stack([s.to(sums[0].dtype) for s in sums]).sum() if len(sums) > 1 else sums[0]
 
 
-def backward(loss: Tensor) -> None:
-    """The backward pass; ModelError where it fails."""
+def backward(loss: Tensor, advice: str = "time inference only") -> None:
+    """The backward pass; ModelError where it fails, with the advice."""
     try:
         loss.backward()
     except (ModelError, MemoryError):
         raise
     except Exception as error:
         why = f"{type(error).__name__}: {line_of(error).partition(': [')[0]}"
-        raise ModelError(
-            f"the network's backward pass fails ({why}): time inference only"
-        ) from error
+        raise ModelError(f"the network's backward pass fails ({why}): {advice}") from error

@@ -26,6 +26,7 @@ from onebyone.recovery.status import Status
 from onebyone.recovery.supply import Supply, open_supply
 from onebyone.recovery.training import Measured, Training, share
 from onebyone.running import call, suited
+from onebyone.sensing import copying, overwrites
 from onebyone.several import Packing, packed
 from onebyone.tree import check_weights, deep_copy, evaluating, random_numbers_kept
 
@@ -34,6 +35,10 @@ CALM_IMAGES, CALM_BYTES = 2048, 256 << 20
 TRIED = 32  # images of the trial batch
 WORTH = 0.9  # of float32's time: what bfloat16 must take at the most to be chosen
 ROUNDS = 4
+COPIED = (
+    "the network overwrites what its gradients need: that is copied at every step, which takes time and "
+    "memory"
+)
 
 
 @dataclass(frozen=True)
@@ -266,7 +271,9 @@ def _trainable(model: nn.Module, recipe: Recipe, example: Tensor) -> nn.Module:
     if any(p.dtype in (torch.float16, torch.bfloat16) for p in copy.parameters()):
         copy.float()
     if recipe.channels_last and example.ndim == 4:
-        copy.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        for tensor in (*copy.parameters(), *copy.buffers()):
+            if tensor.ndim == 4:  # Module.to would refuse those of five axes
+                tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
     return copy
 
 
@@ -283,39 +290,44 @@ def _training(
     held_out: Images | None, calm: list[Tensor], world: World,
 ) -> Training:  # fmt: skip
     batch = suited(student, calm[0][:TRIED])
-    _freeze_unused(student, batch)
-    precision = world.led(lambda: _precision(student, recipe, batch))
+    copies = _freeze_unused(student, batch)
+    precision = world.led(lambda: _precision(student, recipe, batch, copies))
     world.copy_model(student)
     objective.run = share(student, world)
-    return Training(student, objective, recipe, supply, held_out, calm, precision, world)
+    return Training(student, objective, recipe, supply, held_out, calm, precision, copies, world)
 
 
-def _freeze_unused(student: nn.Module, batch: Tensor) -> None:
-    """Parameters that no gradient reaches are not trained: decay alone would change them."""
+def _freeze_unused(student: nn.Module, batch: Tensor) -> bool:
+    """Parameters that no gradient reaches are not trained: decay alone would change them.
+
+    Gives whether the network overwrites what its gradients need.
+    """
     trial = deep_copy(student)
-    _forward_and_back(trial, batch, torch.float32)
+    copies = overwrites(lambda: _forward_and_back(trial, batch, torch.float32))
     used = {name for name, p in trial.named_parameters() if p.grad is not None}
     for name, parameter in student.named_parameters():
         if name not in used:
             parameter.requires_grad_(False)
+    return copies
 
 
 def _forward_and_back(model: nn.Module, batch: Tensor, dtype: torch.dtype) -> None:
     with torch.autocast(batch.device.type, dtype, enabled=dtype != torch.float32):
         output = call(model, batch)
-    backward(total(output))
+    backward(total(output), "a network is trained by its gradients")
 
 
-def _precision(student: nn.Module, recipe: Recipe, batch: Tensor) -> torch.dtype:
+def _precision(student: nn.Module, recipe: Recipe, batch: Tensor, copies: bool) -> torch.dtype:
     """The type to compute in: what the recipe says, or the faster of float32 and bfloat16."""
     if recipe.precision != "auto":
         return getattr(torch, recipe.precision)
     trial = deep_copy(student)
     types = (torch.float32, torch.bfloat16)
-    timed = interleave(
-        {str(t): lambda t=t: _forward_and_back(trial, batch, t) for t in types},
-        threads=torch.get_num_threads(), device=batch.device, seconds=0, least=ROUNDS,
-    )  # fmt: skip
+    with copying(copies):
+        timed = interleave(
+            {str(t): lambda t=t: _forward_and_back(trial, batch, t) for t in types},
+            threads=torch.get_num_threads(), device=batch.device, seconds=0, least=ROUNDS,
+        )  # fmt: skip
     ratio = timed.ratio(str(torch.bfloat16), str(torch.float32)).median
     return torch.bfloat16 if ratio < WORTH else torch.float32
 
@@ -326,6 +338,8 @@ def _result(
     """The best weights in a copy of the model: its types, memory formats, modes and flags."""
     tuned = deep_copy(model)
     tuned.load_state_dict(tuned.state_dict() | training.best)
+    if training.copies:
+        notes = (*notes, COPIED)
     return FineTuned(
         tuned, tuple(training.measured), training.kept, training.recipe,
         _named(training), training.images, training.seconds, ended,

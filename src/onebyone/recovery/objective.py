@@ -197,6 +197,13 @@ def check_labels(labels: Tensor, classes: int) -> None:
 
 def check_alike(given: Tensor, wanted: Tensor) -> None:
     """Raise TrainingError where the two outputs cannot be compared."""
+    if given.shape[1:] == wanted.shape[1:] and len(given) != len(wanted):
+        raise TrainingError(
+            f"for the same images the network returns {len(given):,} rows and its teacher {len(wanted):,}, "
+            "as detectors do whose boxes are those found: outputs that differ in number cannot be drawn "
+            "together; train what it returns before it selects, with a loss of your own, and deepen it "
+            "without images"
+        )
     if given.shape != wanted.shape:
         raise TrainingError(
             f"the network's output has shape {tuple(given.shape)} and its teacher's "

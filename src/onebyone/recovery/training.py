@@ -37,6 +37,7 @@ from onebyone.recovery.status import Shown, Status
 from onebyone.recovery.supply import Supply
 from onebyone.recovery.updating import averager_of, optimizer_of
 from onebyone.running import call, suited
+from onebyone.sensing import copying
 from onebyone.tree import evaluating, tensor_state
 
 CHECKPOINT_SECONDS = 300.0
@@ -64,7 +65,8 @@ class Training:
 
     `student` is changed; what is measured and kept is `average`, its exponential moving average
     (Polyak & Juditsky 1992) with a decay that begins low: min(decay, (1 + n) / (10 + n)). `calm` are
-    batches of training images, unchanged, for the statistics of its BatchNorm layers.
+    batches of training images, unchanged, for the statistics of its BatchNorm layers; with `copies`, what
+    the network overwrites that its gradients need is copied.
     """
 
     def __init__(
@@ -76,11 +78,12 @@ class Training:
         held_out: Images | None,
         calm: Sequence[Tensor],
         precision: torch.dtype,
+        copies: bool,
         world: World,
     ) -> None:
         self.student, self.objective, self.recipe = student, objective, recipe
         self.supply, self.held_out, self.world = supply, held_out, world
-        self.calm, self.precision = calm, precision
+        self.calm, self.precision, self.copies = calm, precision, copies
         self.optimizer = optimizer_of(student, recipe)
         self.average = AveragedModel(student, multi_avg_fn=averager_of(recipe), use_buffers=True)
         self.steps = max(1, round(recipe.epochs * supply.steps))
@@ -152,11 +155,13 @@ class Training:
             ready = ready.contiguous(memory_format=torch.channels_last)
         for group in self.optimizer.param_groups:
             group["lr"] = recipe.rate_at(self.step, self.steps)
-        with _precision(ready.device, self.precision):
-            loss = self.objective.loss(ready, None if labels is None else labels.to(ready.device))
         self.optimizer.zero_grad(set_to_none=True)
-        with losses_told():
-            loss.value.backward()
+        with copying(self.copies):
+            with _precision(ready.device, self.precision):
+                wanted = None if labels is None else labels.to(ready.device)
+                loss = self.objective.loss(ready, wanted)
+            with losses_told():
+                loss.value.backward()
         self._check(loss.value, self._clip())
         self.optimizer.step()
         self.average.update_parameters(self.student)
