@@ -342,3 +342,40 @@ def test_a_drawn_input_has_the_type_of_the_weights(
     monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(app, ["measure", "double_net:net", "--input", "3x5x5", "--json", "-"])
     assert (done.exit_code, json.loads(done.stdout)["macs"]) == (0, 300)
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "def net():\n    sys.exit(0)\n",
+        "class Net(nn.Module):\n    def forward(self, x):\n        sys.exit(3)\n"
+        "def net():\n    return Net()\n",
+    ],
+)
+@pytest.mark.parametrize("command", ["measure", "bench"])
+def test_a_network_that_ends_the_program(place: Path, where: str, command: str) -> None:
+    Path("cli_nets.py").write_text(f"import sys\nfrom torch import nn\n{where}")
+    result = call(f"{command} cli_nets:net --input 3x4x4 --json out.json")
+    assert result.exit_code == 2
+    assert "the network's own code ended the command (sys.exit(" in said(result)
+    assert not Path("out.json").exists()
+
+
+def test_names_of_layers_and_files_that_are_no_text(place: Path) -> None:
+    Path("cli_nets.py").write_text(
+        NETS + "def named():\n    model = nn.Sequential()\n"
+        "    for name in ('a\\x1b[31m', 'b\\udcff'):\n        model.add_module(name, nn.Conv2d(3, 3, 1))\n"
+        "    return model, torch.zeros(1, 3, 4, 4)\n"
+    )
+    result = call("measure cli_nets:named --json out.json --csv out.csv --html out.html")
+    assert result.exit_code == 0, result.stderr
+    assert "\x1b" not in result.stdout
+    assert "a\N{REPLACEMENT CHARACTER}[31m" in result.stdout
+    names = [layer["layer"] for layer in json.loads(Path("out.json").read_text())["layers"]]
+    assert "b\udcff" in names
+
+
+def test_an_empty_name_of_a_file(place: Path) -> None:
+    result = CliRunner().invoke(app, ["measure", "m.pt2", "--json", ""])
+    assert result.exit_code == 2
+    assert "the name of a file to write is empty" in said(result)  # type: ignore[arg-type]

@@ -34,7 +34,12 @@ def write_text(path: str | Path, text: str) -> None:
     Raises OutputError where that cannot be done; what stood at the path is untouched then.
     """
     with staged(Path(path)) as file:
-        file.write_text(text, encoding="utf-8")
+        file.write_text(encodable(text), encoding="utf-8")
+
+
+def encodable(text: str) -> str:
+    """What is no UTF-8 in names of files and layers, as escapes (JSON's own look the same)."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 @contextmanager

@@ -40,8 +40,9 @@ def call(model: Callable[..., object], *inputs: object) -> object:
         packing = packing_in(model)
         if ALONE in why and found and len(found[0]) == 1:
             raise ModelError(
-                "a batch of a single image is too little for BatchNorm to train on: leave the last batch "
-                "out where it is one (drop_last=True of a DataLoader), or give larger batches"
+                "a batch of a single image is too little for BatchNorm to train on: give larger batches "
+                "(drop_last=True of a DataLoader leaves out the last where it is one), or the network in "
+                "evaluation mode, model.eval()"
             ) from error
         if type(error).__name__ == UNCAPTURED:
             raise ModelError(

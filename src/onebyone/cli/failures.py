@@ -14,8 +14,8 @@ from typing import NoReturn
 
 import typer
 
-from onebyone.cli.showing import leads
-from onebyone.cli.signals import INTERRUPTED, deafen, interrupted
+from onebyone.cli.showing import leads, shown
+from onebyone.cli.signals import INTERRUPTED, Terminated, deafen, interrupted
 from onebyone.errors import LostError, OneByOneError, OutputError
 
 BUG, MENDABLE, UNHEARD = 1, 2, 141
@@ -39,6 +39,13 @@ def failures(lighter: str = "") -> Iterator[Outcome]:
     outcome = Outcome()
     try:
         yield outcome
+    except SystemExit as error:
+        if isinstance(error, Terminated):
+            raise
+        stop(
+            f"the network's own code ended the command (sys.exit({error.code!r})): let it return, or raise "
+            "an error that says what is wrong"
+        )
     except (Exception, KeyboardInterrupt) as error:
         if isinstance(error, typer.Exit | typer.BadParameter):
             raise
@@ -94,5 +101,5 @@ def _bug(error: Exception) -> NoReturn:
 def stop(message: str, code: int = MENDABLE) -> NoReturn:
     """Say what went wrong, and end with this exit code."""
     typer.secho("onebyone: ", fg=typer.colors.RED, bold=True, nl=False, err=True)
-    typer.echo(message, err=True)
+    typer.echo(shown(message), err=True)
     raise typer.Exit(code)

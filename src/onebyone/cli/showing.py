@@ -38,6 +38,9 @@ STEPS = {
     "export": "exporting, checking and timing",
     "bench": "timing in every runtime",
 }
+UNSEEN = dict.fromkeys(
+    {*range(32), *range(127, 160), *range(0xD800, 0xE000)} - {*b"\t\n"}, "\N{REPLACEMENT CHARACTER}"
+)
 Progress = Callable[..., None]  # (step, fraction done), and perhaps a few words on how it goes
 
 
@@ -76,11 +79,18 @@ def progress() -> Iterator[Progress]:
 
 def show(*parts: RenderableType) -> None:
     """Print rich renderables on stdout, plain where it is no terminal."""
-    from rich.console import Console
+    from rich.console import Console, ConsoleOptions
+    from rich.segment import Segment
 
     class Plain(Console):
         def on_broken_pipe(self) -> None:
             raise  # to `failures`, which knows the exit code
+
+        def render(
+            self, renderable: RenderableType, options: ConsoleOptions | None = None
+        ) -> Iterator[Segment]:
+            for text, style, control in super().render(renderable, options):
+                yield Segment(text if control else shown(text), style, control)
 
     console = Plain(highlight=False)
     with _to_stdout():
@@ -137,14 +147,21 @@ def show_json(values: dict[str, Any]) -> None:
     """Print JSON, and nothing else, on stdout."""
     import json
 
+    from onebyone.files import encodable
+
     with _to_stdout():
-        typer.echo(json.dumps(values, indent=2, ensure_ascii=False))
+        typer.echo(encodable(json.dumps(values, indent=2, ensure_ascii=False)))
 
 
 def note(*lines: str) -> None:
     """Tell something beside the result, on stderr."""
     for line in lines if leads() else ():
-        typer.echo(f"note: {line}", err=True)
+        typer.echo(f"note: {shown(line)}", err=True)
+
+
+def shown(text: str) -> str:
+    """What names may hold that is no text, or would tell a terminal to do something, as marks."""
+    return text.translate(UNSEEN)
 
 
 def tell_images(images: Images) -> None:

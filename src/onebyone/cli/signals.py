@@ -16,6 +16,10 @@ _times: list[float] = []
 _first: dict[int, float] = {}  # when a signal was put off first
 
 
+class Terminated(SystemExit):
+    """SIGTERM's own way out, which a network's `sys.exit` is not."""
+
+
 def listen() -> None:
     """Handle SIGINT, unless it is ignored here (as in the background), and SIGTERM."""
     signal.signal(signal.SIGTERM, _terminated)
@@ -58,7 +62,7 @@ def _interrupted(number: int, frame: FrameType | None) -> None:
 def _terminated(number: int, frame: FrameType | None) -> None:
     """Leave through every `finally`, so that nothing half-written stays."""
     if not _put_off(number, frame):
-        sys.exit(128 + number)
+        raise Terminated(128 + number)
 
 
 def _put_off(number: int, frame: FrameType | None) -> bool:

@@ -34,6 +34,10 @@ class Outputs:
                     f"{path} is given for two kinds of output: give each its own file"
                 )
         for path in given:
+            if not path:
+                raise OutputError(
+                    'the name of a file to write is empty: give one, or "-" for stdout'
+                )
             if path != STDOUT:
                 check_spared(path, inputs)
                 _check(Path(path))
@@ -46,11 +50,11 @@ class Outputs:
 
     def write(self, *texts: Callable[[], str]) -> None:
         """Each text to its path, in the order of the paths; files appear whole or not at all."""
-        from onebyone.files import write_text
+        from onebyone.files import encodable, write_text
 
         for path, text in zip(self.paths, texts, strict=True):
             if path == STDOUT:
-                typer.echo(text(), nl=False)
+                typer.echo(encodable(text()), nl=False)
             elif path is not None:
                 write_text(path, text())
 

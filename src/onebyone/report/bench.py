@@ -14,6 +14,7 @@ from onebyone.report.numbers import count, milliseconds, ratio, size, small
 from onebyone.report.words import images, threads
 
 SCHEMA = "onebyone.bench/1"
+ERROR = " Error: the largest difference from PyTorch's output, as a fraction of the largest output."
 
 
 def bench_table(name: str, found: Bench, cost: Cost | None) -> RenderableType:
@@ -48,8 +49,8 @@ def _lines(found: Bench) -> list[str]:
     first = found.runs[0].latency
     lines = [
         f"{threads(first.threads).capitalize()}, {images(first.batch)}, {first.dtype}; medians of "
-        f"{first.runs} interleaved runs after {first.warmup} to warm up. Error: the largest difference "
-        "from PyTorch's output, as a fraction of the largest output."
+        f"{first.runs} interleaved runs after {first.warmup} to warm up."
+        + (ERROR if any(run.check for run in found.runs) else "")
     ]
     lines += [f"not timed: {name}: {why}" for name, why in found.refused.items()]
     return lines + [f"note: {n}" for n in first.notes]
