@@ -83,6 +83,8 @@ def test_an_argument_that_does_not_fit_is_told(
         ("measured", {"latency": True, "threads": 1.5}, "nothing computes with 1.5 threads"),
         ("measured", {"latency": True, "threads": "2"}, "nothing computes with '2' threads"),
         ("slimmed", {"runtime": "foo"}, "'foo' is no runtime"),
+        ("slimmed", {"steps": True}, "True steps do not fit"),
+        ("slimmed", {"finetune_epochs": "1"}, "finetune_epochs='1' does not fit"),
         ("slimmed", {"runtime": 3}, "3 is no runtime"),
         ("benched", {"runtimes": "foo"}, "'foo' is no runtime"),
     ],
@@ -135,6 +137,52 @@ def test_numbers_of_numpy_are_numbers() -> None:
     parts = images().split(np.float32(0.25))
     assert [len(p) for p in parts] == [18, 6]
     assert torch.equal(parts[1].inputs, images().split(0.25)[1].inputs)
+    assert slimmed(steps=np.int64(1)).plan == slimmed().plan
+    recipe = obo.Recipe(epochs=np.int64(2), learning_rate=np.float32(0.5))  # type: ignore[arg-type]
+    assert (recipe.epochs, recipe.rate) == (2, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"size": 224}, "size 224 is not C×H×W"),
+        ({"size": (3, 8.5, 8)}, "is not C×H×W"),
+        ({"mean": 0.5}, "mean 0.5 does not fit: give a number for each channel"),
+        ({"std": (float("nan"),)}, "std .* does not fit"),
+        ({"resize": "abc"}, "resize 'abc' does not fit: give the shorter side's length"),
+        ({"resize": 0}, "resize 0 does not fit"),
+        ({"resize": (1, 2, 3)}, "resize .* does not fit"),
+    ],
+)
+def test_how_pictures_become_inputs(given: dict[str, Any], said: str) -> None:
+    right: dict[str, Any] = {"size": (3, 8, 8), "mean": (0.5,), "std": (0.5,), "resize": 9}
+    assert Preprocess(**right).resize == 9
+    with pytest.raises(DataError, match=said):
+        Preprocess(**right | given)
+
+
+@pytest.mark.parametrize("size", [32, "3x32x32", (3, 0, 32), (3, "8", 8), ()])
+def test_a_size_to_load_with(size: Any) -> None:
+    with pytest.raises(OneByOneError, match=r"input_size=.* does not fit: give the lengths C×H×W"):
+        obo.load("demo", input_size=size)
+    assert obo.load("demo", input_size=[1, 28, 28]).input_size == (1, 28, 28)  # type: ignore[arg-type]
+
+
+def test_labels_of_any_whole_type() -> None:
+    given = obo.Images(images().inputs, (torch.arange(24) % 4).to(torch.int32))
+    assert given.labels is not None
+    assert given.labels.dtype == torch.int64
+
+
+def test_what_rewrite_is_given(tmp_path: Path) -> None:
+    plan = obo.plan(net(), observed(), obo.Budget(macs=0.6))
+    with pytest.raises(OneByOneError, match="statistics= is Plan"):
+        obo.rewrite(net(), plan, images(), statistics=plan)  # type: ignore[arg-type]
+    with pytest.raises(OneByOneError, match="the network fails on an input of shape 24×1×8×8"):
+        obo.rewrite(net(), plan, images().inputs[:, :1], statistics=observed())
+    with pytest.raises(OneByOneError, match="the plan is 'plan': give a Plan"):
+        obo.write_plan("plan", tmp_path / "plan.json")  # type: ignore[arg-type]
+    assert not (tmp_path / "plan.json").exists()
 
 
 def test_held_out_images_can_be_a_number_wherever_they_are_taken() -> None:

@@ -371,7 +371,7 @@ def test_names_of_layers_and_files_that_are_no_text(place: Path) -> None:
     assert result.exit_code == 0, result.stderr
     assert "\x1b" not in result.stdout
     assert "a\N{REPLACEMENT CHARACTER}[31m" in result.stdout
-    names = [layer["layer"] for layer in json.loads(Path("out.json").read_text())["layers"]]
+    names = [layer["name"] for layer in json.loads(Path("out.json").read_text())["layers"]]
     assert "b\udcff" in names
 
 

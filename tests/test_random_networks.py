@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+import threading
 
 import numpy as np
 import pytest
@@ -151,3 +152,22 @@ def test_chunks_begin_where_only_they_reach_a_stop() -> None:
     pass_through = Lockstep(Last(), [torch.zeros(1)] * 3, solved.append, room=[1, 1])
     pass_through.run()
     assert solved == [1]
+
+
+def test_a_chunk_has_no_thread_before_its_turn() -> None:
+    """However many chunks there are, no more are held than there is room for."""
+
+    class Stop(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            threads.append(threading.active_count() - before)
+            if 0 not in solved:
+                pass_through.wait(0)
+            return x
+
+    before, threads = threading.active_count(), list[int]()
+    solved: list[int] = []
+    pass_through = Lockstep(Stop(), [torch.zeros(1)] * 40, solved.append, room=[2, 2])
+    pass_through.run()
+    assert solved == [0]
+    assert max(threads) <= 2
+    assert threading.active_count() == before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from typing import cast
 
 import pytest
 import torch
@@ -343,3 +344,39 @@ def test_widths_cost_something_where_no_gradient_is_felt() -> None:
 def test_what_is_too_large_to_be_multiplied_is_told() -> None:
     with pytest.raises(ModelError, match="so large that its squares overflow"):
         statistics.observe(tiny(), 1e25 * images(20, 3, 5, 5))
+
+
+def test_gradients_too_large_to_be_multiplied_are_told() -> None:
+    conv, last = nn.Conv2d(3, 4, 3, bias=False), nn.Linear(16, 2, bias=False)
+    model = nn.Sequential(conv, nn.Flatten(), last).eval()
+    with torch.no_grad():
+        conv.weight *= 1e-22
+        last.weight *= 1e22
+    inputs = torch.randn(24, 3, 4, 4)
+    assert model(inputs).isfinite().all()
+    with pytest.raises(ModelError, match=r"or its gradient, .* squares overflow"):
+        statistics.observe(model, inputs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_torchs_default_dtype_is_no_matter(dtype: torch.dtype) -> None:
+    model, inputs = tiny(), images(20, 3, 5, 5)
+    expected = statistics.observe(model, inputs)
+    torch.set_default_dtype(dtype)
+    try:
+        found = statistics.observe(model, inputs)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for name, layer in expected.layers.items():
+        assert found.layers[name].outputs.products.dtype == torch.float32
+        torch.testing.assert_close(found.layers[name].outputs.covariance, layer.outputs.covariance)
+
+
+def test_a_compiled_network_is_the_one_within() -> None:
+    model, inputs = tiny(), images(20, 3, 5, 5)
+    compiled = cast(nn.Module, torch.compile(model, backend="eager"))
+    found = statistics.observe(compiled, inputs)
+    assert found.layers.keys() == statistics.observe(model, inputs).layers.keys()
+    made = obo.plan(compiled, found, obo.Budget(macs=0.8))
+    lighter = obo.rewrite(compiled, made, inputs, statistics=found)
+    assert obo.measure(lighter, inputs[:1]).macs <= 0.8 * obo.measure(model, inputs[:1]).macs

@@ -44,6 +44,7 @@ class Images:
             object.__setattr__(self, "inputs", self.inputs.clone())
         if self.labels is not None:
             _check_labels(self.labels, len(self.inputs))
+            object.__setattr__(self, "labels", self.labels.long())
 
     def __len__(self) -> int:
         return len(self.inputs)

@@ -40,12 +40,11 @@ class Lockstep:
     ) -> None:
         self.model, self.chunks, self.solve = model, chunks, solve
         self.room, self.unsolved = room, set(range(len(room)))
-        self.begun = 0
+        self.threads: list[threading.Thread] = []  # of the chunks that have begun
         self.drawn = dict(enumerate(starts))
         self.turn = [threading.Semaphore(0) for _ in chunks]
         self.yielded = threading.Semaphore(0)
         self.waiting: dict[int, int] = {}
-        self.running = set(range(len(chunks)))
         self.failure: BaseException | None = None
         self.stopped = False
         self.local = threading.local()
@@ -66,11 +65,6 @@ class Lockstep:
 
     def run(self) -> None:
         """All chunks to their end; the first failure of any is raised."""
-        threads = [
-            threading.Thread(target=self._chunk, args=(i,), daemon=True) for i in self.running
-        ]
-        for thread in threads:
-            thread.start()
         try:
             ready = self._begin(self.room[0] if self.room else len(self.chunks))
             while ready and self.failure is None:
@@ -79,9 +73,9 @@ class Lockstep:
                 ready = self._next() if self.failure is None else []
         finally:
             self.stopped = True
-            for chunk in list(self.running):
+            for chunk in range(len(self.threads)):
                 self.turn[chunk].release()
-            for thread in threads:
+            for thread in self.threads:
                 thread.join()
         if self.failure is not None:
             raise self.failure
@@ -97,14 +91,18 @@ class Lockstep:
 
     def _begin(self, number: int) -> list[int]:
         """The chunks that begin now, so that so many have in all."""
-        first, self.begun = self.begun, max(self.begun, min(number, len(self.chunks)))
-        return list(range(first, self.begun))
+        begun = range(len(self.threads), max(len(self.threads), min(number, len(self.chunks))))
+        for chunk in begun:
+            thread = threading.Thread(target=self._chunk, args=(chunk,), daemon=True)
+            thread.start()
+            self.threads.append(thread)
+        return list(begun)
 
     def _next(self) -> list[int]:
         """The chunks that go on once the lowest stop at which any waits is solved."""
         if not self.waiting:
             # What only chunks that have not begun may reach.
-            return self._begin(self.begun + 1) if self.unsolved else []
+            return self._begin(len(self.threads) + 1) if self.unsolved else []
         stop = min(self.waiting.values())
         self.solve(stop)
         self.unsolved.discard(stop)
@@ -125,5 +123,4 @@ class Lockstep:
         except BaseException as error:  # handed to the thread that called run
             self.failure = error
         finally:
-            self.running.discard(index)
             self.yielded.release()

@@ -30,7 +30,7 @@ class Moments:
         shape = (size,) if groups == 1 else (groups, size)
         return Moments(
             0, torch.zeros(shape, dtype=torch.float64, device=device),
-            torch.zeros(*shape, size, device=device),
+            torch.zeros(*shape, size, dtype=torch.float32, device=device),
         )  # fmt: skip
 
     def none_like(self, size: int) -> Moments:

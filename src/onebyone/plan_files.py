@@ -15,7 +15,7 @@ from onebyone.files import json_text, write_text
 from onebyone.forms import FORMS, KEPT, full_rank
 from onebyone.narrowing.files import narrowings_from_json, narrowings_to_json, nats
 from onebyone.narrowing.spaces import Narrowing, narrowed
-from onebyone.plans import Budget, Decision, Plan, Step, as_source
+from onebyone.plans import Budget, Decision, Plan, Step, as_plan, as_source
 
 SCHEMA = "onebyone.plan/1"
 EDITABLE = (
@@ -235,8 +235,8 @@ def _checked_ranks(form: str, given: Any, conv: ConvSpec | None, where: str) -> 
 
 
 def write_plan(plan: Plan, path: Path) -> None:
-    """Write the plan as JSON; the file appears whole or not at all."""
-    write_text(path, json_text(plan_to_json(plan)))
+    """Write the plan as JSON; the file appears whole or not at all. PlanError for what is no plan."""
+    write_text(path, json_text(plan_to_json(as_plan(plan))))
 
 
 def read_plan(path: Path) -> Plan:

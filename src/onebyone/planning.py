@@ -75,11 +75,11 @@ def plan(
     than the layer.
     Raises BudgetError for a budget that no candidates meet, naming the lowest that can be and what stays.
     """
-    _check_seen(model, statistics)
+    check_seen(model, statistics)
     return Planner(statistics).plan(budget, times=times, narrow=narrow)
 
 
-def _check_seen(model: nn.Module, statistics: Statistics) -> None:
+def check_seen(model: nn.Module, statistics: Statistics) -> None:
     """Raise an error for what are no statistics, or those of another network."""
     check_networks(model=model)
     if not isinstance(statistics, Statistics):

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from math import prod
+from math import isfinite, prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from onebyone.errors import DataError
+from onebyone.errors import DataError, is_number, is_whole
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -18,6 +19,11 @@ if TYPE_CHECKING:
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "hamming", "box")
 LARGEST = 1 << 30  # numbers of one image: 4 GiB of them
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+
+
+def _are(values: Any, kind: Callable[[Any], bool]) -> bool:
+    """Whether it is a tuple or list of such values, at least one."""
+    return isinstance(values, tuple | list) and len(values) > 0 and all(map(kind, values))
 
 
 def check_preprocess(preprocess: object) -> None:
@@ -45,8 +51,10 @@ class Preprocess:
     interpolation: str = "bilinear"
 
     def __post_init__(self) -> None:
-        if len(self.size) != 3 or any(n < 1 for n in self.size):
-            raise DataError(f"size {self.size} is not C×H×W: give three lengths, such as 3x224x224")
+        if not _are(self.size, is_whole) or len(self.size) != 3 or any(n < 1 for n in self.size):
+            raise DataError(
+                f"size {self.size!r} is not C×H×W: give three lengths, such as 3x224x224"
+            )
         if prod(self.size) > LARGEST:
             raise DataError(
                 f"size {self.size} is {prod(self.size):,} numbers for one image, and {LARGEST:,} are the "
@@ -58,6 +66,10 @@ class Preprocess:
                 "expected; give an array instead"
             )
         for name, values in (("mean", self.mean), ("std", self.std)):
+            if not _are(values, is_number) or not all(map(isfinite, values)):
+                raise DataError(
+                    f"{name} {values!r} does not fit: give a number for each channel, such as (0.5,)"
+                )
             if len(values) not in (1, self.size[0]):
                 raise DataError(
                     f"{name} has {len(values)} values, the images have {self.size[0]} channels: "
@@ -65,6 +77,13 @@ class Preprocess:
                 )
         if any(s <= 0 for s in self.std):
             raise DataError(f"std {self.std} must be above 0")
+        if self.resize is not None:
+            lengths: Any = (self.resize,) if is_whole(self.resize) else self.resize
+            if not _are(lengths, is_whole) or len(lengths) > 2 or any(n < 1 for n in lengths):
+                raise DataError(
+                    f"resize {self.resize!r} does not fit: give the shorter side's length, such as 256, or "
+                    "(height, width)"
+                )
         if self.interpolation not in INTERPOLATIONS:
             raise DataError(
                 f"interpolation {self.interpolation!r} is not known: take one of "

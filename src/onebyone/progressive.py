@@ -11,7 +11,7 @@ from onebyone.clock import Clock
 from onebyone.conv import ConvSpec
 from onebyone.data import Images
 from onebyone.distributed import World
-from onebyone.errors import BudgetError, TrainingError
+from onebyone.errors import BudgetError, TrainingError, is_number, is_whole
 from onebyone.merging import merged
 from onebyone.planning import plan as make_plan
 from onebyone.plans import Budget, Decision, Plan, Step
@@ -31,12 +31,13 @@ def schedule(budget: Budget, steps: int, epochs: float) -> tuple[Step, ...]:
     >>> [round(step.budget.macs, 3) for step in schedule(Budget(macs=0.125), 3, 1.0)]
     [0.5, 0.25, 0.125]
     """
-    if not (isinstance(steps, int) and 1 <= steps <= MOST_STEPS):
+    if not (is_whole(steps) and 1 <= steps <= MOST_STEPS):
         raise BudgetError(f"{steps!r} steps do not fit: give a whole number from 1 to {MOST_STEPS}")
-    if not epochs > 0:
+    if not (is_number(epochs) and epochs > 0):
+        given = f"{epochs:g}" if is_number(epochs) else repr(epochs)
         raise TrainingError(
-            f"finetune_epochs={epochs:g} does not fit: each step ends in a training, so give a number "
-            "above 0 (--finetune-epochs 1)"
+            f"finetune_epochs={given} does not fit: each step ends in a training, so give a number above 0 "
+            "(--finetune-epochs 1)"
         )
 
     def part(goal: float | None, step: int) -> float | None:

@@ -63,8 +63,8 @@ class LayerStatistics:
             torch.zeros(taps, taps, dtype=torch.float64, device=device),
             Moments.none(out if basis is None else basis.shape[-1], device, groups),
             Moments.none(out, device, groups).products.float(),
-            torch.full((conv.c_out,), torch.inf, device=device),
-            torch.full((conv.c_out,), -torch.inf, device=device),
+            torch.full((conv.c_out,), torch.inf, dtype=torch.float32, device=device),
+            torch.full((conv.c_out,), -torch.inf, dtype=torch.float32, device=device),
             basis=None if basis is None else basis.to(device),
         )
 

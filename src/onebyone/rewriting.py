@@ -28,9 +28,10 @@ from onebyone.measurement.memory import held_before
 from onebyone.narrowing.cutting import cut_model
 from onebyone.narrowing.spaces import kept_entries
 from onebyone.plain import plain
+from onebyone.planning import check_seen
 from onebyone.plans import Decision, Plan, as_plan
 from onebyone.recorder import LayerStatistics
-from onebyone.running import release_memory, suited
+from onebyone.running import call, release_memory, suited
 from onebyone.sampling import choose_positions, output_rows, patch_rows, positions_of
 from onebyone.several import packed, takes_packed, unpacked
 from onebyone.statistics import Statistics, observe
@@ -43,6 +44,7 @@ from onebyone.tree import (
     random_numbers,
     random_state,
     replace_modules,
+    uncompiled,
 )  # fmt: skip
 
 CHUNK = 64  # images at once: more would leave the processor's cache
@@ -103,7 +105,9 @@ def rewrite(
     Raises PlanError for a plan of another network.
     """
     check_weights(model=model)
-    plan = as_plan(plan)
+    if statistics is not None:
+        check_seen(model, statistics)
+    model, plan = uncompiled(model), as_plan(plan)
     memory = as_bytes(memory, DataError)
     every, given = open_images(images), model
     inputs = every.inputs
@@ -233,7 +237,7 @@ def _collect(
             current[0] = index
             counts.clear()
             drawn.append(random_numbers())
-            model(chunk)
+            call(model, chunk)
     return drawn
 
 

@@ -15,7 +15,7 @@ from onebyone.clock import Clock, Progress
 from onebyone.data import Images, as_classes, check_held_out, number_of, open_images
 from onebyone.displaying import Displayed
 from onebyone.distributed import World
-from onebyone.errors import BudgetError, DataError, as_bytes, is_number, seeded, whole
+from onebyone.errors import BudgetError, DataError, as_bytes, is_number, is_whole, seeded, whole
 from onebyone.explaining.insight import Insight, look_into
 from onebyone.folders import unread
 from onebyone.pacing.pace import paced, runtime_named
@@ -127,7 +127,7 @@ def slim(
     threads = whole("threads", threads, 1, error=BudgetError)
     runtime = runtime_named(runtime, installed=wanted)
     clocked = _Clocked(runtime, threads) if wanted else None
-    if steps != 1 or finetune_epochs:
+    if not is_whole(steps) or steps != 1 or finetune_epochs:
         if budget is None or max_drop is not None or clocked is not None:
             raise BudgetError(
                 "steps and finetune_epochs go with a budget of macs and params alone, not with "

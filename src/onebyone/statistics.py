@@ -28,7 +28,15 @@ from onebyone.running import call, release_memory, suited
 from onebyone.sensing import NoGradientError, copying, send_back, stand_in
 from onebyone.several import packed
 from onebyone.surveying import Seen, Survey, survey
-from onebyone.tree import check_weights, evaluating, frozen, hooked, modules_by_name, random_state
+from onebyone.tree import (
+    check_weights,
+    evaluating,
+    frozen,
+    hooked,
+    modules_by_name,
+    random_state,
+    uncompiled,
+)
 
 OVER = 2  # bytes that a pass takes for each byte of activations
 
@@ -81,6 +89,7 @@ def observe(
     Raises ModelError for a model that fails on the images, returns NaN or has nothing to change.
     """
     check_weights(model=model)
+    model = uncompiled(model)
     seed, memory = seeded(seed, DataError), as_bytes(memory, DataError)
     every, world = open_images(images), World.current()
     inputs = every.inputs
@@ -183,10 +192,11 @@ def _settled(
 def _check_finite(layers: dict[str, LayerStatistics]) -> None:
     """ModelError where what passes a layer is too large to be multiplied."""
     for name, seen in layers.items():
-        if not (seen.outputs.products.isfinite().all() and seen.channels.products.isfinite().all()):
+        sums = (seen.outputs.products, seen.channels.products, seen.gradients)
+        if not all(bool(products.isfinite().all()) for products in sums):
             raise ModelError(
-                f"what passes {name or 'the layer'} on the calibration images is so large that its squares "
-                "overflow: check the images' normalisation, and the weights"
+                f"what passes {name or 'the layer'}, or its gradient, on the calibration images is so large"
+                " that its squares overflow: check the images' normalisation, and the weights"
             )
 
 

@@ -282,11 +282,11 @@ def relative_error(gap: float, square: float, mean: float) -> float:
     """A squared error relative to the variance of the values it is of: their squares less their mean's.
 
     All three are sums over the same values. What is constant, as is one row alone, has no variance: the
-    error is relative to its size then.
+    error is relative to its size then, or 1 where that is zero too and the values beside it are not.
     """
     variance = square - mean
     scale = variance if variance > 1e-9 * square else square
-    return gap / scale if scale else 0.0
+    return gap / (scale or gap) if gap else 0.0
 
 
 def _outputs(model: nn.Module, inputs: Tensor) -> list[Tensor]:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from onebyone.preprocessing import Preprocess
 
 MODEL, IMAGE, OUTPUT = "The network", "The photo", "The page"
+PAGE = "explain.html"
 
 
 def explain(
@@ -57,7 +58,7 @@ def explain(
         typer.Option(
             "-o", "--out", metavar="FILE", rich_help_panel=OUTPUT, help="Where to write it."
         ),
-    ] = "explain.html",
+    ] = PAGE,
     open_it: Annotated[
         bool, typer.Option("--open", rich_help_panel=OUTPUT, help="Open it in a browser.")
     ] = False,
@@ -97,7 +98,8 @@ def explain(
       onebyone explain --figure one-pixel.svg[/bold]
     """  # fmt: skip
     if figure is not None:
-        _write_figure(figure, model, (image, layer, weights, input_size, size, mean, std, open_it))
+        others = (image, layer, weights, input_size, size, mean, std, open_it, out != PAGE)
+        _write_figure(figure, model, others)
         return
     pictures = Pictures.parse(size, mean, std)
     shape = values.lengths(input_size, "--input", (2, 3, 4))
@@ -179,7 +181,7 @@ def _saved(model: str, loaded: Loaded, trust: bool) -> Saved | None:
         return None
 
     def original() -> nn.Module:
-        plan, spec, weights = original_of(folder, None, None, trust)
+        plan, spec, weights = original_of(folder, None, None, trust, option=None)
         return read_model(spec, weights, tuple(plan.input_shape), trust).model
 
     try:

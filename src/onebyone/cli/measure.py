@@ -107,7 +107,7 @@ def measure(
       onebyone measure demo --tree --depth 1 --csv demo.csv[/bold]
     """
     sizes = [values.lengths(size, "--input", (1, 2, 3, 4)) for size in input_ or []]
-    _check_usage(latency, training, compiled, device, sort, top, tree, dtype)
+    _check_usage(latency, training, compiled, device, sort, top, tree, dtype, again)
     with failures("a smaller --input or a smaller --batch"):
         from onebyone.files import json_text
         from onebyone.measurement.measuring import measure as take
@@ -150,12 +150,12 @@ def measure(
 
 def _check_usage(
     latency: bool, training: bool, compiled: bool, device: str | None, sort: str, top: int | None,
-    tree: bool, dtype: str | None,
+    tree: bool, dtype: str | None, again: bool,
 ) -> None:  # fmt: skip
     """Refuse options that would say nothing."""
     timed = {
         "--training": training, "--compile": compiled, "--device": device is not None,
-        "--sort time": sort == "time",
+        "--sort time": sort == "time", "--again": again,
     }  # fmt: skip
     for option, given in timed.items():
         if given and not latency:

@@ -18,15 +18,15 @@ def original_of(
     trust: bool,
     *,
     first: bool = False,
-    option: str = "--original",
+    option: str | None = "--original",
 ) -> tuple[Plan, str, str | None]:
     """The folder's plan, and the spec and weights of its original.
 
     Of a network that was made in several steps that is the one before the last; `first`: the one
     before the first, as it always is for a deepened network, whose budget is a part of that. `option`
-    is what the command calls `given`; where that is the network that the plan names, its weights are those
-    of the plan unless others are given. Raises ModelError for a folder that is not ours, and where the
-    original is not known or naming it would run code that nobody trusted.
+    is what the command calls `given`, None where it does not take it; where that is the network that the
+    plan names, its weights are those of the plan unless others are given. Raises ModelError for a folder
+    that is not ours, and where the original is not known or naming it would run code that nobody trusted.
     """
     from onebyone.errors import ModelError
     from onebyone.files import PLAN
@@ -52,12 +52,15 @@ def original_of(
             )
         return plan, given, weights
     if not source:
-        raise ModelError(f"{folder} does not say which network it was: give {option} MODEL")
+        raise ModelError(
+            f"{folder} does not say which network it was"
+            + (f": give {option} MODEL" if option else "")
+        )
     spec = str(source["spec"])
     if is_factory(spec) and not trust:
         raise ModelError(
             f"the plan in {folder} names {spec} as the original, and calling that runs code: give "
-            f"{option} {spec} if that is yours"
+            + (f"{option} {spec} if that is yours" if option else "--trust if you trust the folder")
         )
     if is_factory(spec):
         find_again(source)

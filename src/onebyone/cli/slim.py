@@ -138,7 +138,7 @@ def slim(
         typer.Option(
             rich_help_panel=WORK,
             callback=values.seed,
-            help="The same seed gives the same plan and weights.",
+            help="The same seed gives the same plan and weights, with the same number of threads.",
         ),
     ] = 0,
     runtime: Annotated[

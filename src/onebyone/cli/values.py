@@ -155,7 +155,7 @@ def memory(text: str, option: str = "--memory") -> int:
     found = re.fullmatch(r"\s*([\d.]+(?:e\d+)?)\s*([a-z]*)\s*", text.lower())
     try:
         size = int(float(found[1]) * UNITS[found[2]]) if found else 0
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, OverflowError):
         size = 0
     if size < 1 << 20:
         raise typer.BadParameter(

@@ -103,6 +103,8 @@ def check(
         for part in _parts(inputs, any_batch):
             mine = [t for t in tensors_in(call(model, *part)) if t.is_floating_point()]
             theirs = [t for t in _run(session, part) if t.is_floating_point()]
+            if not mine:
+                raise ModelError("it returns no floating-point numbers, which are what is compared")
             shapes = [[tuple(t.shape) for t in side] for side in (mine, theirs)]
             if shapes[0] != shapes[1]:
                 raise ModelError(f"its outputs have shapes {shapes[1]} and PyTorch's {shapes[0]}")

@@ -34,6 +34,7 @@ from onebyone.tree import (
     replace_modules,
     tensor_state,
     tensors_in,
+    uncompiled,
 )
 
 FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -174,7 +175,7 @@ def _architecture(
         return _applied(base, earlier, packing)
     if architecture is not None:
         check_weights(architecture=architecture)
-        return deep_copy(architecture)
+        return deep_copy(uncompiled(architecture))
     if not source:
         raise ModelError("its plan does not say which network it was made from")
     return build(source, plan.input_shape if packing is None else None)

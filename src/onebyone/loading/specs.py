@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from onebyone.data import DEMO, DEMO_PREPROCESS
-from onebyone.errors import ModelError, seeded
+from onebyone.errors import ModelError, is_whole, seeded
 from onebyone.files import PLAN
 from onebyone.loading import zoo
 from onebyone.loading.archive import open_program
@@ -63,6 +63,7 @@ def load(
     text, seed = str(spec), seeded(seed, ModelError)
     if weights is not None:
         weights = RANDOM if str(weights) == RANDOM else str(Path(weights).absolute())
+    input_size = _as_size(input_size)
     size = None if input_size is None else list(input_size)
     given = {"spec": text, "weights": weights, "input_size": size, "seed": seed}
     if not text.strip():
@@ -80,6 +81,18 @@ def load(
     if is_factory(text):
         return _load_factory(text, weights, input_size, trust, given)
     raise ModelError(f"{text!r} names no model{_hint(text)}: give {KINDS}")
+
+
+def _as_size(given: Any) -> tuple[int, ...] | None:
+    """Lengths as a tuple; ModelError for anything else."""
+    if given is None:
+        return None
+    lengths = tuple(given) if isinstance(given, Sequence) and not isinstance(given, str) else ()
+    if not lengths or not all(is_whole(n) and n > 0 for n in lengths):
+        raise ModelError(
+            f"input_size={given!r} does not fit: give the lengths C×H×W, such as (3, 224, 224)"
+        )
+    return tuple(map(int, lengths))
 
 
 def _of_size(loaded: Loaded, size: tuple[int, ...] | None, spec: str) -> Loaded:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from math import cos, isfinite, pi
 from typing import Any
 
-from onebyone.errors import TrainingError, names_in, seeded, whole
+from onebyone.errors import TrainingError, is_number, names_in, seeded, whole
 
 OPTIMIZERS = {  # learning rate, weight decay
     "shampoo": (0.05, 5e-4), "sgd": (0.05, 5e-4), "adamw": (2e-3, 0.01),
@@ -61,6 +62,10 @@ class Recipe:
         _among("precision", self.precision, PRECISIONS)
         if isinstance(self.augment, str):
             object.__setattr__(self, "augment", tuple(names_in(self.augment)))
+        if not isinstance(self.augment, Iterable):
+            raise TrainingError(
+                f"augment={self.augment!r} does not fit: give names, such as ('mirror',), or ()"
+            )
         for name in self.augment:
             _among("augment", name, AUGMENTATIONS)
         for name in ("learning_rate", "weight_decay"):
@@ -125,7 +130,7 @@ def check_recipe(recipe: object) -> None:
 def _within(
     name: str, value: float, low: float, high: float | None, *, open_below: bool = False
 ) -> None:
-    number = isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+    number = is_number(value) and isfinite(value)
     below = number and (value < low or (open_below and value == low))
     if not number or below or (high is not None and value > high):
         span = f"above {low}" if open_below else f"{low} or more"
