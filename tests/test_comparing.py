@@ -35,7 +35,7 @@ from onebyone.report.comparison_files import (
     comparison_json,
     comparison_markdown,
 )
-from onebyone.report.comparison_page import comparison_html, write_comparison
+from onebyone.report.comparison_page import comparison_html
 from onebyone.variants import KINDS, Asked
 
 CLASSIC = ("100x20x20", "40x20x20", 5)
@@ -512,15 +512,6 @@ def test_the_page_escapes_every_text(classic: Comparison) -> None:
     page = Page(html)
     assert "script" not in [name for name, _ in page.tags]
     assert page.text.count(hostile) >= 6
-
-
-def test_the_page_appears_whole_or_not_at_all(classic: Comparison, tmp_path: Path) -> None:
-    path = tmp_path / "page.html"
-    write_comparison(path, classic)
-    assert path.read_text(encoding="utf-8") == comparison_html(classic)
-    with pytest.raises(OneByOneError, match="cannot be written"):
-        write_comparison(tmp_path / "no" / "page.html", classic)
-    assert [p.name for p in tmp_path.iterdir()] == ["page.html"]
 
 
 # The command

@@ -92,18 +92,6 @@ def _visit(name: str, module: nn.Module, found: dict[str, nn.Module], seen: set[
             _visit(f"{name}.{key}" if name else key, child, found, seen)
 
 
-def other_names(model: nn.Module) -> dict[str, list[str]]:
-    """Further qualified names of modules that stand in the tree more than once, by the first one."""
-    first: dict[int, str] = {}
-    more: dict[str, list[str]] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        if id(module) in first:
-            more.setdefault(first[id(module)], []).append(name)
-        else:
-            first[id(module)] = name
-    return more
-
-
 def replace_modules(model: nn.Module, new: Mapping[str, nn.Module]) -> nn.Module:
     """Put new modules in place of old ones wherever the old ones stand; the root may be one.
 

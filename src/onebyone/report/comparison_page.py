@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from onebyone.comparison import Comparison, Refused, Variant
-from onebyone.files import write_text
 from onebyone.report.comparison import (
     clock,
     conditions,
@@ -52,11 +49,6 @@ def comparison_html(comparison: Comparison) -> str:
         styles=("report.css", "bars.css"),
         skip=("blocks-title", "the blocks and their code"),
     )
-
-
-def write_comparison(path: str | Path, comparison: Comparison) -> None:
-    """Write the page; the file appears whole or not at all."""
-    write_text(path, comparison_html(comparison))
 
 
 def _unbroken(line: str) -> Markup:
