@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -75,7 +77,7 @@ class Listing:
         noted in `skipped` with the reason."""
         wanted = [self.files[i] for i in index.tolist()]
         threads = min(8, os.cpu_count() or 1)
-        with ThreadPoolExecutor(threads) as pool:
+        with _quiet(), ThreadPoolExecutor(threads) as pool:
             read = list(pool.map(lambda f: _read(f, self.preprocess), wanted))
         kept = [i for i, result in enumerate(read) if isinstance(result, Tensor)]
         self.skipped.update(
@@ -115,12 +117,25 @@ def _files(path: Path, preprocess: Preprocess | None) -> tuple[Preprocess, list[
             f"how the network takes pictures is not known, so {path} cannot be read: give --size "
             "(such as 224; not needed where it is its input's), --mean and --std (in Python a Preprocess)"
         )
-    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and _is_file(p))
     if not files:
         raise DataError(
             f"{path} holds no image: files ending in {', '.join(SUFFIXES)} are expected"
         )
     return preprocess, files
+
+
+def _is_file(path: Path) -> bool:
+    """Whether it is a file, or a link to what is not there, which is told of as one that cannot be read."""
+    return path.is_file() or (path.is_symlink() and not path.exists())
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Large pictures are brought to the network's size at once: there is nothing to warn of."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Image size .* exceeds limit")
+        yield
 
 
 def _decode(
@@ -129,14 +144,15 @@ def _decode(
     kept: list[Path] = []
     tensors: list[Tensor] = []
     skipped: list[str] = []
-    for file, result in _decoded(files, preprocess, wanted):
-        if isinstance(result, Tensor):
-            kept.append(file)
-            tensors.append(result)
-        else:
-            skipped.append(f"{file}: {result}")
-        if len(kept) == wanted:
-            break
+    with _quiet():
+        for file, result in _decoded(files, preprocess, wanted):
+            if isinstance(result, Tensor):
+                kept.append(file)
+                tensors.append(result)
+            else:
+                skipped.append(f"{file}: {result}")
+            if len(kept) == wanted:
+                break
     return kept, tensors, skipped
 
 

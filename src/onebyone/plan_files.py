@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,10 @@ EDITABLE = (
 COSTS = ("macs_before", "macs_after", "params_before", "params_after", "predicted_error_nats")
 PLACES = ("positions_in", "positions_out", "positions_between")
 LAYER = frozenset(("layer", "form", "ranks", "channels", "reason", "conv", *COSTS, *PLACES))
+PLAN = frozenset((
+    "schema", "about", "budget", "cost", "input_shape", "other_macs", "other_params", "seed", "source",
+    "notes", "schedule", "layers", "narrowings", "insertions", "reference", "model",
+))  # fmt: skip
 
 
 def plan_to_json(plan: Plan) -> dict[str, Any]:
@@ -60,9 +64,24 @@ def _step_to_json(step: Step) -> dict[str, Any]:
     return {k: v for k, v in asdict(step.budget).items() if v is not None} | {"epochs": step.epochs}
 
 
-def _step_from_json(values: dict[str, Any]) -> Step:
+def _step_from_json(values: Any) -> Step:
+    if not isinstance(values, dict):
+        raise ValueError(f"{values!r} is no step of a schedule")
     budget = {k: v for k, v in values.items() if k != "epochs"}
-    return Step(Budget(**budget), float(values["epochs"]))
+    return Step(_budget_from_json(budget), float(values["epochs"]))
+
+
+def _budget_from_json(values: Any) -> Budget:
+    known = [field.name for field in fields(Budget)]
+    if not isinstance(values, dict) or not set(values) <= set(known):
+        raise ValueError(f"{values!r} is no budget: it has {', '.join(known)} and nothing else")
+    return Budget(**values)
+
+
+def _texts(values: Any) -> tuple[str, ...]:
+    if not isinstance(values, list):
+        raise ValueError(f"the notes are {values!r} and no list")
+    return tuple(map(str, values))
 
 
 def _decision_to_json(decision: Decision) -> dict[str, Any]:
@@ -90,6 +109,12 @@ def plan_from_json(values: Any, where: str = "the plan") -> Plan:
         raise PlanError(
             f"{where} is no plan of this version: schema {schema!r}, expected {SCHEMA!r}"
         )
+    unknown = sorted(set(values) - PLAN)
+    if unknown:
+        raise PlanError(
+            f"{where} has {unknown[0]!r}, which no plan has: form and ranks of layers and the widths of "
+            "narrowings can be edited"
+        )
     try:
         narrowings = narrowings_from_json(values.get("narrowings", []), where)
         decisions = tuple(
@@ -100,9 +125,9 @@ def plan_from_json(values: Any, where: str = "the plan") -> Plan:
         if twice:
             raise PlanError(f"{where} has the layer {twice[0]!r} twice: leave one of them out")
         return Plan(
-            Budget(**values["budget"]), decisions, tuple(map(_whole, values["input_shape"])),
+            _budget_from_json(values["budget"]), decisions, tuple(map(_whole, values["input_shape"])),
             _integer(values["other_macs"]), _integer(values["other_params"]), _seed(values["seed"]),
-            as_source(values["source"]), tuple(map(str, values["notes"])),
+            as_source(values["source"]), _texts(values["notes"]),
             tuple(map(_step_from_json, values.get("schedule", ()))),
             tuple(
                 insertion_from_json(insertion, f"{where}, insertion {number}")
@@ -110,6 +135,9 @@ def plan_from_json(values: Any, where: str = "the plan") -> Plan:
             ),
             _reference(values.get("reference")), narrowings,
         )  # fmt: skip
+    except PlanError as error:
+        named = str(error).startswith(where)
+        raise error if named else PlanError(f"{where} is damaged: {error}") from error
     except (KeyError, TypeError, ValueError, BudgetError) as error:
         raise PlanError(f"{where} is damaged: {_described(error)}") from error
 
@@ -197,22 +225,27 @@ def _conv_from_json(values: dict[str, Any] | None) -> ConvSpec | None:
     if not isinstance(values, dict):
         raise ValueError(f"{values!r} is no geometry of a layer")
     values = {"output_padding": ()} | values
-    for key in ("kernel", "stride", "dilation", "output_padding"):
-        values[key] = _lengths(values[key], key)
+    for key in ("kernel", "stride", "dilation"):
+        values[key] = _lengths(values[key], key, 1)
+    values["output_padding"] = _lengths(values["output_padding"], "output_padding")
     if not isinstance(values["padding"], list | tuple) or any(
         not isinstance(pair, list | tuple) or len(pair) != 2 for pair in values["padding"]
     ):
         raise ValueError(f"padding={values['padding']!r} is no list of two numbers for each axis")
     values["padding"] = tuple(_lengths(pair, "padding") for pair in values["padding"])
     for key in ("c_in", "c_out", "groups"):
-        _whole(values[key])
+        if _whole(values[key]) < 1:
+            raise ValueError(f"{key}={values[key]} is less than 1")
     return ConvSpec(**values)
 
 
-def _lengths(value: Any, name: str) -> tuple[int, ...]:
+def _lengths(value: Any, name: str, least: int = 0) -> tuple[int, ...]:
     if not isinstance(value, list | tuple):
         raise ValueError(f"{name}={value!r} is no list of numbers")
-    return tuple(map(_whole, value))
+    lengths = tuple(map(_whole, value))
+    if any(n < least for n in lengths):
+        raise ValueError(f"{name}={value!r} has what is less than {least}")
+    return lengths
 
 
 def _checked_ranks(form: str, given: Any, conv: ConvSpec | None, where: str) -> tuple[int, ...]:

@@ -65,7 +65,8 @@ def check_folder(folder: Path, *, force: bool, inputs: Iterable[object] = ()) ->
     """Raise OutputError where the folder cannot be written or holds what must not be lost.
 
     What stands there is replaced if onebyone wrote it or with `force`; never if one of `inputs` (the
-    network, its weights, the images: texts that may be paths) or the working directory is in it.
+    network, its weights, the images: texts that may be paths) or the working directory is in it. Nor may
+    it be in a folder that is one of the inputs: it would be read for a part of that the next time.
     """
     folder = folder.resolve()
     for path in [Path.cwd(), *(Path(str(i)).resolve() for i in inputs if i is not None)]:
@@ -74,6 +75,11 @@ def check_folder(folder: Path, *, force: bool, inputs: Iterable[object] = ()) ->
             raise OutputError(
                 f"the result would replace {folder}{inside}, where this command reads or works: give "
                 "another folder"
+            )
+    for path in (Path(str(i)).resolve() for i in inputs if i is not None):
+        if path.is_dir() and folder != path and folder.is_relative_to(path):
+            raise OutputError(
+                f"the result would lie in {path}, which this command reads: give a folder beside it"
             )
     if os.path.ismount(folder):
         raise OutputError(

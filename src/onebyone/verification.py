@@ -168,6 +168,12 @@ class _Comparison:
             )
         self.images += len(inputs)
         if [y.shape for y in own] != [y.shape for y in other]:
+            rows = [(y.ndim, len(y)) for y in (own[0], other[0]) if y.ndim]
+            if rows == [(2, len(inputs))] * 2 and len(inputs) > 1:  # classes, and not what is found
+                raise ModelError(
+                    f"the lighter network's output has shape {tuple(other[0].shape)} and the original's "
+                    f"{tuple(own[0].shape)}: give the original that the network was made from"
+                )
             self.unlike += len(inputs)
             return
         if not self.errors:

@@ -106,6 +106,7 @@ def deepen(
     ] = None,
     weights: Annotated[str | None, values.original_weights_option(MODEL)] = None,
     trust: Annotated[bool, values.trust_option(MODEL)] = False,
+    input_size: Annotated[str | None, values.input_option(MODEL)] = None,
     force: Annotated[bool, values.force_option(OUTPUT)] = False,
     as_json: Annotated[
         bool,
@@ -140,6 +141,7 @@ def deepen(
       onebyone deepen out/ --data images/ --macs 0.8 --params 1 -o deeper/[/bold]
     """
     bytes_, pictures = values.memory(memory), Pictures.parse(size, mean, std)
+    shape = values.lengths(input_size, "--input", (1, 2, 3, 4))
     if epochs and data is None:
         raise typer.BadParameter("say on which images, with --data", param_hint="--epochs")
     if held_out is not None and data is None:
@@ -154,7 +156,7 @@ def deepen(
             use_threads(threads)
             budget = Budget(1.0 if macs is None and params is None else macs, params)
             check_folder(out, force=force, inputs=(model, reference, weights, data, held_out))
-            lighter, before = _networks(model, reference, weights, trust)
+            lighter, before = _networks(model, reference, weights, trust, shape)
             tell("load", 1)
             tell("read", 0)
             preprocess = pictures.preprocess(lighter)
@@ -187,7 +189,11 @@ def deepen(
 
 
 def _networks(
-    model: str, reference: str | None, weights: str | None, trust: bool
+    model: str,
+    reference: str | None,
+    weights: str | None,
+    trust: bool,
+    size: tuple[int, ...] | None,
 ) -> tuple[Loaded, Loaded]:
     """The network to deepen, and the original whose cost is the budget's measure."""
     from onebyone.errors import ModelError
@@ -205,5 +211,5 @@ def _networks(
         )
     else:
         spec = reference
-    lighter = read_model(model, None, None, trust, several=True)
+    lighter = read_model(model, None, size, trust, several=True)
     return lighter, read_model(spec, weights, lighter.input_size, trust, several=True)

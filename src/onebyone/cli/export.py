@@ -84,6 +84,7 @@ def export(
     weights: Annotated[str | None, values.weights_option(MODEL)] = None,
     trust: Annotated[bool, values.trust_option(MODEL)] = False,
     input_size: Annotated[str | None, values.input_option(MODEL)] = None,
+    size: Annotated[str | None, values.size_option(IMAGES)] = None,
     mean: Annotated[str | None, values.mean_option(IMAGES)] = None,
     std: Annotated[str | None, values.std_option(IMAGES)] = None,
     latency: Annotated[
@@ -113,8 +114,8 @@ def export(
       onebyone export out/ --dtype int8 --data photos/
       onebyone export torchvision:resnet50 --to openvino -o exported/[/bold]
     """
-    size = values.lengths(input_size, "--input", (1, 2, 3, 4))
-    pictures = Pictures(None, values.numbers(mean, "--mean"), values.numbers(std, "--std"))
+    shape = values.lengths(input_size, "--input", (1, 2, 3, 4))
+    pictures = Pictures.parse(size, mean, std)
     with failures("a smaller --input") as outcome:
         with progress() as tell:
             tell("load", 0)
@@ -122,7 +123,7 @@ def export(
             folder = _folder(model, out)
             paths = {name: folder / target.file_name(dtype) for name, target in targets.items()}
             _check_outputs(paths, (model, weights, data), force)
-            source = _read(model, weights, size, trust, original, pictures, data, dtype)
+            source = _read(model, weights, shape, trust, original, pictures, data, dtype)
             tell("load", 1)
             made, failed = _export(source, paths, dtype, latency, tell, outcome)
         if as_json:
@@ -160,10 +161,11 @@ def _targets(to: str, dtype: str, data: str | None) -> dict[str, Any]:
 
 def _folder(model: str, out: Path | None) -> Path:
     from onebyone.errors import OutputError
-    from onebyone.loading.slimmed import is_slimmed
+    from onebyone.loading.slimmed import check_ours, is_slimmed
 
     folder = out if out is not None else Path(model)
     if out is None and not is_slimmed(folder):
+        check_ours(folder)
         raise OutputError("say where to write the files, such as -o exported/")
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder} is a file: give a folder with -o")

@@ -31,10 +31,11 @@ def original_of(
     from onebyone.errors import ModelError
     from onebyone.files import PLAN
     from onebyone.loading.factories import find_again, is_factory
-    from onebyone.loading.slimmed import is_slimmed, root_source
+    from onebyone.loading.slimmed import check_ours, is_slimmed, root_source
     from onebyone.plan_files import read_plan
 
     if not is_slimmed(folder):
+        check_ours(folder)
         raise ModelError(
             f"{folder} is no folder that onebyone wrote: give one that onebyone slim -o wrote"
         )

@@ -52,7 +52,7 @@ def threads_option(help: str, panel: str | None = None) -> Any:
     return typer.Option(metavar="N", min=1, callback=_threads, rich_help_panel=panel, help=help)
 
 
-def mean_option(panel: str) -> Any:
+def mean_option(panel: str | None = None) -> Any:
     """--mean, for any command that reads pictures."""
     return typer.Option(
         metavar="NUMBERS", rich_help_panel=panel,
@@ -60,7 +60,7 @@ def mean_option(panel: str) -> Any:
     )  # fmt: skip
 
 
-def std_option(panel: str) -> Any:
+def std_option(panel: str | None = None) -> Any:
     """--std, for any command that reads pictures."""
     return typer.Option(
         metavar="NUMBERS", rich_help_panel=panel,
@@ -68,7 +68,7 @@ def std_option(panel: str) -> Any:
     )  # fmt: skip
 
 
-def size_option(panel: str, what: str = "images") -> Any:
+def size_option(panel: str | None = None, what: str = "images") -> Any:
     """--size, for any command that reads pictures."""
     return typer.Option(
         metavar="HxW", rich_help_panel=panel,

@@ -11,7 +11,7 @@ import typer
 from onebyone.cli import values
 from onebyone.cli.failures import failures, stop
 from onebyone.cli.originals import original_of
-from onebyone.cli.reading import read_held_out, read_model, room, use_threads
+from onebyone.cli.reading import Pictures, read_held_out, read_model, room, use_threads
 from onebyone.cli.showing import Progress, note, progress, show, show_json, tell_images
 
 if TYPE_CHECKING:
@@ -42,6 +42,9 @@ def verify(
     ] = None,
     weights: Annotated[str | None, values.original_weights_option()] = None,
     trust: Annotated[bool, values.trust_option()] = False,
+    size: Annotated[str | None, values.size_option()] = None,
+    mean: Annotated[str | None, values.mean_option()] = None,
+    std: Annotated[str | None, values.std_option()] = None,
     memory: Annotated[str, typer.Option(metavar="SIZE", help="Memory for images.")] = "2GiB",
     threads: Annotated[int | None, values.threads_option("CPU threads to use.")] = None,
     latency: Annotated[bool, typer.Option(help="Time both networks on this machine.")] = True,
@@ -57,7 +60,7 @@ def verify(
       [bold]onebyone verify out/ --data more_photos/
       onebyone verify out/ --data demo:test --json[/bold]
     """
-    bytes_ = values.memory(memory)
+    bytes_, pictures = values.memory(memory), Pictures.parse(size, mean, std)
     with failures("--memory less (such as 512MiB)"):
         with progress() as tell:
             tell("load", 0)
@@ -71,8 +74,9 @@ def verify(
             before = read_model(spec, weights, slimmed.input_size, trust, several=True)
             tell("load", 1)
             tell("read", 0)
-            fit = room(2 * bytes_, slimmed, slimmed.preprocess)
-            images = read_held_out(data, slimmed, slimmed.preprocess, fit)
+            preprocess = pictures.preprocess(slimmed)
+            fit = room(2 * bytes_, slimmed, preprocess)
+            images = read_held_out(data, slimmed, preprocess, fit)
             tell_images(images)
             tell("read", 1)
             tell("verify", 0)

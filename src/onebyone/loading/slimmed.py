@@ -23,7 +23,7 @@ from onebyone.loading.programs import module_of
 from onebyone.loading.weights import fit_weights, read_weights
 from onebyone.narrowing.cutting import cut_model
 from onebyone.plain import plain
-from onebyone.plan_files import SCHEMA, plan_from_json, plan_to_json
+from onebyone.plan_files import SCHEMA, plan_from_json, plan_to_json, read_plan
 from onebyone.plans import Plan
 from onebyone.preprocessing import Preprocess
 from onebyone.several import Packing, packed, unpacked
@@ -48,6 +48,12 @@ def is_slimmed(folder: Path) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(values, dict) and values.get("schema") == SCHEMA
+
+
+def check_ours(folder: Path) -> None:
+    """PlanError where a folder has a plan that cannot be read."""
+    if (folder / PLAN).is_file() and not is_slimmed(folder):
+        read_plan(folder / PLAN)
 
 
 def load_folder(
