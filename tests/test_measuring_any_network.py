@@ -374,3 +374,47 @@ def test_what_runs_in_other_threads_is_said_not_to_be_counted() -> None:
     assert found.macs == 4 * 3 * 64
     assert not found.unused
     assert found.notes == ("what runs in threads that the forward starts is not counted: aside",)
+
+
+class Fused(nn.Module):
+    """Queries, keys and values by one product with their weights together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.value, self.spare = (nn.Linear(8, 8) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        layers = self.query, self.key, self.value
+        weight = torch.cat([layer.weight for layer in layers])
+        return nn.functional.linear(x, weight, torch.cat([layer.bias for layer in layers]))
+
+
+class Ensemble(nn.Module):
+    """Three layers as one whose weights are stacked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+        self.spare = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, buffers = torch.func.stack_module_state(list(self.members))
+
+        def run(own: dict[str, Tensor], buffers: dict[str, Tensor]) -> Tensor:
+            return torch.func.functional_call(self.members[0], (own, buffers), (x,))
+
+        return torch.vmap(run)(weights, buffers)
+
+
+@pytest.mark.parametrize("network", [Fused, Ensemble])
+def test_layers_whose_weights_other_code_reads_are_used(network: type[nn.Module]) -> None:
+    found = count(network(), torch.randn(1, 5, 8))
+    assert found.macs == 3 * 5 * 64
+    assert found.unused == ("spare",)
+
+
+def test_a_bag_reads_a_row_for_each_index() -> None:
+    bag = nn.EmbeddingBag(1000, 8, mode="sum")
+    found = count(bag, torch.tensor([[1, 2], [3, 4]])).layers[""]
+    rows, indices, offsets = 4 * 8 * 4, 4 * 8, 2 * 8
+    assert found.bytes_read == rows + indices + offsets

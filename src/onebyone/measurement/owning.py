@@ -24,6 +24,15 @@ def storage(tensor: Tensor) -> int:
         return id(tensor)
 
 
+def memory_of(tensor: Tensor) -> tuple[Any, int]:
+    """What holds its memory, and the bytes of that; the tensor itself where it has no storage."""
+    try:
+        held = tensor.untyped_storage()
+        return held, held.nbytes()
+    except (NotImplementedError, RuntimeError):  # sparse, quantized
+        return tensor, tensor.numel() * tensor.element_size()
+
+
 def tensors(value: Any) -> list[Tensor]:
     """The tensors of an operator's arguments or results."""
     if isinstance(value, Tensor):
@@ -91,6 +100,7 @@ class Owners:
             if "parametrizations" in name:
                 self.names[id(module)] = own = PARAMETRIZATIONS.sub("", name)
                 self.parts |= {id(module)} if own != name else set()
+        self.read: set[str] = set()  # layers whose weights were read
         self.weights: dict[int, list[str]] = {}
         self.kept: list[Tensor] = []  # a storage that was freed could be taken for another
         for module in modules.values():
@@ -119,6 +129,13 @@ class Owners:
                     return running
                 found = found or owners[0]
         return found or running
+
+    def note(self, read: Sequence[int], running: str) -> None:
+        """The weights in these storages were read: the running module's, or their first owner's."""
+        for key in read:
+            owners = self.weights.get(key)
+            if owners:
+                self.read.add(running if running in owners else owners[0])
 
     def derive(self, read: Sequence[int], written: Sequence[Tensor]) -> None:
         """Tensors computed from weights of one layer alone are weights of that layer too."""
