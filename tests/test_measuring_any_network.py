@@ -418,3 +418,27 @@ def test_a_bag_reads_a_row_for_each_index() -> None:
     found = count(bag, torch.tensor([[1, 2], [3, 4]])).layers[""]
     rows, indices, offsets = 4 * 8 * 4, 4 * 8, 2 * 8
     assert found.bytes_read == rows + indices + offsets
+
+
+class OfItsValues(nn.Module):
+    """A layer in a network whose control flow depends on data."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)[0] if x.sum() < 1e9 else x
+
+
+@pytest.mark.parametrize("kind", [nn.RNN, nn.GRU, nn.LSTM])
+def test_recurrent_layers_are_counted_by_the_operators_that_run(kind: type[nn.RNNBase]) -> None:
+    layer, x = kind(16, 16), torch.randn(5, 2, 16)
+    alone, inside = count(layer, x), count(OfItsValues(layer), x)
+    assert alone.macs == inside.macs
+    names = [[o.name for o in c.operations if o.layer in ("", "layer")] for c in (alone, inside)]
+    assert [name for name in names[1] if name not in ("aten.sum", "aten.lt")] == names[0]
+    assert alone.layers[""].bytes_read == inside.layers["layer"].bytes_read
+    assert [n for n in alone.notes if "recurrent layers" in n]
+    with torch.device("meta"):
+        assert count(kind(16, 16), torch.empty(5, 2, 16)).macs == alone.macs

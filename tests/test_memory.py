@@ -201,3 +201,16 @@ def test_in_the_forward_pass_a_function_belongs_to_the_module_that_runs() -> Non
     peak = measure_memory(Padded(), x, training=False).inference
     assert (peak.layer, peak.operator) == ("", "aten.constant_pad_nd")
     assert [o.layer for o in count(Padded(), x).operations if "pad" in o.name] == [""]
+
+
+@pytest.mark.parametrize("kind", [nn.RNN, nn.GRU])
+def test_recurrent_layers_take_what_the_allocator_says(kind: type[nn.RNNBase]) -> None:
+    layer, x = kind(16, 16), torch.randn(5, 2, 16)
+
+    def run() -> None:
+        with torch.no_grad():
+            layer(x)
+
+    run()
+    found = measure_memory(layer, x, training=False).inference
+    assert found.of("activation") == allocated(run)
