@@ -17,6 +17,7 @@ from test_measuring import MACHINE
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from onebyone.errors import ModelError
 from onebyone.measurement import measuring, modes
 from onebyone.measurement.counting import count
 from onebyone.measurement.measuring import measure
@@ -442,3 +443,45 @@ def test_recurrent_layers_are_counted_by_the_operators_that_run(kind: type[nn.RN
     assert [n for n in alone.notes if "recurrent layers" in n]
     with torch.device("meta"):
         assert count(kind(16, 16), torch.empty(5, 2, 16)).macs == alone.macs
+
+
+class Ragged(nn.Module):
+    """Works on rows of several lengths."""
+
+    def __init__(self, layout: torch.layout = torch.jagged, attention: bool = False) -> None:
+        super().__init__()
+        self.linear, self.layout, self.attention = nn.Linear(4, 6), layout, attention
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows: Any = torch.nested.nested_tensor([x[0, :2], x[1, :3]], layout=self.layout)
+        rows = self.linear(rows)
+        if self.attention:
+            heads = rows.unflatten(-1, [2, 3]).transpose(1, 2)
+            rows = F.scaled_dot_product_attention(heads, heads, heads)
+        return rows.values()
+
+
+NESTED = pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype")
+
+
+@NESTED
+def test_nested_tensors_are_counted_by_their_rows() -> None:
+    found = measure(Ragged(), torch.randn(2, 3, 4))
+    layer = found.layers["linear"]
+    assert found.macs == layer.macs == (2 + 3) * 4 * 6
+    assert (layer.input_shape, layer.output_shape) == ((5, 4), (5, 6))
+    assert found.memory is not None
+    assert found.memory.inference.layer == "linear"
+
+
+@NESTED
+def test_other_nested_tensors_are_refused_by_name() -> None:
+    x = torch.randn(2, 3, 4)
+    for network in (Ragged(torch.strided), Ragged(attention=True)):
+        for ask in (count, measure_memory):
+            with pytest.raises(
+                ModelError, match=r"^nested tensors of layout torch\.strided cannot"
+            ):
+                ask(network, x)
+    with pytest.raises(ModelError, match=r"^nested tensors cannot be given"):
+        count(Ragged(), torch.nested.nested_tensor([x[0], x[1, :2]], layout=torch.jagged))

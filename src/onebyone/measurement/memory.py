@@ -15,10 +15,12 @@ from torch.utils._pytree import tree_iter
 from onebyone.measurement.modes import Mode, operator_name, overwritten, together, within
 from onebyone.measurement.owning import (
     Owners,
+    jagged,
     memory_of,
     packages,
     packed,
     packer,
+    shape_of,
     storage,
     tensors,
 )
@@ -160,6 +162,8 @@ class Tracker(Mode):
             self._follow(tensor, role, layer, "")
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(map(jagged, types)):
+            return NotImplemented
         run = within(func)
         if run is not None:
             return run(self, func, args, kwargs)
@@ -187,7 +191,7 @@ class Tracker(Mode):
     def _follow(self, tensor: Tensor, role: str, layer: str, operator: str) -> None:
         key = storage(tensor)
         held, size = memory_of(tensor)
-        shape, dtype = tuple(tensor.shape), str(tensor.dtype).removeprefix("torch.")
+        shape, dtype = shape_of(tensor), str(tensor.dtype).removeprefix("torch.")
         alive = Alive(role, layer, operator, shape, dtype, size)
         known = self.held.get(key)
         if known is not None:

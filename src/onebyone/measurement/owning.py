@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from onebyone.errors import ModelError
 from onebyone.tree import modules_by_name
 
 PARAMETRIZATIONS = re.compile(r"\.?\bparametrizations\..*")
@@ -22,6 +23,21 @@ def storage(tensor: Tensor) -> int:
         return tensor.untyped_storage()._cdata
     except (NotImplementedError, RuntimeError):
         return id(tensor)
+
+
+def jagged(kind: type) -> bool:
+    """Whether these are nested tensors of layout torch.jagged, whose code works on plain ones."""
+    return kind.__name__ == "NestedTensor" and kind.__module__.startswith("torch.nested.")
+
+
+def shape_of(tensor: Tensor) -> tuple[int, ...]:
+    """Its shape; ModelError for nested tensors of layout torch.strided, which have none."""
+    if tensor.is_nested:
+        raise ModelError(
+            "nested tensors of layout torch.strided cannot be counted (attention between nested tensors "
+            "makes such on a CPU): let the network pad them, or choose layout=torch.jagged elsewhere"
+        )
+    return tuple(tensor.shape)
 
 
 def memory_of(tensor: Tensor) -> tuple[Any, int]:

@@ -22,7 +22,15 @@ from torch.utils._pytree import tree_iter
 
 from onebyone.measurement.formulas import COMPLEX, FORMULAS
 from onebyone.measurement.modes import Mode, operator_name, overwritten, together, within
-from onebyone.measurement.owning import Owners, memory_of, packed, storage, tensors
+from onebyone.measurement.owning import (
+    Owners,
+    jagged,
+    memory_of,
+    packed,
+    shape_of,
+    storage,
+    tensors,
+)
 from onebyone.measurement.recalling import Recipe, no_functions_seen, recipe_of, signature
 from onebyone.measurement.shapes import shortcut
 from onebyone.tree import hooked
@@ -197,6 +205,8 @@ class Recorder(Mode):
         return self.owners.of(sources, self._runs())
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(map(jagged, types)):
+            return NotImplemented
         with no_functions_seen():
             call = signature(func, args, kwargs)
             known = None if call is None else self.known.get(call.key)
@@ -288,13 +298,14 @@ def _arguments(args: Any, kwargs: Any) -> list[Tensor]:
 
 def _seen(tensor: Tensor) -> tuple[int, TensorInfo]:
     """What tells its memory apart, as `storage` does, and what is recorded of it."""
+    shape = shape_of(tensor)
     size = tensor.numel() * tensor.element_size()
     try:
         memory = tensor.untyped_storage()
         key, size = memory._cdata, min(size, memory.nbytes())
     except (NotImplementedError, RuntimeError):
         key = id(tensor)
-    return key, TensorInfo(tuple(tensor.shape), _name(tensor.dtype), size)
+    return key, TensorInfo(shape, _name(tensor.dtype), size)
 
 
 @cache
@@ -306,5 +317,10 @@ def _first_shape(value: Any) -> tuple[int, ...] | None:
     first = value[0] if isinstance(value, tuple) and value else value
     if isinstance(first, Tensor):
         with no_functions_seen():
-            return tuple(first.shape)
-    return next((tuple(t.shape) for t in tree_iter(value) if isinstance(t, Tensor)), None)
+            return _shape(first)
+    return next((_shape(t) for t in tree_iter(value) if isinstance(t, Tensor)), None)
+
+
+def _shape(tensor: Any) -> tuple[int, ...]:
+    """The shape; of a nested tensor that of its rows, all of them together."""
+    return shape_of(tensor._values if jagged(type(tensor)) else tensor)

@@ -69,6 +69,10 @@ def rehearse(
     """
     model = uncompiled(model)
     check_shapes(model)
+    if any(isinstance(t, Tensor) and t.is_nested for t in tree_iter(inputs)):
+        raise ModelError(
+            "nested tensors cannot be given to a network that is to be counted: pad them"
+        )
     with guarded(model):
         try:
             with _plain_mode(gradients=False):
