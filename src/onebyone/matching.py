@@ -50,8 +50,8 @@ def match(before: Sequence[Key], after: Sequence[Key]) -> list[tuple[int, int]]:
     if _ordered(after) < _ordered(before):  # one of two equally good answers, whoever comes first
         return sorted((i, j) for j, i in match(after, before))
     start, end = _ends(before, after)
-    inner = [keys[start : len(keys) - end] for keys in (before, after)]
-    middle = _by_name(*inner, _moved(*inner))
+    a, b = (keys[start : len(keys) - end] for keys in (before, after))
+    middle = _by_name(a, b, _moved(a, b))
     return [
         *((i, i) for i in range(start)),
         *((start + i, start + j) for i, j in middle),

@@ -48,7 +48,8 @@ class Count:
     and activations not. `layers` stand in the order of their first operator. `uncounted` names every
     operator without products with the elements that it wrote, `unknown` those of `uncounted` that are
     not PyTorch's own, so that they may hide products. `unused` are layers with parameters that did not
-    run, and whose weights no other code read. `failure` says why the pass ended early: the count is partial then. `notes` are for people.
+    run, and whose weights no other code read. `failure` says why the pass ended early: the count is
+    partial then. `notes` are for people.
     """
 
     macs: int
