@@ -801,3 +801,14 @@ def test_what_torch_compile_wraps_is_the_network_itself(side: int) -> None:
     networks[side] = torch.compile(plain)
     found = diff(*networks, image())
     assert statuses(found) == statuses(diff(plain, plain, image()))
+
+
+@pytest.mark.parametrize("names", ["left right", "one two three", "conv1 conv2"])
+def test_layers_alike_that_changed_places_keep_their_names(names: str) -> None:
+    stem = nn.Conv2d(3, 8, 3, padding=1)
+    layers = {name: nn.Conv2d(8, 8, 3, padding=1) for name in names.split()}
+    before = nn.Sequential(OrderedDict(stem=stem, **layers))
+    after = nn.Sequential(OrderedDict(stem=stem, **dict(reversed(layers.items()))))
+    found = diff(before, after, torch.randn(1, 3, 8, 8))
+    assert {(m.status, m.same_weights) for m in found.matches} == {("unchanged", True)}
+    assert all(m.before and m.after and m.before.name == m.after.name for m in found.matches)

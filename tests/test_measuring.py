@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -370,3 +371,38 @@ def test_several_inputs_on_the_command_line(
 def test_public_names() -> None:
     assert obo.measure is measure
     assert obo.Measurement is Measurement
+
+
+def test_one_whole_where_compiled_is_timed_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda model, **_: model)
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+    found = measure(model, torch.ones(2, 4), latency=True, training=True, compiled=True, seconds=0)
+    assert [t.runtime for t in found.latency] == ["PyTorch eager", "torch.compile"] * 2
+    for inside, eager in zip(
+        (found.layer_latency, found.training_latency), found.latency[::2], strict=True
+    ):
+        assert inside is not None
+        assert inside.whole is eager
+        assert inside.rest_ms == eager.median_ms - inside.layers_ms
+    assert found.placement is not None
+    assert total_of(found).milliseconds == found.placement.milliseconds
+
+
+def test_why_there_is_no_training_step_is_said_once() -> None:
+    model = nn.Sequential(nn.Linear(4, 4)).requires_grad_(False)
+    found = measure(model, torch.ones(2, 4), latency=True, training=True, seconds=0)
+    assert len([note for note in found.notes if note.startswith("no training step")]) == 1
+
+
+def test_a_type_by_its_name_is_told() -> None:
+    dtype: Any = "float16"
+    with pytest.raises(ModelError, match=r"^dtype='float16' is no type: give one of torch's"):
+        measure(nn.Linear(4, 4), torch.ones(2, 4), dtype=dtype)
+
+
+def test_complex_outputs_are_trained() -> None:
+    found = measure(nn.Linear(3, 5, dtype=torch.complex64), torch.ones(2, 3, dtype=torch.complex64))
+    assert found.notes == ()
+    assert found.memory is not None
+    assert found.memory.training is not None
+    assert found.memory.training.of("gradient") >= (3 * 5 + 5) * 8

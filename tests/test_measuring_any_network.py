@@ -17,6 +17,7 @@ from test_measuring import MACHINE
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from onebyone.errors import ModelError
 from onebyone.measurement import measuring, modes
 from onebyone.measurement.counting import count
 from onebyone.measurement.measuring import measure
@@ -374,3 +375,113 @@ def test_what_runs_in_other_threads_is_said_not_to_be_counted() -> None:
     assert found.macs == 4 * 3 * 64
     assert not found.unused
     assert found.notes == ("what runs in threads that the forward starts is not counted: aside",)
+
+
+class Fused(nn.Module):
+    """Queries, keys and values by one product with their weights together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.value, self.spare = (nn.Linear(8, 8) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        layers = self.query, self.key, self.value
+        weight = torch.cat([layer.weight for layer in layers])
+        return nn.functional.linear(x, weight, torch.cat([layer.bias for layer in layers]))
+
+
+class Ensemble(nn.Module):
+    """Three layers as one whose weights are stacked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+        self.spare = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, buffers = torch.func.stack_module_state(list(self.members))
+
+        def run(own: dict[str, Tensor], buffers: dict[str, Tensor]) -> Tensor:
+            return torch.func.functional_call(self.members[0], (own, buffers), (x,))
+
+        return torch.vmap(run)(weights, buffers)
+
+
+@pytest.mark.parametrize("network", [Fused, Ensemble])
+def test_layers_whose_weights_other_code_reads_are_used(network: type[nn.Module]) -> None:
+    found = count(network(), torch.randn(1, 5, 8))
+    assert found.macs == 3 * 5 * 64
+    assert found.unused == ("spare",)
+
+
+def test_a_bag_reads_a_row_for_each_index() -> None:
+    bag = nn.EmbeddingBag(1000, 8, mode="sum")
+    found = count(bag, torch.tensor([[1, 2], [3, 4]])).layers[""]
+    rows, indices, offsets = 4 * 8 * 4, 4 * 8, 2 * 8
+    assert found.bytes_read == rows + indices + offsets
+
+
+class OfItsValues(nn.Module):
+    """A layer in a network whose control flow depends on data."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)[0] if x.sum() < 1e9 else x
+
+
+@pytest.mark.parametrize("kind", [nn.RNN, nn.GRU, nn.LSTM])
+def test_recurrent_layers_are_counted_by_the_operators_that_run(kind: type[nn.RNNBase]) -> None:
+    layer, x = kind(16, 16), torch.randn(5, 2, 16)
+    alone, inside = count(layer, x), count(OfItsValues(layer), x)
+    assert alone.macs == inside.macs
+    names = [[o.name for o in c.operations if o.layer in ("", "layer")] for c in (alone, inside)]
+    assert [name for name in names[1] if name not in ("aten.sum", "aten.lt")] == names[0]
+    assert alone.layers[""].bytes_read == inside.layers["layer"].bytes_read
+    assert [n for n in alone.notes if "recurrent layers" in n]
+    with torch.device("meta"):
+        assert count(kind(16, 16), torch.empty(5, 2, 16)).macs == alone.macs
+
+
+class Ragged(nn.Module):
+    """Works on rows of several lengths."""
+
+    def __init__(self, layout: torch.layout = torch.jagged, attention: bool = False) -> None:
+        super().__init__()
+        self.linear, self.layout, self.attention = nn.Linear(4, 6), layout, attention
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows: Any = torch.nested.nested_tensor([x[0, :2], x[1, :3]], layout=self.layout)
+        rows = self.linear(rows)
+        if self.attention:
+            heads = rows.unflatten(-1, [2, 3]).transpose(1, 2)
+            rows = F.scaled_dot_product_attention(heads, heads, heads)
+        return rows.values()
+
+
+NESTED = pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype")
+
+
+@NESTED
+def test_nested_tensors_are_counted_by_their_rows() -> None:
+    found = measure(Ragged(), torch.randn(2, 3, 4))
+    layer = found.layers["linear"]
+    assert found.macs == layer.macs == (2 + 3) * 4 * 6
+    assert (layer.input_shape, layer.output_shape) == ((5, 4), (5, 6))
+    assert found.memory is not None
+    assert found.memory.inference.layer == "linear"
+
+
+@NESTED
+def test_other_nested_tensors_are_refused_by_name() -> None:
+    x = torch.randn(2, 3, 4)
+    for network in (Ragged(torch.strided), Ragged(attention=True)):
+        for ask in (count, measure_memory):
+            with pytest.raises(
+                ModelError, match=r"^nested tensors of layout torch\.strided cannot"
+            ):
+                ask(network, x)
+    with pytest.raises(ModelError, match=r"^nested tensors cannot be given"):
+        count(Ragged(), torch.nested.nested_tensor([x[0], x[1, :2]], layout=torch.jagged))

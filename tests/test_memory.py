@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from models import TRAPS
 from test_tree import check_untouched
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.profiler import ProfilerActivity, profile
 
 import onebyone as obo
 from onebyone.errors import ModelError
 from onebyone.loading import load
+from onebyone.measurement.counting import count
 from onebyone.measurement.memory import held_before, measure_memory
 
 F32 = 4
@@ -159,3 +163,54 @@ def test_a_backward_pass_of_the_networks_own_that_fails_is_told() -> None:
     assert found.memory is not None
     assert found.memory.training is None
     assert any(note.startswith("no training step: the network's backward") for note in found.notes)
+
+
+def by_out(x: Tensor) -> Tensor:
+    return torch.cat([x] * 50, 1, out=x.new_empty(0))
+
+
+def by_resizing(x: Tensor) -> Tensor:
+    return x.new_empty(0).resize_(50 * x.numel()).zero_()
+
+
+@pytest.mark.parametrize("make", [by_out, by_resizing])
+def test_memory_that_a_tensor_grows_to(make: Callable[[Tensor], Tensor]) -> None:
+    class Grows(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return make(x).sum()
+
+    x = torch.randn(2, 4, 5, 5)
+    grown = 50 * x.nbytes
+    assert measure_memory(Grows(), x, training=False).inference.bytes == x.nbytes + grown + F32
+    found = count(Grows(), x)
+    assert found.activation_bytes == grown + F32
+    copied = x.nbytes * 50 if make is by_out else grown  # what is filled is read too
+    assert sum(o.bytes_read for o in found.operations) == copied + grown
+
+
+def test_in_the_forward_pass_a_function_belongs_to_the_module_that_runs() -> None:
+    class Padded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = conv(3, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return functional.pad(self.conv(x), (9, 9, 9, 9))
+
+    x = torch.randn(1, 3, 8, 8)
+    peak = measure_memory(Padded(), x, training=False).inference
+    assert (peak.layer, peak.operator) == ("", "aten.constant_pad_nd")
+    assert [o.layer for o in count(Padded(), x).operations if "pad" in o.name] == [""]
+
+
+@pytest.mark.parametrize("kind", [nn.RNN, nn.GRU])
+def test_recurrent_layers_take_what_the_allocator_says(kind: type[nn.RNNBase]) -> None:
+    layer, x = kind(16, 16), torch.randn(5, 2, 16)
+
+    def run() -> None:
+        with torch.no_grad():
+            layer(x)
+
+    run()
+    found = measure_memory(layer, x, training=False).inference
+    assert found.of("activation") == allocated(run)

@@ -25,6 +25,28 @@ BY_HAND: dict[str, tuple[Callable[[Tensor], Tensor], Tensor, int]] = {
     "a sparse matrix added to": (
         lambda x: torch.sparse.addmm(x.new_zeros(4, 6), x.to_sparse(), x.new_ones(5, 6)), X, 120
     ),
+    "a sparse matrix and a sparse one": (
+        lambda x: torch.sparse.mm(x.to_sparse(), x.new_ones(5, 6).to_sparse()).to_dense(), X, 120
+    ),
+    "an empty sparse matrix": (lambda x: torch.sparse.mm((0 * x).to_sparse(), x.mT), X, 4 * 5 * 4),
+    "sums along a sparse matrix": (
+        lambda x: torch.sparse.mm(x.to_sparse_csr(), x.new_ones(5, 6), "sum"), X, 120
+    ),
+    "a product where a sparse matrix is": (
+        lambda x: torch.sparse.sampled_addmm(
+            torch.eye(4).to_sparse_csr(), x, x.new_ones(5, 4)
+        ).to_dense(), X, 4 * 5 * 4,
+    ),
+    "hspmm": (lambda x: torch.hspmm(x.to_sparse(), x.new_ones(5, 6)).to_dense(), X, 120),
+    "smm": (lambda x: torch.smm(x.to_sparse(), x.new_ones(5, 6)).to_dense(), X, 120),
+    "lists": (
+        lambda x: torch._foreach_mm([x, x[:2]], [x.new_ones(5, 6), x.new_ones(5, 7)])[0],
+        X, 120 + 2 * 5 * 7,
+    ),
+    "a column by a row, added": (lambda x: torch.addr(x, x[:, 0], x[0]), X, 4 * 5),
+    "a column by a row, added in place": (
+        lambda x: x.new_zeros(4, 5).addr_(x[:, 0], x[0]), X, 4 * 5
+    ),
     "distances of many rows": (  # squares stand beside the rows as two columns
         lambda x: torch.cdist(x, x.new_ones(50, 5)), torch.randn(30, 5), 30 * 50 * (5 + 2)
     ),
@@ -42,6 +64,7 @@ BY_HAND: dict[str, tuple[Callable[[Tensor], Tensor], Tensor, int]] = {
 }  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
 @pytest.mark.parametrize("name", BY_HAND)
 def test_matrix_products(name: str) -> None:
     function, x, macs = BY_HAND[name]

@@ -96,3 +96,44 @@ def test_flexible_attention_is_compiled_again_after_a_failure() -> None:
     with pytest.raises(ModelError):
         count(Flexible(), torch.randn(1, 4, 6, 8), torch.randn(1), torch.randn(1))
     assert flexible._FLEX_ATTENTION_DISABLE_COMPILE_DEBUG is False
+
+
+@torch.library.custom_op("onebyone_test::multiply_into", mutates_args=("out",))
+def multiply_into(a: Tensor, b: Tensor, out: Tensor) -> None:
+    out.copy_(a @ b)
+
+
+@torch.library.custom_op("onebyone_test::look", mutates_args=())
+def look(a: Tensor) -> None:
+    pass
+
+
+class Into(nn.Module):
+    """Its product is written by an operator that returns nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = x.new_empty(len(x), 5)
+        torch.ops.onebyone_test.multiply_into(x, self.weight, out)
+        torch.ops.onebyone_test.look(x)
+        return out
+
+
+def test_operators_that_return_nothing() -> None:
+    found = count(Into(), torch.ones(3, 4))
+    names = "onebyone_test.multiply_into", "onebyone_test.look"
+    assert found.unknown == names
+    assert [found.uncounted[name] for name in names] == [15, 0]
+    wrote = next(o for o in found.operations if o.name == names[0])
+    assert (wrote.bytes_written, wrote.new_bytes) == (15 * 4, 0)
+
+
+def test_operators_on_lists_in_place() -> None:
+    def add(model: Inside, x: Tensor) -> Tensor:
+        torch._foreach_add_([x, x[0]], 1.0)
+        return x
+
+    assert count(Inside(add), torch.ones(3, 4)).uncounted == {"aten._foreach_add_": 12 + 4}

@@ -36,12 +36,10 @@ TAKEN: dict[str, Case] = {
     "product with a number": (aten.mul.Tensor, (X, 2)),
     "quotient": (aten.div.Tensor, (DOUBLE, DOUBLE)),
     "difference": (aten.sub.Tensor, (X, X)),
-    "normalization": (aten.native_batch_norm.default, (X, C, C, C, C, False, *NORMS)),
     "normalization in training": (aten.native_batch_norm.default, (X, C, C, C, C, True, *NORMS)),
     "normalization, bare": (
         aten.native_batch_norm.default, (LAST, None, None, None, None, True, *NORMS)
     ),
-    "normalization of rows": (aten.native_batch_norm.default, (meta(9, 6), C, C, C, C, False, *NORMS)),
     "matrix product": (aten.mm.default, (meta(3, 4), meta(4, 5))),
     "matrix product, turned": (aten.mm.default, (meta(3, 4), meta(5, 4).t())),
     "linear": (aten.addmm.default, (meta(5), meta(3, 4), meta(5, 4).t())),
@@ -75,6 +73,16 @@ def test_shortcut_says_what_pytorch_says(name: str) -> None:
     found = shortcut(operator, arguments)
     assert found is not None
     assert described(found) == described(operator(*arguments))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("x", [X, LAST, meta(9, 6)], ids=["usual", "channels-last", "rows"])
+def test_normalization_in_evaluation_keeps_no_statistics(x: Tensor, dtype: torch.dtype) -> None:
+    on_cpu = [torch.ones_like(t, dtype=dtype, device="cpu") for t in (x, C, C, C, C)]
+    without_values = [t.to("meta") for t in on_cpu]
+    found = shortcut(aten.native_batch_norm.default, (*without_values, False, *NORMS))
+    expected = aten.native_batch_norm.default(*on_cpu, False, *NORMS)
+    assert [d[:3] for d in described(found)] == [d[:3] for d in described(expected)]
 
 
 @pytest.mark.parametrize("name", LEFT)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -92,7 +95,7 @@ def test_the_layers_make_the_size(h: int, w: int, kernel: int, data: st.DataObje
 def test_an_impossible_pair_says_what_fits() -> None:
     message = (
         r"^a 3×3 kernel cannot make width 15 of 20, whatever stride and padding \(at most 2 in all\): "
-        r"1 to 7, 9 to 10 and 18 to 20 fit$"
+        r"1 to 7, 9, 10 and 18 to 20 fit$"
     )
     with pytest.raises(ShapeError, match=message):
         Window.between((20, 20), (20, 15), 3)
@@ -140,3 +143,10 @@ def test_windows_are_written_out() -> None:
     assert Window.between((9, 9), (9, 9), 2).text() == (
         "2×2, stride 1, padding 0 above, 1 below, 0 left, 1 right"
     )
+
+
+def test_whole_numbers_of_numpy() -> None:
+    three: Any = np.int64(3)
+    found = Window.between((20, 20), (10, 10), three)
+    assert found == Window.between((20, 20), (10, 10), 3)
+    assert type(found.kernel[0]) is int

@@ -62,11 +62,10 @@ def compare(
     positive(batch, "the batch")
     positive(threads, "the number of threads")
     seconds = as_seconds(seconds)
-    if isinstance(kernel, bool):
-        raise ShapeError(f"the kernel is given as {kernel}: the length of its side is expected")
     if not isinstance(bias, bool):
         raise ShapeError(f"bias={bias!r} does not fit: give True or False")
     window = Window.between(start[1:], end[1:], kernel)
+    kernel = int(kernel)  # numpy's whole numbers too
     widths = _widths(width, start, end)
     shared = gcd(start[0], end[0])
     split = max(g for g in range(1, 5) if shared % g == 0) if groups is None else groups

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -44,12 +44,14 @@ def match(before: Sequence[Key], after: Sequence[Key]) -> list[tuple[int, int]]:
 
     The pairs that keep the order of both and have the most points together; then, of what is left,
     those that have a name or weight shapes in common, in as many turns as it takes: layers that
-    moved. Swapping the arguments swaps the pairs.
+    moved. Layers alike that only changed places keep their names. Swapping the arguments swaps the
+    pairs.
     """
     if _ordered(after) < _ordered(before):  # one of two equally good answers, whoever comes first
         return sorted((i, j) for j, i in match(after, before))
     start, end = _ends(before, after)
-    middle = _moved(*(keys[start : len(keys) - end] for keys in (before, after)))
+    a, b = (keys[start : len(keys) - end] for keys in (before, after))
+    middle = _by_name(a, b, _moved(a, b))
     return [
         *((i, i) for i in range(start)),
         *((start + i, start + j) for i, j in middle),
@@ -77,6 +79,25 @@ def _moved(before: Sequence[Key], after: Sequence[Key]) -> list[tuple[int, int]]
         if not more:
             return sorted(found)
         found += [(rows[i], columns[j]) for i, j in more]
+
+
+def _by_name(
+    before: Sequence[Key], after: Sequence[Key], pairs: list[tuple[int, int]]
+) -> list[tuple[int, int]]:
+    """The pairs; where some merely exchange their names among layers alike, by those names."""
+    partner = dict(pairs)
+    at = {key.name: i for i, key in enumerate(before)}
+    to = {key.name: j for j, key in enumerate(after)}
+    if len(at) < len(before) or len(to) < len(after):
+        return pairs  # names that do not tell layers apart
+    for first in sorted(partner):
+        ring = [first]
+        while (i := at.get(after[partner[ring[-1]]].name)) in partner and i not in ring:
+            ring.append(i)
+        alike = {replace(key, name="") for k in ring for key in (before[k], after[partner[k]])}
+        if i == first and len(alike) == 1:
+            partner |= {k: to[before[k].name] for k in ring}
+    return sorted(partner.items())
 
 
 def _ordered(keys: Sequence[Key]) -> list[tuple[str, str, tuple[tuple[int, ...], ...]]]:

@@ -6,11 +6,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from numbers import Integral
 
 from torch import nn
 
-from onebyone.errors import ShapeError
+from onebyone.errors import ShapeError, is_whole
 
 Shape = tuple[int, int, int]  # channels, height, width
 AnyShape = str | Sequence[int]
@@ -111,11 +110,12 @@ class Window:
         the largest; and the stride the smallest. Raises ShapeError where no stride and padding do
         it, with the sizes that fit.
         """
-        if not isinstance(kernel, int) or not 1 <= kernel <= MOST_TAPS:
+        if not is_whole(kernel) or not 1 <= kernel <= MOST_TAPS:
             raise ShapeError(
                 f"the kernel is given as {kernel!r}: the length of its side is expected, a whole "
                 f"number from 1 to {MOST_TAPS}"
             )
+        kernel = int(kernel)
         found = []
         for name, n, m in zip(("height", "width"), size, output, strict=True):
             axis = axis_between(n, m, kernel)
@@ -159,7 +159,11 @@ def fitting_text(size: int, kernel: int) -> str:
             runs[-1][1] = n
         else:
             runs.append([n, n])
-    said = [str(a) if a == b else f"{a} to {b}" for a, b in runs]
+    said = [
+        text
+        for a, b in runs
+        for text in ([f"{a} to {b}"] if b > a + 1 else [str(n) for n in range(a, b + 1)])
+    ]
     return (" and ".join([", ".join(said[:-1]), said[-1]]) if said[1:] else said[0]) + " fit"
 
 
@@ -201,7 +205,7 @@ def _lengths(given: AnyShape) -> list[int]:
     if isinstance(given, str):
         parts = re.split("[x×X,]", given)
         return [int(p) if re.fullmatch(r"\s*[0-9]{1,18}\s*", p) else 0 for p in parts]
-    whole = (isinstance(n, Integral) and not isinstance(n, bool) and n > 0 for n in given)
+    whole = (is_whole(n) and n > 0 for n in given)
     return [int(n) if good else 0 for n, good in zip(given, whole, strict=True)]
 
 

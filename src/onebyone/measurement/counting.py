@@ -13,10 +13,9 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 
 from onebyone.errors import ModelError, listed
 from onebyone.measurement.owning import Owners, packages, packed, packer
-from onebyone.measurement.recording import Calls, Operation, Recorder, watched
+from onebyone.measurement.recording import Calls, Operation, Recorder, foreign, watched
 from onebyone.measurement.rehearsing import Stage, rehearse, unkept
 
-KNOWN = ("aten", "prim", "prims")  # operators of PyTorch itself
 CLOSED = "weights that are packed away in objects or frozen scripts are not among the parameters"
 
 
@@ -49,7 +48,8 @@ class Count:
     and activations not. `layers` stand in the order of their first operator. `uncounted` names every
     operator without products with the elements that it wrote, `unknown` those of `uncounted` that are
     not PyTorch's own, so that they may hide products. `unused` are layers with parameters that did not
-    run. `failure` says why the pass ended early: the count is partial then. `notes` are for people.
+    run, and whose weights no other code read. `failure` says why the pass ended early: the count is
+    partial then. `notes` are for people.
     """
 
     macs: int
@@ -106,7 +106,7 @@ def _summed(recorder: Recorder, failure: str | None) -> Count:
     unused = tuple(
         name
         for name, (params, _) in owned.items()
-        if params and name not in recorder.calls and name not in recorder.unseen
+        if params and name not in {*recorder.calls, *recorder.unseen, *recorder.owners.read}
     )
     for name, weights in owned.items():
         calls = recorder.calls.get(name, Calls())
@@ -120,7 +120,7 @@ def _summed(recorder: Recorder, failure: str | None) -> Count:
         layers,
         operations,
         dict(sorted(uncounted.items(), key=lambda item: -item[1])),
-        tuple(name for name in uncounted if name.split(".")[0] not in KNOWN),
+        tuple(name for name in uncounted if foreign(name)),
         unused,
         failure,
         (*([CLOSED] if closed else []), *_unseen(recorder)),
@@ -136,13 +136,13 @@ def _unseen(recorder: Recorder) -> list[str]:
 
 
 def _uncounted(operations: tuple[Operation, ...]) -> dict[str, int]:
-    """Elements written by operators without products, by operator."""
+    """Elements written by operators without products, by operator; any that is not PyTorch's own."""
     alike = {id(o.facts): o.facts for o in operations}
     found: dict[str, int] = {}
     for key, times in Counter(id(o.facts) for o in operations).items():
         facts = alike[key]
         elements = times * sum(prod(t.shape) for t in facts.writes)
-        if facts.macs is None and not facts.view and elements:
+        if facts.macs is None and not facts.view and (elements or foreign(facts.name)):
             found[facts.name] = found.get(facts.name, 0) + elements
     return found
 

@@ -88,6 +88,16 @@ def _baddbmm(args: Sequence[Any], y: Any) -> int:
     return args[1].numel() * args[2].shape[-1]
 
 
+def _several(args: Sequence[Any], y: Any) -> int:
+    """A product for each pair of two lists."""
+    return sum(left.numel() * right.shape[-1] for left, right in zip(args[0], args[1], strict=True))
+
+
+def _outer(args: Sequence[Any], y: Any) -> int:
+    """A column times a row, added to a matrix."""
+    return args[1].numel() * args[2].numel()
+
+
 def _distances(args: Sequence[Any], y: Any) -> int:
     """‖a‖² − 2 a·b + ‖b‖² for all pairs of rows: one product, the two squares as columns beside a and b."""
     return y.numel() * (args[0].shape[-1] + 2)
@@ -201,6 +211,11 @@ FORMULAS: dict[str, Formula] = {
     "aten::addmm": _product(1, 2),
     "aten::addmm_": _product(1, 2),
     "aten::_sparse_addmm": _product(1, 2),
+    "aten::_sparse_sparse_matmul": _product(0, 1),
+    "aten::_sparse_mm_reduce_impl": _product(0, 1),
+    "aten::hspmm": _product(0, 1),
+    "aten::sspaddmm": _product(1, 2),
+    "aten::sparse_sampled_addmm": _product(1, 2),
     "aten::_addmm_activation": _product(1, 2),
     "aten::mv": _product(0, 1),
     "aten::addmv": _product(1, 2),
@@ -212,6 +227,9 @@ FORMULAS: dict[str, Formula] = {
     "aten::baddbmm_": _baddbmm,
     "aten::addbmm": _baddbmm,
     "aten::addbmm_": _baddbmm,
+    "aten::addr": _outer,
+    "aten::addr_": _outer,
+    "aten::_foreach_mm": _several,
     "aten::_grouped_mm": _grouped_product,
     "aten::linear": _linear,
     "aten::mkldnn_linear": _linear,

@@ -194,10 +194,15 @@ def _summed(
         if key == ENGINE or key[0] not in layers
     }
     beyond = median(samples.milliseconds[HOOKED]) - inside - sum(elsewhere.values())
-    found = LayerLatencies(
-        whole, layers, inside, whole.median_ms - inside, elsewhere, hooks, beyond, whole.notes
-    )
-    return replace(found, notes=(*whole.notes, *_notes(found)))
+    found = LayerLatencies(whole, layers, inside, 0.0, elsewhere, hooks, beyond, ())
+    return beside(whole, found)
+
+
+def beside(whole: Latency, found: LayerLatencies) -> LayerLatencies:
+    """The same layers beside this timing of the whole, with the rest and the notes that follow."""
+    said = (*found.whole.notes, *whole.notes)
+    found = replace(found, whole=whole, rest_ms=whole.median_ms - found.layers_ms)
+    return replace(found, notes=tuple(dict.fromkeys((*said, *_notes(found)))))
 
 
 def _notes(found: LayerLatencies) -> list[str]:

@@ -13,7 +13,7 @@ from onebyone.displaying import Displayed
 from onebyone.errors import ModelError
 from onebyone.measurement.counting import Count, LayerCount, count
 from onebyone.measurement.latency import Latency, time_settings
-from onebyone.measurement.layer_latency import LayerLatencies, LayerLatency, time_layers
+from onebyone.measurement.layer_latency import LayerLatencies, LayerLatency, beside, time_layers
 from onebyone.measurement.memory import Memory, measure_memory
 from onebyone.measurement.preparing import Setting, batch_of, prepared
 from onebyone.measurement.roofline import Machine, Placement, measure_machine, place
@@ -159,6 +159,11 @@ class _Found:
     placement: Placement | None = None
     notes: tuple[str, ...] = ()
 
+    def no_training(self, error: ModelError) -> None:
+        """Say why no training step is measured, once."""
+        said = f"no training step: {_why(error)}"
+        self.notes += () if said in self.notes else (said,)
+
     def whole(self) -> Measurement:
         """All of it."""
         counted = self.counted
@@ -174,7 +179,7 @@ def _memory(model: nn.Module, inputs: tuple[Any, ...], found: _Found) -> Memory:
     try:
         return measure_memory(model, *inputs)
     except ModelError as error:
-        found.notes += (f"no training step: {_why(error)}",)
+        found.no_training(error)
         return measure_memory(model, *inputs, training=False)
 
 
@@ -195,7 +200,7 @@ def _time(
         except ModelError as error:
             if not training:
                 raise
-            found.notes += (f"no training step: {_why(error)}",)
+            found.no_training(error)
             continue
         found.latency += times
         if training:
@@ -219,7 +224,10 @@ def _clocked(
     ways = {"eager": (model, setting)}
     if compiled:
         ways["compiled"] = (model, replace(setting, compiled=True))
-    return inside, tuple(time_settings(ways, inputs, seconds).values())
+    times = time_settings(ways, inputs, seconds)
+    if inside is not None:  # one whole for all that is said
+        inside = beside(times["eager"], inside)
+    return inside, tuple(times.values())
 
 
 def _place(setting: Setting, found: _Found, again: bool) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -12,8 +12,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_iter
 
-from onebyone.measurement.modes import Mode, operator_name, within
-from onebyone.measurement.owning import Owners, packages, packed, packer, storage, tensors
+from onebyone.measurement.modes import Mode, operator_name, overwritten, together, within
+from onebyone.measurement.owning import (
+    Owners,
+    jagged,
+    memory_of,
+    packages,
+    packed,
+    packer,
+    shape_of,
+    storage,
+    tensors,
+)
 from onebyone.measurement.preparing import backward, total
 from onebyone.measurement.recording import Recorder, watched
 from onebyone.measurement.rehearsing import Stage, rehearse
@@ -152,15 +162,19 @@ class Tracker(Mode):
             self._follow(tensor, role, layer, "")
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(map(jagged, types)):
+            return NotImplemented
         run = within(func)
         if run is not None:
             return run(self, func, args, kwargs)
         result = func(*args, **(kwargs or {}))
-        written = tensors(result)
+        written = together(result, overwritten(func, args, kwargs))
         if not written:
             return result
         name = operator_name(func).replace("::", ".")
-        layer = self.recorder.layer_of(args, kwargs) or self._source(args)
+        layer = self.recorder.layer_of(args, kwargs)
+        if not layer and self.role == "gradient":
+            layer = self._source(args)
         self.events.append((layer, name))
         for tensor in written:
             self._follow(tensor, self.role, layer, name)
@@ -176,16 +190,18 @@ class Tracker(Mode):
 
     def _follow(self, tensor: Tensor, role: str, layer: str, operator: str) -> None:
         key = storage(tensor)
-        if key in self.held:
-            return
-        try:
-            held, size = tensor.untyped_storage(), tensor.untyped_storage().nbytes()
-        except (NotImplementedError, RuntimeError):  # sparse, quantized
-            held, size = tensor, tensor.numel() * tensor.element_size()
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        piece = _Piece(
-            Alive(role, layer, operator, tuple(tensor.shape), dtype, size), len(self.events) - 1
-        )
+        held, size = memory_of(tensor)
+        shape, dtype = shape_of(tensor), str(tensor.dtype).removeprefix("torch.")
+        alive = Alive(role, layer, operator, shape, dtype, size)
+        known = self.held.get(key)
+        if known is not None:
+            if known.alive.bytes == size:
+                return
+            # It was resized: another piece of memory takes the place of the one that was there.
+            alive = replace(known.alive, shape=shape, bytes=size)
+            known.watch, known.died = None, len(self.events) - 2
+            self.now -= known.alive.bytes
+        piece = _Piece(alive, len(self.events) - 1)
         self.pieces.append(piece)
         self.held[key] = piece
         piece.watch = weakref.ref(held, lambda _: self._forget(key, piece))

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from onebyone.measurement.formulas import FORMULAS
+from onebyone.measurement.owning import tensors
 
 DENSE = (
     torch._C.DispatchKey.CompositeExplicitAutograd
@@ -91,3 +92,30 @@ def operator_name(func: Any) -> str:
     """`aten::conv2d`; operators that take functions have a name and no schema."""
     schema = getattr(func, "_schema", None)
     return f"higher_order::{func.name()}" if schema is None else schema.name
+
+
+def overwritten(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
+    """The tensors among an operator's arguments that it writes into, by its schema."""
+    given = kwargs or {}
+    return [
+        tensor
+        for place, name in _written_into(func)
+        for tensor in tensors(args[place] if place < len(args) else given.get(name))
+    ]
+
+
+@cache
+def _written_into(func: Any) -> tuple[tuple[int, str], ...]:
+    """Place and name of each such argument."""
+    schema = getattr(func, "_schema", None)
+    return tuple(
+        (place, argument.name)
+        for place, argument in enumerate(() if schema is None else schema.arguments)
+        if argument.alias_info is not None and argument.alias_info.is_write
+    )
+
+
+def together(result: Any, targets: list[Tensor]) -> list[Tensor]:
+    """All tensors that an operator wrote, once each: those that it returns, then its arguments."""
+    returned = tensors(result)
+    return returned + [t for t in targets if all(t is not other for other in returned)]

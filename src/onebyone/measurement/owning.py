@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from onebyone.errors import ModelError
 from onebyone.tree import modules_by_name
 
 PARAMETRIZATIONS = re.compile(r"\.?\bparametrizations\..*")
@@ -22,6 +23,30 @@ def storage(tensor: Tensor) -> int:
         return tensor.untyped_storage()._cdata
     except (NotImplementedError, RuntimeError):
         return id(tensor)
+
+
+def jagged(kind: type) -> bool:
+    """Whether these are nested tensors of layout torch.jagged, whose code works on plain ones."""
+    return kind.__name__ == "NestedTensor" and kind.__module__.startswith("torch.nested.")
+
+
+def shape_of(tensor: Tensor) -> tuple[int, ...]:
+    """Its shape; ModelError for nested tensors of layout torch.strided, which have none."""
+    if tensor.is_nested:
+        raise ModelError(
+            "nested tensors of layout torch.strided cannot be counted (attention between nested tensors "
+            "makes such on a CPU): let the network pad them, or choose layout=torch.jagged elsewhere"
+        )
+    return tuple(tensor.shape)
+
+
+def memory_of(tensor: Tensor) -> tuple[Any, int]:
+    """What holds its memory, and the bytes of that; the tensor itself where it has no storage."""
+    try:
+        held = tensor.untyped_storage()
+        return held, held.nbytes()
+    except (NotImplementedError, RuntimeError):  # sparse, quantized
+        return tensor, tensor.numel() * tensor.element_size()
 
 
 def tensors(value: Any) -> list[Tensor]:
@@ -91,6 +116,7 @@ class Owners:
             if "parametrizations" in name:
                 self.names[id(module)] = own = PARAMETRIZATIONS.sub("", name)
                 self.parts |= {id(module)} if own != name else set()
+        self.read: set[str] = set()  # layers whose weights were read
         self.weights: dict[int, list[str]] = {}
         self.kept: list[Tensor] = []  # a storage that was freed could be taken for another
         for module in modules.values():
@@ -119,6 +145,13 @@ class Owners:
                     return running
                 found = found or owners[0]
         return found or running
+
+    def note(self, read: Sequence[int], running: str) -> None:
+        """The weights in these storages were read: the running module's, or their first owner's."""
+        for key in read:
+            owners = self.weights.get(key)
+            if owners:
+                self.read.add(running if running in owners else owners[0])
 
     def derive(self, read: Sequence[int], written: Sequence[Tensor]) -> None:
         """Tensors computed from weights of one layer alone are weights of that layer too."""

@@ -142,6 +142,10 @@ def _check_weights(model: nn.Module, values: bool) -> None:
 
 def _fitted(model: nn.Module, setting: Setting, stack: ExitStack, values: bool) -> nn.Module:
     """A copy as the setting asks; the model itself, to be given back, where none can be made or need be."""
+    if not isinstance(setting.dtype, torch.dtype | None):
+        raise ModelError(
+            f"dtype={setting.dtype!r} is no type: give one of torch's, as torch.float16"
+        )
     try:
         given = setting.device
         device = None if given is None else torch.empty(0, device=given).device  # with its number
@@ -159,7 +163,7 @@ def _fitted(model: nn.Module, setting: Setting, stack: ExitStack, values: bool) 
     except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
         raise ModelError(
             f"the network cannot be brought to {setting.device or 'its device'} in "
-            f"{setting.dtype or 'its type'} ({type(error).__name__}: {error}): choose others"
+            f"{setting.dtype or 'its type'} ({type(error).__name__}: {line_of(error)}): choose others"
         ) from error
     if setting.channels_last:
         for tensor in (*own.parameters(), *own.buffers()):
@@ -256,8 +260,9 @@ def _compiled(ready: Ready, training: bool) -> Ready:
 
 
 def total(outputs: object) -> Tensor:
-    """The sum of all floating-point outputs that depend on a weight."""
-    sums = [t.sum() for t in tensors_in(outputs) if t.is_floating_point() and t.requires_grad]
+    """The sum of all floating-point outputs that depend on a weight; complex ones are two numbers each."""
+    found = [t for t in tensors_in(outputs) if t.requires_grad]
+    sums = [(torch.view_as_real(t.resolve_conj()) if t.is_complex() else t).sum() for t in found]
     if not sums:
         raise ModelError(
             "no output of the network has a gradient, so no training step can be measured: parameters "

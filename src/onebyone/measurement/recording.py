@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
+from math import prod
 from threading import get_ident
 from typing import Any
 
@@ -19,14 +21,27 @@ from torch.nn.modules.module import (
 from torch.utils._pytree import tree_iter
 
 from onebyone.measurement.formulas import COMPLEX, FORMULAS
-from onebyone.measurement.modes import Mode, operator_name, within
-from onebyone.measurement.owning import Owners, packed, storage, tensors
+from onebyone.measurement.modes import Mode, operator_name, overwritten, together, within
+from onebyone.measurement.owning import (
+    Owners,
+    jagged,
+    memory_of,
+    packed,
+    shape_of,
+    storage,
+    tensors,
+)
 from onebyone.measurement.recalling import Recipe, no_functions_seen, recipe_of, signature
 from onebyone.measurement.shapes import shortcut
 from onebyone.tree import hooked
 
 LOOKUPS = ("aten::embedding", "aten::index_select", "aten::gather", "aten::index")
-ALLOCATIONS = ("aten::empty", "aten::empty_like", "aten::new_empty", "aten::empty_strided")
+BAGS = ("aten::_embedding_bag", "aten::_embedding_bag_forward_only")
+ALLOCATIONS = (
+    "aten::empty", "aten::empty_like", "aten::new_empty", "aten::empty_strided", "aten::resize_",
+    "aten::resize_as_",
+)  # fmt: skip
+KNOWN = ("aten", "prim", "prims")  # operators of PyTorch itself
 
 
 @dataclass(frozen=True)
@@ -43,7 +58,8 @@ class Facts:
     """What there is to say of an operator whatever layer it runs in; calls that are alike share it.
 
     `macs` is None where there is no formula; a `view` moves no data, so that its bytes read and written
-    are 0. `new_bytes` counts what it wrote to memory of its own (in-place operators have none).
+    are 0. `new_bytes` counts what it wrote to memory of its own, and what memory that was there has
+    grown by (other in-place operators have none).
     """
 
     name: str
@@ -189,6 +205,8 @@ class Recorder(Mode):
         return self.owners.of(sources, self._runs())
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(map(jagged, types)):
+            return NotImplemented
         with no_functions_seen():
             call = signature(func, args, kwargs)
             known = None if call is None else self.known.get(call.key)
@@ -197,6 +215,8 @@ class Recorder(Mode):
                 result, written = recipe.made()
                 self._credit(facts, call.storages, written)
                 return result
+            targets = overwritten(func, args, kwargs)
+            before = _sizes(targets)
         run = within(func)
         if run is not None:
             return run(self, func, args, kwargs)
@@ -204,28 +224,38 @@ class Recorder(Mode):
         result = shortcut(func, args) if plain and not kwargs else None
         if result is None:
             result = func(*args, **(kwargs or {}))
-        written = tensors(result)
-        if written:
-            with no_functions_seen():
-                facts = self._note(func, args, kwargs, written)
+        with no_functions_seen():
+            written = together(result, targets)
+            if written or (foreign(operator_name(func)) and _arguments(args, kwargs)):
+                facts = self._note(func, args, kwargs, written, before)
                 recipe = None if call is None else recipe_of(result, call.storages)
                 if call is not None and recipe is not None:
                     self.known[call.key] = facts, recipe
         return result
 
-    def _note(self, func: Any, args: Any, kwargs: Any, written: list[Tensor]) -> Facts:
+    def _note(
+        self, func: Any, args: Any, kwargs: Any, written: list[Tensor], before: dict[int, int]
+    ) -> Facts:
         name = operator_name(func)
         view = getattr(func, "is_view", False) or name == "aten::_unsafe_view"
         formula = FORMULAS.get(name)
-        macs = None if formula is None else formula(args, written[0])
+        macs = formula(args, written[0]) if formula and written else None
         if macs is not None and written[0].is_complex():
             macs *= COMPLEX
         inputs = _arguments(args, kwargs)
         reads = [_seen(t) for t in (*inputs, *(packed(args) if formula else ()))]
         writes = [_seen(t) for t in written]
+        sizes = _sizes(written)
+        grown = sum(max(0, sizes.get(key, size) - size) for key, size in before.items())
+        if grown:
+            reads = [(k, replace(r, bytes=min(r.bytes, before.get(k, r.bytes)))) for k, r in reads]
         if name in LOOKUPS:  # they read what they give, not all that they could
             key, table = reads[0]
             reads[0] = key, replace(table, bytes=min(table.bytes, writes[0][1].bytes))
+        elif name in BAGS:  # one row for each index
+            key, table = reads[0]
+            rows = args[1].numel() * prod(table.shape[1:]) * args[0].element_size()
+            reads[0] = key, replace(table, bytes=min(table.bytes, rows))
         sources = [key for key, _ in reads]
         fresh = [i for i, (key, _) in enumerate(writes) if key not in sources]
         moves = not view and name not in ALLOCATIONS
@@ -235,7 +265,7 @@ class Recorder(Mode):
             tuple(info for _, info in writes),
             macs,
             not moves,
-            0 if view else sum(writes[i][1].bytes for i in fresh),
+            0 if view else sum(writes[i][1].bytes for i in fresh) + grown,
             sum(info.bytes for _, info in reads) if moves else 0,
             sum(info.bytes for _, info in writes) if moves else 0,
         )
@@ -244,9 +274,22 @@ class Recorder(Mode):
 
     def _credit(self, facts: Facts, sources: Sequence[int], fresh: Sequence[Tensor]) -> None:
         """Note an operator that read these storages and wrote these new tensors, for its layer."""
-        layer = self.owners.of(sources, self._runs())
+        running = self._runs()
+        layer = self.owners.of(sources, running)
+        if not facts.view:
+            self.owners.note(sources, running)
         self.owners.derive(sources, fresh)
         self.operations.append(Operation(layer, facts))
+
+
+def foreign(name: str) -> bool:
+    """Whether an operator of this name (`aten::relu`, `aten.relu`) is not PyTorch's own."""
+    return re.split(r"\W", name, maxsplit=1)[0] not in KNOWN
+
+
+def _sizes(written: Sequence[Tensor]) -> dict[int, int]:
+    """Bytes of each piece of memory that these tensors lie in."""
+    return {storage(t): memory_of(t)[1] for t in written}
 
 
 def _arguments(args: Any, kwargs: Any) -> list[Tensor]:
@@ -255,13 +298,14 @@ def _arguments(args: Any, kwargs: Any) -> list[Tensor]:
 
 def _seen(tensor: Tensor) -> tuple[int, TensorInfo]:
     """What tells its memory apart, as `storage` does, and what is recorded of it."""
+    shape = shape_of(tensor)
     size = tensor.numel() * tensor.element_size()
     try:
         memory = tensor.untyped_storage()
         key, size = memory._cdata, min(size, memory.nbytes())
     except (NotImplementedError, RuntimeError):
         key = id(tensor)
-    return key, TensorInfo(tuple(tensor.shape), _name(tensor.dtype), size)
+    return key, TensorInfo(shape, _name(tensor.dtype), size)
 
 
 @cache
@@ -273,5 +317,10 @@ def _first_shape(value: Any) -> tuple[int, ...] | None:
     first = value[0] if isinstance(value, tuple) and value else value
     if isinstance(first, Tensor):
         with no_functions_seen():
-            return tuple(first.shape)
-    return next((tuple(t.shape) for t in tree_iter(value) if isinstance(t, Tensor)), None)
+            return _shape(first)
+    return next((_shape(t) for t in tree_iter(value) if isinstance(t, Tensor)), None)
+
+
+def _shape(tensor: Any) -> tuple[int, ...]:
+    """The shape; of a nested tensor that of its rows, all of them together."""
+    return shape_of(tensor._values if jagged(type(tensor)) else tensor)

@@ -69,6 +69,10 @@ def rehearse(
     """
     model = uncompiled(model)
     check_shapes(model)
+    if any(isinstance(t, Tensor) and t.is_nested for t in tree_iter(inputs)):
+        raise ModelError(
+            "nested tensors cannot be given to a network that is to be counted: pad them"
+        )
     with guarded(model):
         try:
             with _plain_mode(gradients=False):
@@ -93,25 +97,26 @@ def _rehearsed(
     held = list(held_tensors(model))
     given = (*held, *(t for t in tree_iter(inputs) if isinstance(t, Tensor)))
     shapes_only = any(t.is_meta for t in given)
-    try:
-        place = partial(_WithoutValues, shapes_only)
-        with random_numbers_kept(), uncollected():
-            # Not kept here, so that the copy is gone before garbage is collected again.
-            return act(
-                Stage(on_meta(model, held), tree_map(_meta, inputs), shapes_only, place)
-            ), None
-    except Exception as error:
-        if shapes_only or unkept(error):
-            raise
-        cause = error.__cause__ or error
-        why = f"{type(cause).__name__}: {line_of(cause)}"
+    if not shapes_only and any(isinstance(m, nn.RNNBase) for m in model.modules()):
+        why = "recurrent layers run other operators on shapes alone"
+    else:
+        try:
+            place = partial(_WithoutValues, shapes_only)
+            with random_numbers_kept(), uncollected():
+                # Not kept here, so that the copy is gone before garbage is collected again.
+                return act(
+                    Stage(on_meta(model, held), tree_map(_meta, inputs), shapes_only, place)
+                ), None
+        except Exception as error:
+            if shapes_only or unkept(error):
+                raise
+            cause = error.__cause__ or error
+            why = f"it could not run on shapes alone ({type(cause).__name__}: {line_of(cause)})"
     with _with_values(model) as own:
         # What has run on shapes alone so far may lie on another device than the weights.
         weight = next(held_tensors(own), None)
         inputs = inputs if weight is None else tree_map(partial(_beside, weight.device), inputs)
-        return act(Stage(own, inputs, last=True)), (
-            f"it ran on the weights' values, since it could not run on shapes alone ({why})"
-        )
+        return act(Stage(own, inputs, last=True)), f"it ran on the weights' values, since {why}"
 
 
 class _WithoutValues(DeviceContext):

@@ -16,6 +16,7 @@ from torch import Tensor
 Shortcut = Callable[[Sequence[Any]], Any]  # positional arguments → what it returns, or None
 
 PLAIN = (torch.float32, torch.float64)
+FLOATING = (*PLAIN, torch.float16, torch.bfloat16)
 
 
 def shortcut(func: Any, args: Sequence[Any]) -> Any:
@@ -26,12 +27,12 @@ def shortcut(func: Any, args: Sequence[Any]) -> Any:
     return found(args)
 
 
-def _usual(x: Any) -> bool:
-    """Whether it is a plain tensor without values that lies in memory without gaps."""
+def _usual(x: Any, types: tuple[torch.dtype, ...] = PLAIN) -> bool:
+    """Whether it is a plain tensor of these types without values that lies in memory without gaps."""
     return (
         type(x) in (Tensor, torch.nn.Parameter)
         and x.is_meta
-        and x.dtype in PLAIN
+        and x.dtype in types
         and (x.is_contiguous() or (x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)))
     )  # fmt: skip
 
@@ -55,17 +56,22 @@ def _arithmetic(args: Sequence[Any]) -> Tensor | None:
 
 
 def _batch_norm(args: Sequence[Any]) -> tuple[Tensor, Tensor, Tensor] | None:
-    """x, weight, bias, mean, variance → y and the statistics that the backward pass reads."""
-    x = args[0]
-    if not _usual(x) or x.ndim < 2:
+    """x, weight, bias, mean, variance, training → y and the statistics of training.
+
+    Those are empty in evaluation, as on a CPU; on meta tensors PyTorch would give them the channels.
+    """
+    x, training = args[0], args[5]
+    types = PLAIN if training else FLOATING
+    if not _usual(x, types) or x.ndim < 2:
         return None
     channels = x.shape[1]
     for own in args[1:5]:
         if own is not None and not (
-            _usual(own) and own.dtype is x.dtype and own.shape == (channels,)
+            _usual(own, types) and own.dtype is x.dtype and own.shape == (channels,)
         ):
             return None
-    return _like(x), x.new_empty(channels), x.new_empty(channels)
+    kept = channels if training else 0
+    return _like(x), x.new_empty(kept), x.new_empty(kept)
 
 
 def _matrix_product(args: Sequence[Any]) -> Tensor | None:
