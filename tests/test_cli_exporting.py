@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import Result
+from PIL import Image
 from typer.testing import CliRunner
 
 import onebyone as obo
@@ -107,6 +108,29 @@ def test_export_verify_and_replace(out: Path) -> None:
     assert found["exports"][0]["check"]["passed"]
     done("slim demo --data demo --images 32 --macs 0.6 -o out --no-latency")  # replaces it all
     assert not (out / "exports.json").exists()
+
+
+def test_pictures_for_a_network_that_does_not_say_how_it_takes_them(out: Path) -> None:
+    values = json.loads((out / "plan.json").read_text())
+    values["model"]["preprocess"] = None
+    (out / "plan.json").write_text(json.dumps(values))
+    Path("imgs").mkdir()
+    for shade in range(4):
+        Image.new("L", (30, 30), 60 * shade).save(f"imgs/{shade}.png")
+    given = "--size 28 --mean 0.286 --std 0.353"
+    for command in ("verify out --data imgs", "export out --to onnx --data imgs"):
+        result = call(f"{command} --no-latency")
+        assert result.exit_code == 2
+        assert "give --size" in result.stderr
+        done(f"{command} --no-latency {given}")
+
+
+def test_damaged_folders_are_told_as_what_they_are(out: Path) -> None:
+    (out / "plan.json").write_text("{")
+    for command in ("verify out --data few.npy", "export out --to onnx"):
+        result = call(command)
+        assert result.exit_code == 2
+        assert "the plan out/plan.json is not JSON" in result.stderr
 
 
 def test_verify_finds_an_export_of_another_network(out: Path) -> None:

@@ -1,6 +1,7 @@
 """Images from every kind of data, and the data that must be refused."""
 
 import itertools
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -308,6 +309,22 @@ class TestFolders:
         ]
         # what cannot be read is made up for by other files
         assert len(open_images(class_folder, RGB, limit=9)) == 9
+
+    def test_links_to_nothing_are_named(self, class_folder: Path) -> None:
+        (class_folder / "cat" / "gone.png").symlink_to(class_folder / "nowhere.png")
+        (class_folder / "folder.png").symlink_to(class_folder / "dog")
+        images = open_images(class_folder, RGB)
+        assert len(images) == 9
+        assert [s.split(":")[0].rsplit("/", 1)[1] for s in images.skipped] == ["gone.png"]
+
+    @pytest.mark.parametrize("limit", [None, 4])
+    def test_large_pictures_are_nothing_to_warn_of(
+        self, limit: int | None, class_folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 8 * 8 - 1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert len(open_images(class_folder, RGB, limit=limit)) == (limit or 9)
 
     def test_none_left(self, tmp_path: Path) -> None:
         with pytest.raises(DataError, match="holds no image"):

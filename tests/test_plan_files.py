@@ -145,6 +145,13 @@ DAMAGE: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "geometry unknown": (lambda v: v["layers"][0]["conv"].update(depth=3), "depth"),
     "seed too long": (lambda v: v.update(seed=1 << 70), "64 bits"),
     "layers a word": (lambda v: v.update(layers="all"), "damaged"),
+    "a schedule of numbers": (lambda v: v.update(schedule=[1]), "1 is no step of a schedule"),
+    "no groups": (lambda v: v["layers"][0]["conv"].update(groups=0), "groups=0 is less than 1"),
+    "no stride": (lambda v: v["layers"][0]["conv"].update(stride=[0, 1]), "less than 1"),
+    "a budget of words": (lambda v: v.update(budget="half"), "'half' is no budget"),
+    "notes a number": (lambda v: v.update(notes=5), "the notes are 5"),
+    "a source of nothing": (lambda v: v.update(source=3), "the source 3 names no network"),
+    "what no plan has": (lambda v: v.update(narrowing=[]), "'narrowing', which no plan has"),
 }
 
 

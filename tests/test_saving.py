@@ -23,6 +23,7 @@ from onebyone.errors import MissingExtraError, ModelError, OutputError, PlanErro
 from onebyone.loading import load
 from onebyone.planning import plan
 from onebyone.plans import Budget
+from onebyone.saving import check_folder
 from onebyone.slimming import Slimmed, slim
 from onebyone.statistics import observe
 
@@ -853,3 +854,13 @@ def files_plan(folder: Path) -> Any:
     from onebyone.plan_files import read_plan
 
     return read_plan(folder / "plan.json")
+
+
+@pytest.mark.parametrize("inside", ["data/out", "data/deep/out"])
+def test_a_result_inside_what_is_read(inside: str, tmp_path: Path) -> None:
+    """It would be read for a part of that the next time, as a class of images is."""
+    (tmp_path / "data" / "deep").mkdir(parents=True)
+    read = (None, tmp_path / "data", "demo:test")
+    with pytest.raises(OutputError, match=r"would lie in .*/data, which this command reads"):
+        check_folder(tmp_path / inside, force=True, inputs=read)
+    check_folder(tmp_path / "beside", force=False, inputs=read)

@@ -132,6 +132,10 @@ class TestComparison:
         with pytest.raises(ModelError, match="no floating-point tensor"):
             verify(Says(), Says(), pictures(), latency=False)
 
+    def test_an_original_of_other_classes(self) -> None:
+        with pytest.raises(ModelError, match=r"\(9, 3\) and the original's \(9, 4\): give the"):
+            verify(Table(rows(9)), Table(rows(9, classes=3)), numbered(9), latency=False)
+
 
 class TestLayers:
     def test_errors_are_those_of_the_outputs(self) -> None:

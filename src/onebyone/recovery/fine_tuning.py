@@ -77,7 +77,9 @@ class FineTuned:
     @property
     def words(self) -> str:
         """What it did, for people."""
-        said = f"fine-tuned on {self.images:,} images over all epochs ({self.precision}, {self.seconds:.0f} s)"
+        said = (
+            f"fine-tuned on {self.images:,} images in all ({self.precision}, {self.seconds:.0f} s)"
+        )
         before, after, kept = self.before, self.after, self.measured[self.best]
         if before is None or after is None:
             return said
