@@ -169,6 +169,14 @@ REFUSALS = {
         "slim demo --data demo --latency 0.6 --no-latency -o out",
         "--latency 0.6 is a budget of time, and times the network",
     ),
+    "a runtime and no time": (
+        "slim demo --data demo --macs 0.5 --runtime openvino -o out",
+        "it says whose time --latency is a part of",
+    ),
+    "memory without end": (
+        "slim demo --data demo --macs 0.5 --memory 1e400 -o out",
+        "is no amount",
+    ),
     "a file as module": (
         "slim nets.py:net --data demo --macs 0.5 -o out",
         "give nets:net, the name",

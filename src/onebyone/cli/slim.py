@@ -18,6 +18,7 @@ BUDGET, MODEL, IMAGES, TRAINING, OUTPUT, WORK = (
     "How light (one at least)", "The network", "The images", "Training between steps", "The result",
     "The work",
 )  # fmt: skip
+RUNTIME = "onnxruntime"
 
 
 def slim(
@@ -149,7 +150,7 @@ def slim(
             help="The runtime that --latency is for: eager, onnx, openvino, executorch, "
             "litert or ncnn.",
         ),
-    ] = "onnxruntime",
+    ] = RUNTIME,
     steps: Annotated[
         int,
         typer.Option(
@@ -205,6 +206,10 @@ def slim(
         raise typer.BadParameter(
             f"--latency {latency:g} is a budget of time, and times the network: leave one of them out",
             param_hint="--no-latency",
+        )
+    if latency is None and runtime != RUNTIME:
+        raise typer.BadParameter(
+            "it says whose time --latency is a part of: give that too", param_hint="--runtime"
         )
     with failures("--memory less (such as 512MiB) or --images fewer") as outcome:
         if plan_only:
