@@ -187,6 +187,9 @@ def test_fractions_and_errors() -> None:
     assert [small(v) for v in (0, 0.01234, 0.001, 0.00099, 3.14e-7)] == [
         "0", "0.0123", "0.0010", "9.9e-04", "3.1e-07",
     ]  # fmt: skip
+    assert [small(v) for v in (9999.99, 9999.99999, 1e4, 16524195682552716.0, 1.37e37)] == [
+        "9999.9900", "1.0e4", "1.0e4", "1.7e16", "1.4e37",
+    ]  # fmt: skip
 
 
 def test_a_layer_is_written_with_all_its_channels() -> None:

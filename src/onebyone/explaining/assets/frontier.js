@@ -93,9 +93,10 @@ function dot(x, y, kinds, shown) {
 }
 
 function draw(index) {
-  const powers = [...Array(high - low + 1).keys()].map((i) => low + i);
-  const raised = (power) => [...String(-power)].map((digit) => "⁰¹²³⁴⁵⁶⁷⁸⁹"[digit]).join("");
-  const label = (power) => (power < -3 ? `10⁻${raised(power)}` : (10 ** power).toFixed(Math.max(-power, 0)));
+  const step = Math.ceil((high - low) / 8); // so that labels keep apart
+  const powers = [...Array(Math.floor((high - low) / step) + 1).keys()].map((i) => high - step * i);
+  const raised = (power) => [...String(power)].map((digit) => (digit === "-" ? "⁻" : "⁰¹²³⁴⁵⁶⁷⁸⁹"[digit])).join("");
+  const label = (power) => (power < -3 || power > 3 ? `10${raised(power)}` : (10 ** power).toFixed(Math.max(-power, 0)));
   const lines = axes(powers.map((power) => [up(10 ** power), label(power)]), "predicted rise of the loss, nats");
   const at = (plan) => [across(shareOf(plan)), up(plan.error)];
   const path = found.plans.map((plan) => at(plan).map((v) => v.toFixed(1)).join()).join("L");
