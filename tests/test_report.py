@@ -598,6 +598,15 @@ def test_the_plan_tells_each_reason_once_with_its_layers(plan: Plan) -> None:
     said = printed(plan_table(many), 120)
     assert said.count("why") == 1
     assert "kept: c0, c1, c2, c3 and 2 more: [b]why" in said
+    several = {
+        "its cheaper forms cost more": "c0, c1: their cheaper forms cost more",
+        "it carries hooks": "c0, c1: each carries hooks",
+        "no form of it is cheaper than the layer itself": "c0, c1: no form of any is cheaper than",
+        "the layer is depthwise": "c0, c1: the layer is depthwise",
+    }
+    for reason, wanted in several.items():
+        both = tuple(Decision(f"c{i}", square(), 9, 9, reason=reason) for i in range(2))
+        assert wanted in printed(plan_table(replace(plan, decisions=both)), 120)
     refused = printed(plan_table(plan), 120)
     assert "left as it is: features.5: it is grouped" in refused
     (line,) = [x for x in refused.splitlines() if x.startswith("up")]

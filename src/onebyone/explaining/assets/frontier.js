@@ -4,7 +4,7 @@
 import { byId, count, el, spell, svg } from "./markup.js";
 import { data } from "./data.js";
 
-const [LEFT, TOP, BOTTOM] = [62, 16, 196];
+const [LEFT, TOP, BOTTOM] = [62, 28, 208]; // above TOP is room for a title and half a point
 let found, whole, low, high;
 let right = 620; // as wide as there is room, so that text keeps its size
 
@@ -103,7 +103,7 @@ function draw(index) {
   const dots = found.plans.map((plan, i) => dot(...at(plan), kindOf(plan, i), i === index));
   const [x, y] = at(found.plans[found.chosen]);
   const free = shareOf(found.plans[found.chosen]) < 0.8; // right of it the curve falls
-  const where = free ? { x: x + 10, y: y < 44 ? y + 2 : y - 8, class: "strong" } : { x, y: y - 14, class: "middle strong" };
+  const where = free ? { x: x + 10, y: y < TOP + 28 ? y + 2 : y - 8, class: "strong" } : { x, y: y - 14, class: "middle strong" };
   frame(byId("frontier"), [...lines, svg("path", { d: `M${path}`, class: "line" }), ...dots, svg("text", where, "chosen")]);
 }
 
