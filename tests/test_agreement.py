@@ -95,6 +95,14 @@ def test_few_images_are_told_of() -> None:
     generator = torch.Generator().manual_seed(0)
     few = obo.observe(model, torch.randn(4, 3, 9, 9, generator=generator))
     assert any("give 4 no more samples than channels" in note for note in few.notes)
+    (note,) = (note for note in few.notes if "no more samples" in note)
+    assert note.startswith(
+        "the 4 calibration images give 4 no more samples than channels: its covar"
+    )
+    (note,) = (n for n in obo.observe(model, torch.randn(1, 3, 9, 9)).notes if "samples" in n)
+    assert note.startswith(
+        "the one calibration image gives 4 no more samples than channels: its cov"
+    )
     plan = obo.plan(model, few, obo.Budget(macs=0.9))
     assert any("shrunk" in note for note in plan.notes)
     values = torch.linalg.eigvalsh(few.layers["4"].outputs.covariance)

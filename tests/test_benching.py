@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 
 import onebyone as obo
@@ -14,6 +17,7 @@ from onebyone import benching
 from onebyone.benching import PYTORCH, RUNTIMES, chosen
 from onebyone.errors import ModelError
 from onebyone.exporting.targets import TARGETS
+from onebyone.report.bench import bench_table
 
 pytestmark = pytest.mark.skipif(
     TARGETS["onnx"].missing is not None, reason="onnx, onnxscript or onnxruntime is missing"
@@ -58,6 +62,18 @@ def test_all_are_timed_in_turn_and_checked() -> None:
     assert onnx.size_bytes is not None
     assert onnx.size_bytes > 4 * sum(p.numel() for p in model.parameters())
     assert all(m.training for m in model.modules())
+
+
+def test_the_error_is_explained_where_its_column_is_shown() -> None:
+    found = obo.bench(network(), X, runtimes=["eager", "onnx"], seconds=0.05)
+    for width in (50, 140):
+        console = Console(width=width, file=io.StringIO())
+        console.print(bench_table("net", found, None))
+        said = console.file.getvalue()  # type: ignore[attr-defined]
+        shown = re.search(r"^runtime.* error", said, re.MULTILINE) is not None
+        assert shown == (width == 140)
+        assert ("Error: the largest difference" in said) == shown
+        assert "interleaved runs" in " ".join(said.split())
 
 
 def test_what_cannot_run_is_refused_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from browsing import Tab, chromium, number
+from PIL import Image
 from torch import nn
 
 from onebyone.comparing import compare
@@ -19,6 +20,7 @@ from onebyone.explaining.explaining import explain
 from onebyone.explaining.layers import Shown, show_layers
 from onebyone.explaining.photos import ASTRONAUT, built_in, shown
 from onebyone.explaining.toy import SIZES, Toy, toy
+from onebyone.preprocessing import Preprocess
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 CLOSING = "</script><script>alert(2)</script>"
@@ -189,6 +191,22 @@ def test_the_lessons_weigh_the_colors_of_the_photo(tab: Tab) -> None:
     assert tab.number("#cell-rows [data-v=result]") == pytest.approx(
         float(pixels[0, 10, 10]), abs=1e-6
     )
+
+
+def test_pictures_of_any_shape_stand_at_one_height_and_are_counted(
+    net: nn.Module, browser: Any, tmp_path: Path
+) -> None:
+    takes = Preprocess((3, 60, 72), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    for size, said in (((154, 256), "256 rows × 154 columns"), ((256, 1), "1 row × 256 columns")):
+        file = tmp_path / "page.html"
+        explain(net, Image.new("RGB", size, "teal"), file, preprocess=takes, latency=False)
+        tab = Tab(browser, file, 768).open("4")
+        figures = tab.page.locator("#photo figure")
+        assert said in figures.first.inner_text()
+        tops = [figure.bounding_box()["y"] for figure in figures.all()]
+        assert tops == [tops[0]] * 2
+        tab.close()
+        assert tab.troubles == []
 
 
 def test_silencing_a_channel_takes_its_product_away(

@@ -31,6 +31,8 @@ from onebyone.slimming import Slimmed, slim
 from onebyone.statistics import Statistics, observe
 
 HOSTILE = "<img src=x onerror=alert(1)>"
+BOXES = """["#frontier text", "#frontier circle"].map((what) => [...document.querySelectorAll(what)]
+    .map((part) => part.getBoundingClientRect()).map(({ top, bottom }) => [top, bottom]))"""
 
 
 @pytest.fixture(scope="module")
@@ -240,6 +242,34 @@ def test_what_a_search_measured_is_told_from_predictions(slimmed: Slimmed, tmp_p
         assert not opened.page.locator("#accuracies").is_visible()
         assert "Accuracy was not measured" in opened.page.locator("#accuracies-said").inner_text()
         opened.close()
+
+
+@pytest.mark.parametrize(("error", "top"), [(1.0, "1"), (1e16, "10¹⁶")])
+def test_a_point_on_the_uppermost_line_leaves_the_title_free(
+    error: float, top: str, slimmed: Slimmed, tmp_path: Path
+) -> None:
+    insight = slimmed.insight
+    assert insight is not None
+    first, *others = insight.plans
+    share = 0.9999 * error / first.error
+    worst = replace(
+        first, decisions=tuple(replace(d, error=share * d.error) for d in first.decisions),
+        narrowings=tuple(replace(n, error=share * n.error) for n in first.narrowings),
+    )  # fmt: skip
+    assert worst.error == pytest.approx(0.9999 * error)
+    found = replace(insight, plans=(worst, *others))
+    write_report(tmp_path / "r.html", slimmed.verification, slimmed.plan, found)
+    with chromium() as browser:
+        for width in (360, 768, 1440):
+            opened = Tab(browser, tmp_path / "r.html", width).open()
+            opened.page.locator("#plans").fill("0")
+            texts = opened.page.locator("#frontier text").all_text_contents()
+            (title,) = (i for i, text in enumerate(texts) if text.startswith("predicted rise"))
+            assert top in texts
+            boxes, points = opened.page.evaluate(BOXES)
+            assert boxes[title][1] <= min(high for high, _ in points)
+            opened.close()
+            assert opened.troubles == []
 
 
 def test_a_search_keeps_the_plans_it_measured_in_the_frontier(

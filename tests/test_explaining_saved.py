@@ -7,11 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from browsing import Tab, chromium
+from torch import nn
 from typer.testing import CliRunner
 
+import onebyone as obo
 from onebyone.cli.app import app
 from onebyone.errors import DataError
 from onebyone.explaining.defaults import slimmed_demo
+from onebyone.explaining.layers import pointwise_layers
 from onebyone.explaining.saved import read_saved
 from onebyone.files import PLAN, REPORT_JSON, json_text
 from onebyone.plan_files import read_plan
@@ -98,3 +103,55 @@ def test_a_deepened_folder_is_told_from_a_slimmed_one(
     monkeypatch.setattr("onebyone.explaining.saved.read_plan", lambda path: deeper)
     with pytest.raises(DataError, match="deepened network"):
         read_saved(folder, lambda: slimmed_demo().model)
+
+
+def no_pointwise() -> tuple[nn.Module, torch.Tensor]:
+    """A network of 3×3 convolutions; its one input."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1), nn.ReLU()]
+    tail = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 2)]
+    return nn.Sequential(*layers, *tail).eval(), torch.randn(1, 3, 16, 16)
+
+
+@pytest.fixture
+def plain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A slimmed folder whose network has no 1×1 convolution."""
+    (tmp_path / "own_plain.py").write_text(f"from {__name__} import no_pointwise\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    model, _ = no_pointwise()
+    images = torch.randn(40, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    source = {"spec": "own_plain:no_pointwise"}
+    made = obo.slim(model, images, macs=0.7, source=source, held_out=images, latency=False)
+    assert not pointwise_layers(made.model)
+    return made.save(tmp_path / "out")
+
+
+def test_a_slimmed_folder_without_1x1_convolutions_has_its_before_and_after(
+    plain: Path, tmp_path: Path
+) -> None:
+    html, said = explained(plain, "--trust")
+    assert "Before and after: " in html
+    assert (
+        "screen 4 has no layers of the network: Sequential has no 1×1 convolution to show" in said
+    )
+    assert "slim it first" not in said + html
+    data = json.loads(html.split('id="data">')[1].split("</script>")[0])
+    assert data["network"] is None
+    assert data["versus"]["image"] is not None
+    with chromium() as browser:
+        tab = Tab(browser, tmp_path / "page.html")
+        for screen in "123456":
+            tab.open(screen)
+            assert tab.page.locator("section[id^=screen]:visible").count() == 1
+        tab.close()
+        assert tab.troubles == []
+
+
+def test_a_damaged_folder_without_1x1_convolutions_is_refused_with_the_reason(plain: Path) -> None:
+    (plain / REPORT_JSON).write_text("{", encoding="utf-8")
+    done = CliRunner().invoke(app, ["explain", str(plain), "--trust", "--no-latency"])
+    said = " ".join(done.output.split())
+    assert done.exit_code == 2
+    assert "has no 1×1 convolution to show, nor its before and after" in said
+    assert "cannot be read as a report" in said
+    assert "slim it first" not in said

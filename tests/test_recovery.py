@@ -25,6 +25,7 @@ from onebyone.recovery.normalization import reestimate
 from onebyone.recovery.objective import Objective
 from onebyone.recovery.scoring import Score, holds_up
 from onebyone.recovery.status import Status
+from onebyone.recovery.training import Measured
 from onebyone.tree import deep_copy
 
 QUICK = obo.Recipe(
@@ -310,6 +311,19 @@ def test_a_network_that_overwrites_is_deepened() -> None:
         deeper = obo.deepen(lighter, data[:1], obo.Budget(macs=1.0), reference=model, data=given)
         assert any(not i.refused for i in deeper.plan.insertions)
         torch.testing.assert_close(deeper.model(data), lighter(data))
+
+
+def test_losses_of_any_size_and_one_image_are_told_shortly() -> None:
+    measured = tuple(
+        Measured(epoch, 1, None, Score(1, None, None, loss), 0.0)
+        for epoch, loss in ((0.0, 1.3716e37), (1.0, 0.18304))
+    )
+    done = obo.FineTuned(net(), measured, 1, QUICK, "float32", 1, 2.0)
+    assert done.words == (
+        "fine-tuned on 1 image (float32, 2 s): loss 1.4e37 → 0.1830 on 1 held-out image"
+    )
+    going = Status(0.5, 2.0, 1.3716e37, None, 1250.0, 100.0)
+    assert going.words == "epoch 0.5 of 2, 0:01:40 left, loss 1.4e37, 1,250 images/s"
 
 
 class TestKeeping:

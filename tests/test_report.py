@@ -187,6 +187,9 @@ def test_fractions_and_errors() -> None:
     assert [small(v) for v in (0, 0.01234, 0.001, 0.00099, 3.14e-7)] == [
         "0", "0.0123", "0.0010", "9.9e-04", "3.1e-07",
     ]  # fmt: skip
+    assert [small(v) for v in (9999.99, 9999.99999, 1e4, 16524195682552716.0, 1.37e37)] == [
+        "9999.9900", "1.0e4", "1.0e4", "1.7e16", "1.4e37",
+    ]  # fmt: skip
 
 
 def test_a_layer_is_written_with_all_its_channels() -> None:
@@ -595,6 +598,15 @@ def test_the_plan_tells_each_reason_once_with_its_layers(plan: Plan) -> None:
     said = printed(plan_table(many), 120)
     assert said.count("why") == 1
     assert "kept: c0, c1, c2, c3 and 2 more: [b]why" in said
+    several = {
+        "its cheaper forms cost more": "c0, c1: their cheaper forms cost more",
+        "it carries hooks": "c0, c1: each carries hooks",
+        "no form of it is cheaper than the layer itself": "c0, c1: no form of any is cheaper than",
+        "the layer is depthwise": "c0, c1: the layer is depthwise",
+    }
+    for reason, wanted in several.items():
+        both = tuple(Decision(f"c{i}", square(), 9, 9, reason=reason) for i in range(2))
+        assert wanted in printed(plan_table(replace(plan, decisions=both)), 120)
     refused = printed(plan_table(plan), 120)
     assert "left as it is: features.5: it is grouped" in refused
     (line,) = [x for x in refused.splitlines() if x.startswith("up")]

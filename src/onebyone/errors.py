@@ -94,6 +94,23 @@ def listed(names: Sequence[str], most: int = 4) -> str:
     return ", ".join(names[:most]) + more
 
 
+def said_of(names: Sequence[str], reason: str) -> str:
+    """A reason why one layer is as it is, as it reads behind the names of several that have it.
+
+    >>> said_of(["a", "b"], "its weight is tied"), said_of(["a"], "its weight is tied")
+    ('their weight is tied', 'its weight is tied')
+    """
+    if len(names) > 1:
+        for one, several in (
+            ("its ", "their "),
+            ("it ", "each "),
+            ("no form of it ", "no form of any "),
+        ):
+            if reason.startswith(one):
+                return several + reason.removeprefix(one)
+    return reason
+
+
 def names_in(text: str) -> list[str]:
     """The names in a text that has commas between them."""
     return [name.strip() for name in text.split(",") if name.strip()]

@@ -221,9 +221,13 @@ def _filled(
             "kept close instead"
         )
     if few:
+        given = (
+            "one calibration image gives" if images == 1 else f"{images:,} calibration images give"
+        )
         notes.append(
-            f"the {images:,} calibration images give {listed(few, 3)} no more samples than channels: "
-            "their covariance is shrunk towards equal channels, and more images would give a better plan"
+            f"the {given} {listed(few, 3)} no more samples than channels: "
+            f"{'its' if len(few) == 1 else 'their'} covariance is shrunk towards equal channels, and more "
+            "images would give a better plan"
         )
     return tuple(notes)
 

@@ -171,8 +171,12 @@ def _write_figure(path: str, model: str | None, others: tuple[object, ...]) -> N
 
 
 def _saved(model: str, loaded: Loaded, trust: bool) -> Saved | None:
-    """Before and after of a folder that `slim` wrote; None for other networks, and where it is damaged."""
-    from onebyone.errors import OneByOneError
+    """Before and after of a folder that `slim` wrote; None for other networks, and where it is damaged.
+
+    A damaged folder whose network has no 1×1 convolution either has nothing to show: ModelError.
+    """
+    from onebyone.errors import ModelError, OneByOneError
+    from onebyone.explaining.layers import pointwise_layers
     from onebyone.explaining.saved import read_saved
     from onebyone.loading.slimmed import is_slimmed
 
@@ -187,6 +191,10 @@ def _saved(model: str, loaded: Loaded, trust: bool) -> Saved | None:
     try:
         return read_saved(folder, original, loaded.classes)
     except OneByOneError as error:
+        if not pointwise_layers(loaded.model):
+            raise ModelError(
+                f"{model} has no 1×1 convolution to show, nor its before and after: {error}"
+            ) from error
         note(f"the last screen shows the demo network: {error}")
         return None
 

@@ -13,7 +13,7 @@ from onebyone.displaying import Displayed
 from onebyone.errors import DataError
 from onebyone.explaining.bench import measured_start
 from onebyone.explaining.defaults import default_network, slimmed_demo
-from onebyone.explaining.layers import Network, show_layers
+from onebyone.explaining.layers import Network, NothingToShowError, Shown, show_layers
 from onebyone.explaining.page import Opening, page
 from onebyone.explaining.photos import (
     ASTRONAUT,
@@ -74,7 +74,8 @@ def explain(
     bench here, about a second. saved: what the last screen shows, a slimmed network beside its original;
     by default the built-in one.
 
-    Raises ModelError for a model without 1×1 convolutions and for unknown layers, DataError for images
+    Raises ModelError for a model without 1×1 convolutions (but one that is `saved`, whose page goes
+    without them) and for unknown layers, DataError for images
     that cannot be read or do not suit the model, OutputError where the page cannot be written.
 
     >>> page = explain(latency=False)
@@ -84,8 +85,8 @@ def explain(
     if model is not None:
         check_weights(model=model)
     model, batch, photo, name = _chosen(model, image, preprocess, name)
-    found, left_out = show_layers(model, batch, layers)
-    network = Network(name, photo, found)
+    found, left_out = _layers(model, batch, layers, saved)
+    network = Network(name, photo, found) if found else None
     notes = [*photo.notes, *left_out]
     lesson = _lesson(image)
     notes = [*notes, *lesson.notes]
@@ -95,9 +96,9 @@ def explain(
     whose = "Before and after" if saved else "The demo network, slimmed"
     title = f"{whose}: {headline(last.verification)}"
     html = page(
-        Opening(1, "explain", network.name, HEADLINE, f"{network.name}: 1×1 convolutions, by onebyone"),
+        Opening(1, "explain", name, HEADLINE, f"{name}: 1×1 convolutions, by onebyone"),
         {
-            "network": network.to_json(),
+            "network": None if network is None else network.to_json(),
             "versus": versus_json(last.verification, last.plan, insight),
         },
         photo=lesson,
@@ -109,6 +110,18 @@ def explain(
     if path is not None:
         made.save(path)
     return made
+
+
+def _layers(
+    model: nn.Module, batch: Tensor, names: Sequence[str] | None, saved: Saved | None
+) -> tuple[tuple[Shown, ...], tuple[str, ...]]:
+    """What to show and notes; of a slimmed network nothing, if it must be: it has a screen of its own."""
+    try:
+        return show_layers(model, batch, names)
+    except NothingToShowError as error:
+        if saved is None:
+            raise
+        return (), (f"screen 4 has no layers of the network: {error.why}",)
 
 
 def _chosen(

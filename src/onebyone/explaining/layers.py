@@ -26,6 +26,14 @@ SIDE = 56  # pixels of a stored map's longer side
 EXACT = 1e-3  # relative; beyond that a layer computes with other weights than it shows
 
 
+class NothingToShowError(ModelError):
+    """No 1×1 convolution that can be shown; `why` is the message without its advice."""
+
+    def __init__(self, why: str, advice: str = "") -> None:
+        super().__init__(why + advice)
+        self.why = why
+
+
 @dataclass(frozen=True)
 class Shown:
     """One 1×1 convolution on one photo.
@@ -82,7 +90,7 @@ def pointwise_layers(model: nn.Module) -> dict[str, nn.Conv2d]:
 def choose(model: nn.Module, names: Sequence[str] | None = None) -> dict[str, nn.Conv2d]:
     """The layers to show: those named, or at most eight spread over the depth of the network.
 
-    Raises ModelError where there is no 1×1 convolution, or where none has that name.
+    Raises NothingToShowError where there is no 1×1 convolution, ModelError where none has that name.
     """
     found = pointwise_layers(model)
     if not found:
@@ -90,15 +98,15 @@ def choose(model: nn.Module, names: Sequence[str] | None = None) -> dict[str, nn
             m for m in modules_by_name(model).values() if isinstance(m, nn.Conv1d | nn.Conv3d)
         ]
         if others:
-            raise ModelError(
+            raise NothingToShowError(
                 f"{type(model).__name__} has {type(others[0]).__name__} layers and no 1×1 convolution of "
-                "pictures: the page shows networks of images (N, C, H, W); onebyone measure and diff take "
-                "this one"
+                "pictures",
+                ": the page shows networks of images (N, C, H, W); onebyone measure and diff take this one",
             )
-        raise ModelError(
-            f"{type(model).__name__} has no 1×1 convolution to show: slim it first, which puts some in "
-            "(onebyone slim MODEL --data DIR --macs 0.5 -o out/), and give out/ here; or leave the "
-            "network out"
+        raise NothingToShowError(
+            f"{type(model).__name__} has no 1×1 convolution to show",
+            ": slim it first, which puts some in (onebyone slim MODEL --data DIR --macs 0.5 -o out/), and "
+            "give out/ here; or leave the network out",
         )
     if names:
         return {name: _named(name, found, model) for name in names}
@@ -135,7 +143,7 @@ def show_layers(
 
     Where more than eight could be shown, those that did not run or make maps of a single pixel give
     their places to others. The network comes back as it was. Raises ModelError as `choose` does, where
-    the network fails on the image, and where no layer can be shown.
+    the network fails on the image, and NothingToShowError where no layer can be shown.
     """
     chosen = choose(model, names)
     caught, pixels = _run(model, image, chosen)
@@ -157,7 +165,7 @@ def show_layers(
         else:
             notes.append(f"the layer {name} is not shown: {result}")
     if not made:
-        raise ModelError("no 1×1 convolution can be shown: " + "; ".join(notes))
+        raise NothingToShowError("no 1×1 convolution can be shown: " + "; ".join(notes))
     return tuple(made), tuple(notes)
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from onebyone.candidates import Table
-from onebyone.errors import listed
+from onebyone.errors import listed, said_of
 from onebyone.narrowing.spaces import OUTPUT, Narrowing
 from onebyone.narrowing.widths import Floats, Hidden, Options, choose_widths
 from onebyone.statistics import Statistics
@@ -85,7 +85,8 @@ def widths_kept(statistics: Statistics) -> tuple[str, ...]:
         if space.refusal is not None and space.refusal != OUTPUT:
             found.setdefault(space.refusal, {})[space.name] = None
     return tuple(
-        f"the width stays behind {listed([*names])}: {reason}" for reason, names in found.items()
+        f"the width stays behind {listed([*names])}: {said_of([*names], reason)}"
+        for reason, names in found.items()
     )
 
 

@@ -25,6 +25,8 @@ from onebyone.recovery.scoring import Score
 from onebyone.recovery.status import Status
 from onebyone.recovery.supply import Supply, open_supply
 from onebyone.recovery.training import Measured, Training, share
+from onebyone.report.numbers import small
+from onebyone.report.words import held_out, images
 from onebyone.running import call, suited
 from onebyone.sensing import copying, overwrites
 from onebyone.several import Packing, packed
@@ -78,20 +80,18 @@ class FineTuned:
     def words(self) -> str:
         """What it did, for people."""
         said = (
-            f"fine-tuned on {self.images:,} images in all ({self.precision}, {self.seconds:.0f} s)"
+            f"fine-tuned on {images(self.images)} in all ({self.precision}, {self.seconds:.0f} s)"
         )
         before, after, kept = self.before, self.after, self.measured[self.best]
         if before is None or after is None:
             return said
-        what, values = "loss", (f"{before.loss:.4f}", f"{after.loss:.4f}")
+        what, values = "loss", (small(before.loss), small(after.loss))
         for name in ("agreement", "accuracy"):
             pair = (getattr(before, name), getattr(after, name))
             if None not in pair:
                 what, values = name, tuple(f"{100 * v:.2f} %" for v in pair)
         ended = "" if self.best == len(self.measured) - 1 else f", best after epoch {kept.epoch:g}"
-        return (
-            f"{said}: {what} {values[0]} → {values[1]} on {before.images:,} held-out images{ended}"
-        )
+        return f"{said}: {what} {values[0]} → {values[1]} on {held_out(before.images)}{ended}"
 
 
 @torch.inference_mode(False)

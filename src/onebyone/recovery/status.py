@@ -6,6 +6,8 @@ import time
 from dataclasses import dataclass
 from datetime import timedelta
 
+from onebyone.report.numbers import small
+
 SMOOTH = 0.95  # of the loss that is shown
 
 
@@ -27,10 +29,10 @@ class Status:
 
     @property
     def words(self) -> str:
-        """For people: "epoch 0.5 of 2, 0:01:40 left, loss 0.183, accuracy 94.1 %, 1,250 images/s"."""
+        """For people: "epoch 0.5 of 2, 0:01:40 left, loss 0.1830, accuracy 94.1 %, 1,250 images/s"."""
         left = timedelta(seconds=round(self.seconds_left))
         parts = [f"epoch {self.epoch:.1f} of {self.epochs:g}", f"{left} left"]
-        parts.append(f"loss {self.loss:.3f}")
+        parts.append(f"loss {small(self.loss)}")
         if self.accuracy is not None:
             parts.append(f"accuracy {self.accuracy:.1%}".replace("%", " %"))
         return ", ".join([*parts, f"{self.images_per_second:,.0f} images/s"])

@@ -14,7 +14,7 @@ from onebyone.report.numbers import count, milliseconds, ratio, size, small
 from onebyone.report.words import images, threads
 
 SCHEMA = "onebyone.bench/1"
-ERROR = " Error: the largest difference from PyTorch's output, as a fraction of the largest output."
+ERROR = "Error: the largest difference from PyTorch's output, as a fraction of the largest output."
 
 
 def bench_table(name: str, found: Bench, cost: Cost | None) -> RenderableType:
@@ -26,11 +26,13 @@ def bench_table(name: str, found: Bench, cost: Cost | None) -> RenderableType:
         Column("quartiles", lambda r: quartiles(r.latency), 2),
         Column("of eager", lambda r: ratio(r.latency.median_ms, base) if base else NONE),
         Column("on disk", lambda r: NONE if r.size_bytes is None else size(r.size_bytes), 1),
-        Column("error", lambda r: NONE if r.check is None else small(r.check.error), 3),
+        Column(
+            "error", lambda r: NONE if r.check is None else small(r.check.error), 3, legend=ERROR
+        ),
     )
     return Group(
-        Text(), Text(_title(name, cost), style="bold"), Text(), FittedTable(found.runs, columns),
-        Text(), *(Text(line, style="dim") for line in _lines(found)),
+        Text(), Text(_title(name, cost), style="bold"), Text(),
+        FittedTable(found.runs, columns, below=_lines(found)),
     )  # fmt: skip
 
 
@@ -50,7 +52,6 @@ def _lines(found: Bench) -> list[str]:
     lines = [
         f"{threads(first.threads).capitalize()}, {images(first.batch)}, {first.dtype}; medians of "
         f"{first.runs} interleaved runs after {first.warmup} to warm up."
-        + (ERROR if any(run.check for run in found.runs) else "")
     ]
     lines += [f"not timed: {name}: {why}" for name, why in found.refused.items()]
     return lines + [f"note: {n}" for n in first.notes]

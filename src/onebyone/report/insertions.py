@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from onebyone.deepening.insertions import INSERTIONS, Insertion
-from onebyone.errors import listed
+from onebyone.errors import listed, said_of
 from onebyone.plans import Plan
 from onebyone.report.markup import Content, Markup, join, tag
 from onebyone.report.numbers import count, ratio, small
@@ -70,7 +70,8 @@ def why_not(plan: Plan) -> list[tuple[str, str]]:
             found.setdefault(insertion.reason, []).append(layer_name(insertion.place))
     lines = []
     for reason, places in found.items():
-        lines.append((listed([*dict.fromkeys(places)]), reason))
+        once = [*dict.fromkeys(places)]
+        lines.append((listed(once), said_of(once, reason)))
     return lines
 
 

@@ -84,8 +84,16 @@ def share(after: float, before: float) -> str:
 
 
 def small(value: float) -> str:
-    """An error: 0.0123, or 3.1e-05 where that says more."""
-    return "0" if value == 0 else f"{value:.4f}" if value >= 0.001 else f"{value:.1e}"
+    """An error: 0.0123, or 3.1e-05 and 1.7e16 where that says more.
+
+    >>> small(0.01234), small(3.1e-5), small(9999.5), small(10_000), small(1.7e16)
+    ('0.0123', '3.1e-05', '9999.5000', '1.0e4', '1.7e16')
+    """
+    if value == 0:
+        return "0"
+    if value >= 0.001 and round(value, 4) < 10_000:
+        return f"{value:.4f}"
+    return f"{value:.1e}".replace("e+0", "e").replace("e+", "e")
 
 
 def becomes(decision: Decision) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from onebyone.conv import ConvSpec
-from onebyone.errors import listed
+from onebyone.errors import listed, said_of
 from onebyone.forms import FORMS
 from onebyone.measurement.latency import Latency
 from onebyone.plans import Decision, Plan
@@ -58,7 +58,7 @@ def reasons(plan: Plan) -> list[str]:
             found.setdefault(key, []).append(layer_name(decision.layer))
     lines = []
     for (title, reason), layers in found.items():
-        lines.append(f"{title}: {listed(layers)}: {reason}")
+        lines.append(f"{title}: {listed(layers)}: {said_of(layers, reason)}")
     return lines
 
 

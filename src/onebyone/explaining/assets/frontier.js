@@ -4,7 +4,7 @@
 import { byId, count, el, spell, svg } from "./markup.js";
 import { data } from "./data.js";
 
-const [LEFT, TOP, BOTTOM] = [62, 16, 196];
+const [LEFT, TOP, BOTTOM] = [62, 28, 208]; // above TOP is room for a title and half a point
 let found, whole, low, high;
 let right = 620; // as wide as there is room, so that text keeps its size
 
@@ -93,16 +93,17 @@ function dot(x, y, kinds, shown) {
 }
 
 function draw(index) {
-  const powers = [...Array(high - low + 1).keys()].map((i) => low + i);
-  const raised = (power) => [...String(-power)].map((digit) => "⁰¹²³⁴⁵⁶⁷⁸⁹"[digit]).join("");
-  const label = (power) => (power < -3 ? `10⁻${raised(power)}` : (10 ** power).toFixed(Math.max(-power, 0)));
+  const step = Math.ceil((high - low) / 8); // so that labels keep apart
+  const powers = [...Array(Math.floor((high - low) / step) + 1).keys()].map((i) => high - step * i);
+  const raised = (power) => [...String(power)].map((digit) => (digit === "-" ? "⁻" : "⁰¹²³⁴⁵⁶⁷⁸⁹"[digit])).join("");
+  const label = (power) => (power < -3 || power > 3 ? `10${raised(power)}` : (10 ** power).toFixed(Math.max(-power, 0)));
   const lines = axes(powers.map((power) => [up(10 ** power), label(power)]), "predicted rise of the loss, nats");
   const at = (plan) => [across(shareOf(plan)), up(plan.error)];
   const path = found.plans.map((plan) => at(plan).map((v) => v.toFixed(1)).join()).join("L");
   const dots = found.plans.map((plan, i) => dot(...at(plan), kindOf(plan, i), i === index));
   const [x, y] = at(found.plans[found.chosen]);
   const free = shareOf(found.plans[found.chosen]) < 0.8; // right of it the curve falls
-  const where = free ? { x: x + 10, y: y < 44 ? y + 2 : y - 8, class: "strong" } : { x, y: y - 14, class: "middle strong" };
+  const where = free ? { x: x + 10, y: y < TOP + 28 ? y + 2 : y - 8, class: "strong" } : { x, y: y - 14, class: "middle strong" };
   frame(byId("frontier"), [...lines, svg("path", { d: `M${path}`, class: "line" }), ...dots, svg("text", where, "chosen")]);
 }
 

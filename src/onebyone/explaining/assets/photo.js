@@ -130,7 +130,7 @@ function drawLesson() {
   };
   draw(photo, [0, 1, 2].map((c) => x.subarray(c * H * W, (c + 1) * H * W)));
   draw(made, [...Array(K).keys()].map((k) => outputMap(volume, k)));
-  photo.scale.textContent = `${H} rows × ${W} columns of pixels, 3 channels`;
+  photo.scale.textContent = `${plural(H, "row")} × ${plural(W, "column")} of pixels, 3 channels`;
   made.scale.textContent = plural(K, "channel");
 }
 
