@@ -16,7 +16,7 @@ from onebyone.allocation import Choices, allocate, cheapest
 from onebyone.applying import renewed
 from onebyone.candidates import Candidate, Candidates, Table
 from onebyone.conv import ConvSpec
-from onebyone.errors import BudgetError, PlanError, listed, said_of
+from onebyone.errors import BudgetError, PlanError, listed
 from onebyone.narrowing.proposing import (
     AS_TIMES,
     COSTS,
@@ -221,9 +221,9 @@ def _held(statistics: Statistics, tables: list[Table], budget: Budget) -> str:
                 why, own = held[seen.layer], seen.macs if cost == "macs" else seen.conv.params
                 shares[why] += own / max(getattr(survey, cost), 1)
                 names.setdefault(why, []).append(repr(seen.layer))
-        where = {w: f"{listed(some, 3)} ({said_of(some, w)})" for w, some in names.items()}
         said += [
-            f"{share:.2f} of the {cost} in {where.get(why, why)}"
+            f"{share:.2f} of the {cost} in {listed(names[why], 3)} ({why})" if why in names
+            else f"{share:.2f} of the {cost} in {why}"
             for why, share in shares.most_common(3) if share >= TOLD
         ]  # fmt: skip
     return f"; whatever the budget, there stay {' and '.join(said)}" if said else ""
