@@ -181,7 +181,7 @@ def test_a_budget_too_small_says_what_stays() -> None:
     with pytest.raises(BudgetError) as told:
         obo.plan(model, statistics, Budget(macs=0.2))
     kept = sum(s.macs for s in statistics.survey.layers if s.layer in ("2", "4")) / macs
-    assert f"there stay {kept:.2f} of the macs in '2', '4' (it carries hooks" in str(told.value)
+    assert f"there stay {kept:.2f} of the macs in '2', '4' (each carries hooks" in str(told.value)
 
 
 def check_predicted_error(budget: float = 0.7) -> None:

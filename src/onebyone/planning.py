@@ -16,7 +16,7 @@ from onebyone.allocation import Choices, allocate, cheapest
 from onebyone.applying import renewed
 from onebyone.candidates import Candidate, Candidates, Table
 from onebyone.conv import ConvSpec
-from onebyone.errors import BudgetError, PlanError, listed
+from onebyone.errors import BudgetError, PlanError, listed, said_of
 from onebyone.narrowing.proposing import (
     AS_TIMES,
     COSTS,
@@ -222,7 +222,7 @@ def _held(statistics: Statistics, tables: list[Table], budget: Budget) -> str:
                 shares[why] += own / max(getattr(survey, cost), 1)
                 names.setdefault(why, []).append(repr(seen.layer))
         said += [
-            f"{share:.2f} of the {cost} in {listed(names[why], 3)} ({why})" if why in names
+            f"{share:.2f} of the {cost} in {listed(names[why], 3)} ({said_of(names[why], why)})" if why in names
             else f"{share:.2f} of the {cost} in {why}"
             for why, share in shares.most_common(3) if share >= TOLD
         ]  # fmt: skip
