@@ -221,11 +221,10 @@ def _held(statistics: Statistics, tables: list[Table], budget: Budget) -> str:
                 why, own = held[seen.layer], seen.macs if cost == "macs" else seen.conv.params
                 shares[why] += own / max(getattr(survey, cost), 1)
                 names.setdefault(why, []).append(repr(seen.layer))
-        said += [
-            f"{share:.2f} of the {cost} in {listed(names[why], 3)} ({said_of(names[why], why)})" if why in names
-            else f"{share:.2f} of the {cost} in {why}"
-            for why, share in shares.most_common(3) if share >= TOLD
-        ]  # fmt: skip
+        for why, share in shares.most_common(3):
+            layers = names.get(why)
+            where = f"{listed(layers, 3)} ({said_of(layers, why)})" if layers else why
+            said += [f"{share:.2f} of the {cost} in {where}"] if share >= TOLD else []
     return f"; whatever the budget, there stay {' and '.join(said)}" if said else ""
 
 
