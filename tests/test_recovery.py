@@ -320,7 +320,7 @@ def test_losses_of_any_size_and_one_image_are_told_shortly() -> None:
     )
     done = obo.FineTuned(net(), measured, 1, QUICK, "float32", 1, 2.0)
     assert done.words == (
-        "fine-tuned on 1 image (float32, 2 s): loss 1.4e37 → 0.1830 on 1 held-out image"
+        "fine-tuned on 1 image in all (float32, 2 s): loss 1.4e37 → 0.1830 on 1 held-out image"
     )
     going = Status(0.5, 2.0, 1.3716e37, None, 1250.0, 100.0)
     assert going.words == "epoch 0.5 of 2, 0:01:40 left, loss 1.4e37, 1,250 images/s"
