@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from onebyone.data import Images
 from onebyone.errors import DataError, ModelError
-from onebyone.verification import verify
+from onebyone.verification import relative_error, verify
 
 
 class Table(nn.Module):
@@ -256,3 +256,9 @@ def test_a_scripted_network_on_either_side() -> None:
         found = verify(one, other, x, latency=False)
         assert found.agreement == 1.0
         assert found.layers == ()
+
+
+def test_what_should_be_zero_and_is_not_is_no_error_of_zero() -> None:
+    assert relative_error(2.0, 0.0, 0.0) == 1.0
+    assert relative_error(0.0, 0.0, 0.0) == 0.0
+    assert relative_error(2.0, 8.0, 4.0) == 0.5
