@@ -314,12 +314,17 @@ def test_a_table_shows_every_text_as_it_is() -> None:
     assert rows == [["[b]layer", "[i]"], *([n, f"[red]{n}"] for n in [*names, "[/total]"])]
 
 
-def test_layers_whose_names_look_like_markup(place: Path) -> None:
+def name_layers(*names: str) -> None:
+    """A network `named` in the module, of a layer for each name."""
     Path("cli_nets.py").write_text(
         NETS + "def named():\n    model = nn.Sequential()\n"
-        "    for name in ('[/b]', '[bold]x'):\n        model.add_module(name, nn.Conv2d(3, 3, 1))\n"
+        f"    for name in {names!a}:\n        model.add_module(name, nn.Conv2d(3, 3, 1))\n"
         "    return model, torch.zeros(1, 3, 4, 4)\n"
     )
+
+
+def test_layers_whose_names_look_like_markup(place: Path) -> None:
+    name_layers("[/b]", "[bold]x")
     result = call("measure cli_nets:named")
     assert result.exit_code == 0, result.stderr
     assert "[/b]" in result.stdout
@@ -362,11 +367,7 @@ def test_a_network_that_ends_the_program(place: Path, where: str, command: str) 
 
 
 def test_names_of_layers_and_files_that_are_no_text(place: Path) -> None:
-    Path("cli_nets.py").write_text(
-        NETS + "def named():\n    model = nn.Sequential()\n"
-        "    for name in ('a\\x1b[31m', 'b\\udcff'):\n        model.add_module(name, nn.Conv2d(3, 3, 1))\n"
-        "    return model, torch.zeros(1, 3, 4, 4)\n"
-    )
+    name_layers("a\x1b[31m", "b\udcff")
     result = call("measure cli_nets:named --json out.json --csv out.csv --html out.html")
     assert result.exit_code == 0, result.stderr
     assert "\x1b" not in result.stdout

@@ -27,7 +27,7 @@ EDITABLE = (
 COSTS = ("macs_before", "macs_after", "params_before", "params_after", "predicted_error_nats")
 PLACES = ("positions_in", "positions_out", "positions_between")
 LAYER = frozenset(("layer", "form", "ranks", "channels", "reason", "conv", *COSTS, *PLACES))
-PLAN = frozenset((
+KEYS = frozenset((
     "schema", "about", "budget", "cost", "input_shape", "other_macs", "other_params", "seed", "source",
     "notes", "schedule", "layers", "narrowings", "insertions", "reference", "model",
 ))  # fmt: skip
@@ -109,7 +109,7 @@ def plan_from_json(values: Any, where: str = "the plan") -> Plan:
         raise PlanError(
             f"{where} is no plan of this version: schema {schema!r}, expected {SCHEMA!r}"
         )
-    unknown = sorted(set(values) - PLAN)
+    unknown = sorted(set(values) - KEYS)
     if unknown:
         raise PlanError(
             f"{where} has {unknown[0]!r}, which no plan has: form and ranks of layers and the widths of "
@@ -127,7 +127,7 @@ def plan_from_json(values: Any, where: str = "the plan") -> Plan:
         return Plan(
             _budget_from_json(values["budget"]), decisions, tuple(map(_whole, values["input_shape"])),
             _integer(values["other_macs"]), _integer(values["other_params"]), _seed(values["seed"]),
-            as_source(values["source"]), _texts(values["notes"]),
+            _source(values["source"]), _texts(values["notes"]),
             tuple(map(_step_from_json, values.get("schedule", ()))),
             tuple(
                 insertion_from_json(insertion, f"{where}, insertion {number}")
@@ -135,11 +135,15 @@ def plan_from_json(values: Any, where: str = "the plan") -> Plan:
             ),
             _reference(values.get("reference")), narrowings,
         )  # fmt: skip
-    except PlanError as error:
-        named = str(error).startswith(where)
-        raise error if named else PlanError(f"{where} is damaged: {error}") from error
     except (KeyError, TypeError, ValueError, BudgetError) as error:
         raise PlanError(f"{where} is damaged: {_described(error)}") from error
+
+
+def _source(value: Any) -> dict[str, Any] | None:
+    try:
+        return as_source(value)
+    except PlanError as error:
+        raise ValueError(str(error)) from error
 
 
 def _reference(value: Any) -> tuple[int, int] | None:

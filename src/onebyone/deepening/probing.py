@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -64,15 +65,15 @@ def probe(
             teacher = borrowed.enter_context(_as_teacher(teacher))
         objective = borrowed.enter_context(Objective(trial, teacher, recipe, images.inputs[:1]))
         probes = [(_Probe(), _Probe()) for _ in blocks]
-        copies = overwrites(lambda: _value(objective, trial, images, slice(0, 1)).backward())
         order = _order(len(images), count * min(batch, len(images)), generator)
+        copies = False
         for number, chosen in enumerate(order.chunk(count)):
-            trial.zero_grad(set_to_none=True)
-            with copying(copies):
-                value = _value(objective, trial, images, chosen)
-                _check(value, number)
-                with torch.enable_grad():
-                    value.backward()
+            work = partial(_back, objective, trial, images, chosen, number)
+            if number:
+                with copying(copies):
+                    work()
+            else:
+                copies = overwrites(work)
             for one, block in zip(probes, blocks, strict=True):
                 one[number % 2].add(_gradient(block))
             if progress is not None:
@@ -156,13 +157,17 @@ class _as_teacher:
         self.borrowed.__exit__(*failure)  # type: ignore[arg-type]
 
 
-def _value(
-    objective: Objective, model: nn.Module, images: Images, chosen: Tensor | slice
-) -> Tensor:
-    """The loss on some of the images, on the device and in the dtype of the network."""
+def _back(
+    objective: Objective, model: nn.Module, images: Images, chosen: Tensor, number: int
+) -> None:
+    """The gradients of the loss on some of the images, on the device and in the dtype of the network."""
+    model.zero_grad(set_to_none=True)
     inputs = suited(model, images.inputs[chosen])
     labels = None if images.labels is None else images.labels[chosen].to(inputs.device)
-    return objective.loss(inputs, labels).value
+    value = objective.loss(inputs, labels).value
+    _check(value, number)
+    with torch.enable_grad():
+        value.backward()
 
 
 def _in_order(made: dict[str, nn.Module], insertions: Sequence[Insertion]) -> list[nn.Module]:

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from onebyone.errors import line_of
 from onebyone.loading.programs import agree
-from onebyone.tree import evaluating, random_state
+from onebyone.tree import evaluating, kept, random_state
 
 MOST_BATCH = 4096
 
@@ -78,13 +78,10 @@ def _right_for_one(program: ExportedProgram, model: nn.Module, inputs: tuple[Ten
     torch.export takes a free batch to be of two at the least. Buffers that the network changes come back.
     """
     one = tuple(x[:1] if x.ndim else x for x in inputs)
-    before = [(buffer, buffer.clone()) for buffer in model.buffers()]
     found = []
     for run in (model, program.module()):
-        with torch.no_grad(), random_state(0):
+        with torch.no_grad(), random_state(0), kept(model):
             found.append(tree_leaves(run(*one)))
-            for buffer, value in before:
-                buffer.copy_(value)
     return all(agree(*leaves) for leaves in zip(*found, strict=True))
 
 

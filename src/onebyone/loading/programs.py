@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 from onebyone.errors import ModelError
 from onebyone.loading.computed import gather_computed
 from onebyone.loading.layers import bound, layer_of, operator_of
+from onebyone.tree import kept
 
 CHECKS = ("_assert_scalar", "_assert_tensor_metadata", "_assert_async", "sym_constrain_range")
 NAME = "Program"  # the class of what is made here
@@ -338,14 +339,10 @@ def takes_any_batch(model: nn.Module, inputs: tuple[Tensor, ...]) -> bool:
     """Whether two images together give what each gives alone. Buffers that the model changes come back."""
     one = [_varied(x[:1], 0) for x in inputs]
     other = [_varied(x[:1], 1) for x in inputs]
-    before = [(buffer, buffer.clone()) for buffer in model.buffers()]
 
     def outputs(given: list[Tensor]) -> list[Any]:
-        try:
+        with kept(model):
             return pytree.tree_leaves(model(*given))
-        finally:
-            for buffer, value in before:
-                buffer.copy_(value)
 
     try:
         with torch.no_grad():

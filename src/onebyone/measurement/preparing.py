@@ -166,9 +166,14 @@ def _fitted(model: nn.Module, setting: Setting, stack: ExitStack, values: bool) 
             f"{setting.dtype or 'its type'} ({type(error).__name__}: {line_of(error)}): choose others"
         ) from error
     if setting.channels_last:
-        for tensor in (*own.parameters(), *own.buffers()):
-            tensor.data = _channels_last(tensor.data)
+        to_channels_last(own)
     return own
+
+
+def to_channels_last(model: nn.Module) -> None:
+    """Weights and buffers of four and of five axes, in place; Module.to refuses networks that have both."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = _channels_last(tensor.data)
 
 
 def _moves(model: nn.Module, device: torch.device | None, dtype: torch.dtype | None) -> bool:

@@ -15,7 +15,7 @@ from onebyone.distributed import World, together
 from onebyone.errors import LostError, OutputError, TrainingError, is_number
 from onebyone.files import check_writable
 from onebyone.folders import unread
-from onebyone.measurement.preparing import backward, total
+from onebyone.measurement.preparing import backward, to_channels_last, total
 from onebyone.measurement.timing import interleave
 from onebyone.preprocessing import Preprocess, check_preprocess
 from onebyone.recovery.normalization import NORMS
@@ -273,9 +273,7 @@ def _trainable(model: nn.Module, recipe: Recipe, example: Tensor) -> nn.Module:
     if any(p.dtype in (torch.float16, torch.bfloat16) for p in copy.parameters()):
         copy.float()
     if recipe.channels_last and example.ndim == 4:
-        for tensor in (*copy.parameters(), *copy.buffers()):
-            if tensor.ndim == 4:  # Module.to would refuse those of five axes
-                tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+        to_channels_last(copy)
     return copy
 
 
