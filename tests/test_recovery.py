@@ -342,6 +342,7 @@ class TestKeeping:
             assert not module.training
         assert all(p.grad is None and p.requires_grad for p in model.parameters())
 
+    @pytest.mark.filterwarnings("ignore:Using padding='same'")
     @pytest.mark.parametrize("name", sorted(TRAPS))
     def test_trap_models(self, name: str) -> None:
         """Every model that runs in float32 trains; types, formats, modes and frozen parts come back."""
