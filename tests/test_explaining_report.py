@@ -124,7 +124,7 @@ def _tail(layer: str, form: str, model: nn.Module, statistics: Statistics) -> fl
     metric = factor(seen.gradients / statistics.images)
     if form == "squeeze":
         taps = seen.taps / seen.taps.diagonal().mean()
-        energy = energies(input_energy(kernel, factor(seen.channels.covariance), taps, metric))
+        energy = energies(input_energy(kernel, factor(seen.channels.all.covariance), taps, metric))
     else:
         energy = energies(metric.T @ seen.outputs.covariance @ metric)
     return float(energy.sum() / 2)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import onebyone as obo
 from onebyone import recorder, sensing, statistics
 from onebyone.errors import ModelError
-from onebyone.moments import Moments
+from onebyone.moments import Moments, RangeMoments
 
 
 def tiny(classes: int = 3) -> nn.Sequential:
@@ -44,7 +44,7 @@ def check_moments(model: nn.Module, inputs: Tensor) -> None:
         torch.testing.assert_close(seen.covariance, covariance(rows), rtol=1e-3, atol=1e-5)
     padded = torch.nn.functional.pad(inputs, (1, 1, 1, 1))
     patches = padded.unfold(2, 3, 1).unfold(3, 3, 1).transpose(0, 1).flatten(1).T
-    seen = found.layers["0"].channels
+    seen = found.layers["0"].channels.all
     torch.testing.assert_close(seen.covariance, covariance(patches), rtol=1e-3, atol=1e-4)
 
 
@@ -82,6 +82,64 @@ def test_moments_without_a_part_are_those_of_the_rest(groups: int) -> None:
     torch.testing.assert_close(found.covariance, rest.covariance, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize("samples", [6, 50])
+def test_moments_of_ranges_are_those_of_all_channels_within_them(samples: int) -> None:
+    """Also of few samples, where some of a range is shrunk as all of it is."""
+    ranges = (range(8), range(9, 11), range(12, 20), range(20, 22))
+    rows = torch.randn(samples, 23, generator=torch.Generator().manual_seed(0)) + 2
+    whole, first = RangeMoments.none(ranges), RangeMoments.none(ranges)
+    whole.take(whole.of(rows))
+    first.take(first.of(rows[: samples // 2]))
+    rest = (whole - first).to("cpu")
+    assert (whole.samples, whole.widest, whole.few) == (samples, 8, samples == 6)
+    for found, given in ((whole, rows), (rest, rows[samples // 2 :])):
+        for own in ranges:
+            around, moments = found.around(own[1:])
+            expected = Moments.none(len(own)).of(given[:, own.start : own.stop])
+            assert around == own
+            near = {"rtol": 1e-5, "atol": 1e-5}
+            torch.testing.assert_close(moments.covariance, expected.covariance, **near)
+            some = moments.covariance_of(slice(1, len(own)), moments.shrinking)
+            torch.testing.assert_close(some, expected.covariance[1:, 1:], **near)
+
+
+def test_what_a_layer_reads_of_several_spaces_is_kept_for_each_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Dense(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.grown = nn.ModuleList(nn.Conv2d(4 + 6 * i, 6, 1) for i in range(8))
+            self.head = nn.Conv2d(52, 3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            for layer in self.grown:
+                x = torch.cat([x, layer(x).relu()], 1)
+            return self.head(x).mean((2, 3))
+
+    torch.manual_seed(0)
+    made: list[int] = []
+    none = Moments.none
+
+    def watched(size: int, *args: Any, **kwargs: Any) -> Moments:
+        made.append(size)
+        return none(size, *args, **kwargs)
+
+    monkeypatch.setattr(Moments, "none", staticmethod(watched))
+    model = Dense().eval()
+    with torch.no_grad():
+        model.head.weight[:, 4 + 6 * 3 + 2] = (
+            0  # one channel of the fourth layer, which the head ...
+        )
+        for layer in list(model.grown)[4:]:
+            layer.weight[:, 4 + 6 * 3 + 2] = 0  # type: ignore[union-attr] # ... and all others ignore
+    found = obo.observe(model, images(20, 4, 6, 6))
+    assert max(made) == 6
+    assert found.orders["grown.3"].channels[-1] == 2
+    assert found.orders["grown.3"].errors[5] < 1e-6 * found.orders["grown.3"].errors[0]
+    assert len(found.orders) == 8
+
+
 def test_halves_are_what_is_judged_by_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """No second copy of wide layers and of inputs that no form squeezes; the whole is the same."""
     torch.manual_seed(0)
@@ -97,11 +155,11 @@ def test_halves_are_what_is_judged_by_them(monkeypatch: pytest.MonkeyPatch) -> N
         assert torch.equal(some.layers[name].gradients, seen.gradients)
         assert torch.equal(some.layers[name].outputs.products, seen.outputs.products)
     for half in every.halves:
-        sizes = {n: (s.channels.size, s.outputs.size) for n, s in half.layers.items()}
+        sizes = {n: (s.channels.widest, s.outputs.size) for n, s in half.layers.items()}
         assert sizes == {"0": (3, 8), "2": (8, 24), "4": (0, 6)}
         assert half.needs.keys() == {"0", "2"}
     for half in some.halves:
-        sizes = {n: (s.channels.size, s.outputs.size) for n, s in half.layers.items()}
+        sizes = {n: (s.channels.widest, s.outputs.size) for n, s in half.layers.items()}
         assert sizes == {"0": (3, 8), "2": (8, 0), "4": (0, 6)}
     for name in ("0", "4"):
         both, second = (half.layers[name].outputs for half in every.halves)
@@ -109,7 +167,7 @@ def test_halves_are_what_is_judged_by_them(monkeypatch: pytest.MonkeyPatch) -> N
         assert both.samples == every.layers[name].outputs.samples
         torch.testing.assert_close(both.covariance, every.layers[name].outputs.covariance)
     assert every.needs.keys() == {"0", "2"}
-    assert every.layers["4"].channels.size == 0
+    assert every.layers["4"].channels.ranges == ()
 
 
 def check_fisher(model: nn.Module, inputs: Tensor) -> None:
@@ -161,9 +219,11 @@ def check_chunks_do_not_matter(model: nn.Module, inputs: Tensor) -> None:
         torch.testing.assert_close(
             other.outputs.covariance, seen.outputs.covariance, rtol=1e-3, atol=1e-5
         )
-        torch.testing.assert_close(
-            other.channels.covariance, seen.channels.covariance, rtol=1e-3, atol=1e-5
-        )
+        assert other.channels.ranges == seen.channels.ranges
+        for length, own in seen.channels.by_length.items():
+            torch.testing.assert_close(
+                other.channels.by_length[length].covariance, own.covariance, rtol=1e-3, atol=1e-5
+            )
 
 
 def test_chunks_do_not_matter() -> None:

@@ -92,7 +92,7 @@ class Losses:
                 _padded(energies(root.T @ covariance @ root), size)
                 for root, covariance in zip(map(factor, forms), covariances, strict=True)
             ]
-        inside = _own(layer.channels.covariance, entries)
+        inside = _own(layer.channels.all.covariance, entries)
         if side == "in":
             return [
                 energies(root.T @ need.double() @ root)
@@ -134,7 +134,7 @@ class Losses:
         if halves[0].layers[name].outputs.size:
             found["out"] = [_felt(h.layers[name]) for h in halves]
         if conv.taps > 1 and all(name in h.needs for h in halves):
-            found["in"] = [(h.needs[name], h.layers[name].channels.covariance) for h in halves]
+            found["in"] = [(h.needs[name], h.layers[name].channels.all.covariance) for h in halves]
         return {side: pairs for side, pairs in found.items() if 0 < pairs[0][1].shape[-1] <= JUDGED}
 
     def _ratio(self, seen: Seen, side: str, halves: list[tuple[Tensor, Tensor]]) -> Floats:

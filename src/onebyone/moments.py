@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from onebyone.factorize.metric import shrink, shrinkage, within
+from onebyone.factorize.metric import raised, shrink, shrinkage, within
 
 
 @dataclass
@@ -105,6 +106,21 @@ class Moments:
         ]
         return torch.stack(groups).reshape(found.shape)
 
+    @property
+    def shrinking(self) -> tuple[float, float]:
+        """By how much `covariance` is shrunk, from 0 to 1, and the variance that it is shrunk towards."""
+        if not self.few or not self.products.any():
+            return 0.0, 0.0
+        found = self.products.to(torch.float64, copy=True).div_(self.samples)
+        scale = float(found.diagonal().mean())
+        return (shrinkage(found, self.samples), scale) if scale > 0 else (1.0, 1.0)
+
+    def covariance_of(self, own: slice, shrinking: tuple[float, float]) -> Float[Tensor, "c c"]:
+        """The `covariance` of some of the numbers, shrunk as that of all is, by its `shrinking`."""
+        amount, scale = shrinking
+        found = self.products[own, own].to(torch.float64, copy=True).div_(self.samples)
+        return raised(found.mul_(1 - amount), amount * scale)
+
     def within(self, basis: Float[Tensor, "groups d reach"]) -> Moments:
         """Those of Qᵀ x for samples x, group by group."""
         groups, size, reach = basis.shape
@@ -117,6 +133,96 @@ class Moments:
         if self.samples and other.samples:
             weight = self.samples * other.samples / (self.samples + other.samples)
             self.shift(self.mean - other.mean, sign * weight)
+
+
+@dataclass(frozen=True)
+class Reads:
+    """How a layer reads channels of interest: each as `block` entries, in these ranges of its channels."""
+
+    block: int
+    ranges: tuple[range, ...]
+
+
+@dataclass
+class RangeMoments:
+    """Moments of the channels within each of several ranges; how two ranges vary together is left out.
+
+    Of a layer that reads all that came before it (in a DenseNet), moments between all channels would take
+    most of the memory and of the time. Ranges of one length are the groups of one `Moments`.
+    """
+
+    ranges: tuple[range, ...]
+    by_length: dict[int, Moments]
+
+    @staticmethod
+    def none(
+        ranges: Sequence[range], device: torch.device | str = "cpu", groups: int = 1
+    ) -> RangeMoments:
+        """The sums of no samples yet; a grouped layer has one range, that of each group."""
+        lengths = [len(own) for own in ranges]
+        found = {n: Moments.none(n, device, groups * lengths.count(n)) for n in sorted({*lengths})}
+        return RangeMoments(tuple(ranges), found)
+
+    def none_like(self) -> RangeMoments:
+        """The sums of no samples yet, of the same ranges on the same device."""
+        return self._each(lambda own: own.none_like(own.size))
+
+    def of(self, rows: Float[Tensor, "samples all_d"]) -> RangeMoments:
+        """The sums of these rows alone, each of all channels (of all groups, where there are some)."""
+        return self._each(lambda own: own.of(self._columns(rows, own)))
+
+    def take(self, other: RangeMoments) -> None:
+        """Take in what another part of the samples gave."""
+        for length, own in self.by_length.items():
+            own.take(other.by_length[length])
+
+    def to(self, device: torch.device | str) -> RangeMoments:
+        """The same sums on another device."""
+        return self._each(lambda own: own.to(device))
+
+    def __sub__(self, part: RangeMoments) -> RangeMoments:
+        """What the other samples gave, of which `part` are some."""
+        return self._each(lambda own: own - part.by_length[own.size])
+
+    @property
+    def samples(self) -> int:
+        """How many there were."""
+        return next((own.samples for own in self.by_length.values()), 0)
+
+    @property
+    def few(self) -> bool:
+        """Whether the covariance of some range is singular, of so few samples."""
+        return any(own.few for own in self.by_length.values())
+
+    @property
+    def widest(self) -> int:
+        """The channels of the longest range, 0 where there is none."""
+        return max(map(len, self.ranges), default=0)
+
+    @property
+    def all(self) -> Moments:
+        """Those of the one range that there is: all channels."""
+        (found,) = self.by_length.values()
+        return found
+
+    def around(self, own: range) -> tuple[range, Moments]:
+        """The range that these channels are in, and its moments."""
+        found = next(r for r in self.ranges if own.start in r)
+        moments = self.by_length[len(found)]
+        if moments.total.ndim == 1:
+            return found, moments
+        index = [r for r in self.ranges if len(r) == len(found)].index(found)
+        return found, Moments(moments.samples, moments.total[index], moments.products[index])
+
+    def _each(self, made: Callable[[Moments], Moments]) -> RangeMoments:
+        return replace(self, by_length={n: made(own) for n, own in self.by_length.items()})
+
+    def _columns(self, rows: Tensor, own: Moments) -> Tensor:
+        """What the rows have of the ranges of one length, one after another."""
+        if own.total.numel() == rows.shape[1]:
+            return rows
+        columns = [c for r in self.ranges if len(r) == own.size for c in r]
+        return rows[:, torch.tensor(columns, device=rows.device)]
 
 
 def add_products(

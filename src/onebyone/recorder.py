@@ -14,7 +14,7 @@ from onebyone.conv import ConvSpec
 from onebyone.factorize.judging import JUDGED
 from onebyone.factorize.metric import within
 from onebyone.factorize.squeeze import tap_products
-from onebyone.moments import Moments, add_products
+from onebyone.moments import Moments, RangeMoments, Reads, add_products
 from onebyone.sampling import choose_positions, output_rows, patch_rows, positions_of
 from onebyone.surveying import Seen, Survey
 from onebyone.tree import modules_by_name
@@ -27,17 +27,17 @@ LEAST_ROWS, MOST_ROWS = 4096, 32768
 class LayerStatistics:
     """What one layer saw, summed over `images`.
 
-    `channels`: its input pixels, of no channels for a pointwise or linear layer whose input neither a
-    form squeezes nor a narrowing cuts; `taps`: products of the taps of its input patches, summed over
-    channels; `outputs`: its outputs before any normalisation, or Qᵀ times them where they reach no more
-    than half of their space, spanned by the columns Q of the `basis`; `gradients`: Σ g gᵀ over all output
-    positions, g the gradient of the loss there (Qᵀ times it, `in_reach`); `lowest` and
-    `highest`: the least and the greatest output of each channel that had a gradient at all. Of a grouped
-    layer all but the taps and these two are of each group by itself; a depthwise layer has only these
-    two. `batches` is how many of them had something for the layer.
+    `channels`: its input pixels, all of them together where a form squeezes them, and otherwise of those
+    channels alone that a narrowing cuts, each space by itself; `taps`: products of the taps of its input
+    patches, summed over channels; `outputs`: its outputs before any normalisation, or Qᵀ times them where
+    they reach no more than half of their space, spanned by the columns Q of the `basis`; `gradients`:
+    Σ g gᵀ over all output positions, g the gradient of the loss there (Qᵀ times it, `in_reach`); `lowest`
+    and `highest`: the least and the greatest output of each channel that had a gradient at all. Of a
+    grouped layer all but the taps and these two are of each group by itself; a depthwise layer has only
+    these two. `batches` is how many of them had something for the layer.
     """
 
-    channels: Moments
+    channels: RangeMoments
     taps: Float[Tensor, "taps taps"]
     outputs: Moments
     gradients: Float[Tensor, "*groups out out"]
@@ -49,17 +49,19 @@ class LayerStatistics:
     @staticmethod
     def none(
         conv: ConvSpec,
-        block: int = 0,
+        reads: Reads | None = None,
         device: torch.device | str = "cpu",
         basis: Tensor | None = None,
     ) -> LayerStatistics:
-        """What a layer saw that has not run yet; `block` as in `blocks_read`."""
+        """What a layer saw that has not run yet; `reads` as in `reads_of`."""
         groups = 1 if conv.depthwise else conv.groups
-        taps, out = conv.taps * max(block, 1), 0 if conv.depthwise else conv.c_out // groups
-        reads = not conv.depthwise and (conv.taps > 1 or block)
-        inside = conv.c_in // groups // max(block, 1) if reads else 0
+        block = 1 if reads is None else reads.block
+        ranges: tuple[range, ...] = () if reads is None else reads.ranges
+        if conv.taps > 1:
+            ranges = (range(conv.c_in // groups),)
+        taps, out = conv.taps * block, 0 if conv.depthwise else conv.c_out // groups
         return LayerStatistics(
-            Moments.none(inside, device, groups),
+            RangeMoments.none(() if conv.depthwise else ranges, device, groups),
             torch.zeros(taps, taps, dtype=torch.float64, device=device),
             Moments.none(out if basis is None else basis.shape[-1], device, groups),
             Moments.none(out, device, groups).products.float(),
@@ -71,7 +73,7 @@ class LayerStatistics:
     def to(self, device: torch.device | str) -> LayerStatistics:
         """The same sums on another device."""
         parts = {f.name: getattr(self, f.name) for f in fields(self)}
-        kinds = (Moments, Tensor)
+        kinds = (Moments, RangeMoments, Tensor)
         return replace(self, **{n: p.to(device) for n, p in parts.items() if isinstance(p, kinds)})
 
     @property
@@ -114,7 +116,7 @@ class LayerStatistics:
         size = self.outputs.size
         return replace(
             self,
-            channels=self.channels.none_like(self.channels.size if inside else 0),
+            channels=self.channels.none_like() if inside else RangeMoments.none(()),
             taps=torch.zeros_like(self.taps),
             outputs=self.outputs.none_like(size if self.gradients.shape[-1] <= JUDGED else 0),
             gradients=torch.zeros_like(self.gradients),
@@ -125,7 +127,7 @@ class LayerStatistics:
         """The sums over the batches that are not in the part, of what the part has."""
         return replace(
             self,
-            channels=self.channels - part.channels if part.channels.size else part.channels,
+            channels=self.channels - part.channels if part.channels.ranges else part.channels,
             taps=self.taps - part.taps,
             outputs=self.outputs - part.outputs if part.outputs.size else part.outputs,
             gradients=self.gradients - part.gradients,
@@ -144,16 +146,16 @@ class Half:
 class Recorder:
     """Hooks that sample what passes a layer, in both directions.
 
-    `blocks` as in `blocks_read`; `narrowed` are the layers whose input channels may be left out, to be
+    `reads` as in `reads_of`; `narrowed` are the layers whose input channels may be left out, to be
     judged by every other batch; `bases` of layers whose outputs reach less than all their channels.
     """
 
     def __init__(
-        self, found: Survey, images: int, generator: torch.Generator, blocks: dict[str, int],
+        self, found: Survey, images: int, generator: torch.Generator, reads: dict[str, Reads],
         narrowed: frozenset[str], bases: dict[str, Tensor],
     ) -> None:  # fmt: skip
         self.found, self.images, self.generator = found, images, generator
-        self.blocks, self.narrowed, self.bases = blocks, narrowed, bases
+        self.reads, self.narrowed, self.bases = reads, narrowed, bases
         self.whole: dict[str, LayerStatistics] = {}
         self.first: dict[str, LayerStatistics] = {}
         self.in_first = True  # whether the batch that passes is one of those in `first` too
@@ -161,14 +163,14 @@ class Recorder:
     def none(self, seen: Seen, device: torch.device | str = "cpu") -> LayerStatistics:
         """What a layer saw that has not run yet."""
         assert seen.conv is not None
-        block, basis = self.blocks.get(seen.layer, 0), self.bases.get(seen.layer)
-        return LayerStatistics.none(seen.conv, block, device, basis)
+        reads, basis = self.reads.get(seen.layer), self.bases.get(seen.layer)
+        return LayerStatistics.none(seen.conv, reads, device, basis)
 
     def none_first(self, seen: Seen, device: torch.device | str = "cpu") -> LayerStatistics:
         """The same for the first half of the batches, of what is judged by it."""
         assert seen.conv is not None
         whole = self.none(seen, device)
-        judged = seen.conv.taps > 1 and whole.channels.size <= JUDGED
+        judged = seen.conv.taps > 1 and whole.channels.widest <= JUDGED
         return whole.part(judged or seen.layer in self.narrowed)
 
     def attach(self, model: nn.Module) -> list[torch.utils.hooks.RemovableHandle]:
@@ -189,20 +191,20 @@ class Recorder:
             if not y.numel():  # rows that the network chooses itself, and chose none of
                 return y
             into = self._into(seen, x.device)
-            layer, block = into[0], self.blocks.get(seen.layer, 0)
-            inside, taps = layer.channels.size, len(layer.taps)
+            layer, reads, taps = into[0], self.reads.get(seen.layer), len(into[0].taps)
             groups = 1 if conv.depthwise else conv.groups
-            width = inside or conv.c_out // groups
-            chosen = self._choose(seen, y, groups * taps * width**2, width)
-            if inside:
+            width = layer.channels.widest or conv.c_out // groups
+            squares = sum(len(own) ** 2 for own in layer.channels.ranges) or width**2
+            chosen = self._choose(seen, y, groups * taps * squares, width)
+            if layer.channels.ranges:
                 patches = patch_rows(conv, x, chosen)
-                if block > 1:
-                    patches = patches.reshape(-1, inside, taps).transpose(1, 2)
-                channels = layer.channels.of(patches.reshape(-1, groups * inside))
+                if reads is not None and reads.block > 1:
+                    patches = patches.reshape(len(patches), -1, taps).transpose(1, 2)
+                channels = layer.channels.of(patches.flatten(0, 1))
                 products = tap_products(patches)
                 for one in into:
                     one.taps += products
-                    if one.channels.size:
+                    if one.channels.ranges:
                         one.channels.take(channels)
             if layer.outputs.size:
                 rows = output_rows(conv, y.detach(), chosen)

@@ -18,10 +18,10 @@ from onebyone.factorize.judging import JUDGED
 from onebyone.factorize.metric import reach, shrink, shrinkage_of_halves
 from onebyone.factorize.selection import Order
 from onebyone.factorize.squeeze import input_form
-from onebyone.moments import Moments
+from onebyone.moments import Moments, RangeMoments
 from onebyone.narrowing.finding import find_spaces
-from onebyone.narrowing.ordering import channel_orders
-from onebyone.narrowing.spaces import Space, blocks_read
+from onebyone.narrowing.ordering import Forms, channel_orders
+from onebyone.narrowing.spaces import Space, reads_of
 from onebyone.plain import plain
 from onebyone.recorder import Half, LayerStatistics, Recorder
 from onebyone.running import call, release_memory, suited
@@ -100,13 +100,12 @@ def observe(
         batch = max(
             1, min(ceil(len(inputs) / 2), 64, memory // max(OVER * found.activation_bytes, 1))
         )
-        blocks = blocks_read(spaces)
         narrowed = frozenset(
             n for s in spaces if s.refusal is None and s.channels <= JUDGED for n in s.readers
         )
         bases = _bases(model, found)
         world.copy(*bases.values())
-        recorder = Recorder(found, len(inputs), generator, blocks, narrowed, bases)
+        recorder = Recorder(found, len(inputs), generator, reads_of(spaces), narrowed, bases)
         agreement = Agreement()
 
         def record(sent: bool) -> None:
@@ -130,13 +129,12 @@ def observe(
     _check_finite(layers)
     why = () if unfelt is None else (f"gradients of its outputs cannot be taken ({unfelt})",)
     notes = (*agreement.notes, *why, *_filled(layers, parts, len(inputs)))
-    needs = _needs(model, layers)
-    halves = tuple(Half(part, _needs(model, part)) for part in parts)
-    orders = channel_orders(spaces, layers, needs, halves)
+    forms, of_halves = _forms(model, layers), [(part, _forms(model, part)) for part in parts]
+    orders = channel_orders(spaces, layers, forms, of_halves)
     kernels = _kernels(model, layers)
     squeezed = {s.layer for s in found.layers if s.conv is not None and s.conv.taps > 1}
-    for part, needed in ((layers, needs), *((half.layers, half.needs) for half in halves)):
-        _forget_channels(part, needed, squeezed)
+    needs = _kept(layers, forms, squeezed)
+    halves = tuple(Half(part, _kept(part, own, squeezed)) for part, own in of_halves)
     return Statistics(
         _only(found, layers), len(inputs), layers, seed, spaces, needs, orders, kernels, notes,
         halves,
@@ -176,7 +174,7 @@ def _settled(
         if part is None or not 0 < part.batches < total.batches:
             continue
         rest = total.without(part)
-        if part.outputs.size or part.channels.size:
+        if part.outputs.size or part.channels.ranges:
             halves[0][name], halves[1][name] = part.in_reach(), rest.in_reach()
         if not total.gradients.any():
             continue
@@ -192,7 +190,8 @@ def _settled(
 def _check_finite(layers: dict[str, LayerStatistics]) -> None:
     """ModelError where what passes a layer is too large to be multiplied."""
     for name, seen in layers.items():
-        sums = (seen.outputs.products, seen.channels.products, seen.gradients)
+        inside = (own.products for own in seen.channels.by_length.values())
+        sums = (seen.outputs.products, *inside, seen.gradients)
         if not all(bool(products.isfinite().all()) for products in sums):
             raise ModelError(
                 f"what passes {name or 'the layer'}, or its gradient, on the calibration images is so large"
@@ -232,24 +231,28 @@ def _filled(
     return tuple(notes)
 
 
-def _needs(model: nn.Module, layers: dict[str, LayerStatistics]) -> dict[str, Tensor]:
+def _forms(model: nn.Module, layers: dict[str, LayerStatistics]) -> Forms:
     """The quadratic form of the loss in the input channels of each layer that recorded them."""
     modules = modules_by_name(model)
-    needs: dict[str, Tensor] = {}
+    found: dict[str, dict[range, Tensor]] = {}
     for name, seen in layers.items():
-        if seen.channels.size:
-            kernel = kernel_of(modules[name]).cpu()
-            if kernel.shape[2] != seen.channels.size:  # a linear layer behind a flattened map
-                kernel = kernel.reshape(len(kernel), seen.channels.size, -1).transpose(1, 2)
-            felt = seen.felt
-            forms = felt if felt.ndim == 3 else felt[None]
-            kernels = kernel.chunk(len(forms))
-            if seen.basis is not None:
-                pairs = zip(seen.basis, kernels, strict=True)
-                kernels = [torch.tensordot(q.T, w.to(q.dtype), 1) for q, w in pairs]
-            found = [input_form(w, seen.taps, g) for w, g in zip(kernels, forms, strict=True)]
-            needs[name] = torch.stack(found) if felt.ndim == 3 else found[0]
-    return needs
+        if not seen.channels.ranges:
+            continue
+        kernel, taps = kernel_of(modules[name]).cpu(), len(seen.taps)
+        if kernel.shape[1] != taps:  # a linear layer behind a flattened map
+            kernel = kernel.reshape(len(kernel), -1, taps).transpose(1, 2)
+        felt = seen.felt
+        gradients = felt if felt.ndim == 3 else felt[None]
+        kernels = kernel.chunk(len(gradients))
+        if seen.basis is not None:
+            pairs = zip(seen.basis, kernels, strict=True)
+            kernels = [torch.tensordot(q.T, w.to(q.dtype), 1) for q, w in pairs]
+        found[name] = {}
+        for own in seen.channels.ranges:
+            parts = (w[..., own.start : own.stop] for w in kernels)
+            forms = [input_form(w, seen.taps, g) for w, g in zip(parts, gradients, strict=True)]
+            found[name][own] = torch.stack(forms) if felt.ndim == 3 else forms[0]
+    return found
 
 
 def _bases(model: nn.Module, found: Survey) -> dict[str, Tensor]:
@@ -275,13 +278,17 @@ def _kernels(model: nn.Module, layers: dict[str, LayerStatistics]) -> dict[str, 
     return found
 
 
-def _forget_channels(
-    layers: dict[str, LayerStatistics], needs: dict[str, Tensor], squeezed: set[str]
-) -> None:
-    """Leave out what only `channel_orders` reads; in place."""
+def _kept(
+    layers: dict[str, LayerStatistics], forms: Forms, squeezed: set[str]
+) -> dict[str, Tensor]:
+    """The forms that are read further on; what only `channel_orders` reads is left out, in place."""
     for name in layers.keys() - squeezed:
-        needs.pop(name, None)
-        layers[name] = replace(layers[name], channels=layers[name].channels.none_like(0))
+        layers[name] = replace(layers[name], channels=RangeMoments.none(()))
+    return {
+        name: form
+        for name in layers.keys() & squeezed & forms.keys()
+        for form in forms[name].values()
+    }
 
 
 def _summed(
@@ -303,7 +310,7 @@ def _summed(
         own = none(seen) if own is None else own.to("cpu")
         batches = torch.tensor(own.batches)
         world.add(batches)
-        for moments in (own.channels, own.outputs):
+        for moments in (*own.channels.by_length.values(), own.outputs):
             _add_up(moments, world)
         world.add(own.taps, own.gradients)
         world.least(own.lowest)

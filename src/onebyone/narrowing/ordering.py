@@ -9,46 +9,64 @@ from torch import Tensor
 from onebyone.factorize.judging import JUDGED
 from onebyone.factorize.selection import Order, Reading, judged, needed_order
 from onebyone.narrowing.spaces import Space
-from onebyone.recorder import Half, LayerStatistics
+from onebyone.recorder import LayerStatistics
 
 # The error of a form is an upper bound, as the solution may move outputs where an activation cuts
 # them off; that of a width is not. Measured on trained networks, this makes the two alike.
 CAUTION = 2.0
 
 
+Forms = Mapping[
+    str, Mapping[range, Tensor]
+]  # `input_form` of each layer, within each of its ranges
+
+
 def channel_orders(
     spaces: Sequence[Space],
     seen: Mapping[str, LayerStatistics],
-    needs: Mapping[str, Tensor],
-    halves: Sequence[Half] = (),
+    forms: Forms,
+    halves: Sequence[tuple[Mapping[str, LayerStatistics], Forms]] = (),
 ) -> dict[str, Order]:
     """The order of the channels of every space that can be cut, by the space's name.
 
-    needs: `input_form` of every reader. Errors are half the loss-weighted energy that the readers
-    miss, summed over the images, times `CAUTION`; of at most `JUDGED` channels, where both halves of
-    the images reached all readers, those that one half's refits leave on the other.
+    Errors are half the loss-weighted energy that the readers miss, summed over the images, times
+    `CAUTION`; of at most `JUDGED` channels, where both halves of the images reached all readers, those
+    that one half's refits leave on the other.
     """
     found: dict[str, Order] = {}
+    whole, parts = _Readings(seen, forms), [_Readings(*half) for half in halves]
     for space in spaces:
-        readers = space.readers
-        if space.refusal is not None or not all(n in needs for n in readers):
+        if space.refusal is not None or not whole.has(space):
             continue
-        whole = [_reading(space, n, seen[n], needs[n]) for n in readers]
-        parts = [
-            [_reading(space, n, half.layers[n], half.needs[n]) for n in readers]
-            for half in halves
-            if all(n in half.needs for n in readers)
-        ]
-        order = needed_order(whole)
-        if len(parts) == 2 and space.channels <= JUDGED:
-            order = judged(order, *parts)
+        order = needed_order(whole.of(space))
+        parted = [part.of(space) for part in parts if part.has(space)]
+        if len(parted) == 2 and space.channels <= JUDGED:
+            order = judged(order, *parted)
         found[space.name] = order
     return found
 
 
-def _reading(space: Space, layer: str, seen: LayerStatistics, needs: Tensor) -> Reading:
-    cut = space.reading(layer)
-    first = cut.start // cut.block
-    own = slice(first, first + space.channels)
-    covariance = seen.channels.covariance[own, own]
-    return Reading(covariance, CAUTION * needs[own, own] / 2, seen.outputs.samples)
+class _Readings:
+    """What readers saw in some of the images; how much to shrink a covariance is worked out once."""
+
+    def __init__(self, seen: Mapping[str, LayerStatistics], forms: Forms) -> None:
+        self.seen, self.forms = seen, forms
+        self.shrinking: dict[tuple[str, range], tuple[float, float]] = {}
+
+    def has(self, space: Space) -> bool:
+        """Whether they reached all readers of a space."""
+        return all(layer in self.forms for layer in space.readers)
+
+    def of(self, space: Space) -> list[Reading]:
+        """Of each reader of a space."""
+        return [self._reading(space, layer) for layer in space.readers]
+
+    def _reading(self, space: Space, layer: str) -> Reading:
+        seen, own = self.seen[layer], space.channels_of(layer)
+        around, moments = seen.channels.around(own)
+        if (layer, around) not in self.shrinking:
+            self.shrinking[layer, around] = moments.shrinking
+        inside = slice(own.start - around.start, own.stop - around.start)
+        covariance = moments.covariance_of(inside, self.shrinking[layer, around])
+        form = CAUTION * self.forms[layer][around][inside, inside] / 2
+        return Reading(covariance, form, seen.outputs.samples)

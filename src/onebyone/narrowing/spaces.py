@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from onebyone.conv import ConvSpec
+from onebyone.moments import Reads
 
 OUTPUT = "the network gives it out"
 
@@ -72,6 +73,12 @@ class Space:
         return next(
             c for c in self.cuts if c.tensor == tensor_name(layer, "weight") and c.axis == 1
         )
+
+    def channels_of(self, layer: str) -> range:
+        """The channels that they are among all that a reader has."""
+        cut = self.reading(layer)
+        first = cut.start // cut.block
+        return range(first, first + self.channels)
 
 
 @dataclass(frozen=True)
@@ -144,12 +151,15 @@ def kept_entries(
     return [i for i in range(size) if i not in dropped] if dropped else None
 
 
-def blocks_read(spaces: Iterable[Space]) -> dict[str, int]:
-    """For each layer that reads channels which can be left out: the entries that each of them has.
+def reads_of(spaces: Iterable[Space]) -> dict[str, Reads]:
+    """For each layer that reads channels which can be left out: where, and as how many entries each.
 
-    It is 1 but for linear layers behind a flattened map, and one number for a layer.
+    There is one entry but for linear layers behind a flattened map, and one number for a layer.
     """
-    return {
-        layer: space.reading(layer).block
-        for space in spaces if space.refusal is None for layer in space.readers
-    }  # fmt: skip
+    found: dict[str, Reads] = {}
+    for space in spaces:
+        for layer in space.readers if space.refusal is None else ():
+            before = found[layer].ranges if layer in found else ()
+            ranges = sorted({*before, space.channels_of(layer)}, key=lambda own: own.start)
+            found[layer] = Reads(space.reading(layer).block, tuple(ranges))
+    return found
