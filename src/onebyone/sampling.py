@@ -45,8 +45,8 @@ def output_rows(
         if positions.shape[1] == flat.shape[2]:
             # A copy always: an in-place activation behind the layer overwrites its output.
             return flat.transpose(1, 2).reshape(-1, channels).to(torch.float32, copy=True)
-        index = positions[:, None].expand(-1, channels, -1)
-        return flat.gather(2, index).transpose(1, 2).reshape(-1, channels).float()
+        item = torch.arange(len(flat), device=output.device)[:, None]
+        return flat.transpose(1, 2)[item, positions].reshape(-1, channels).float()
     flat = output.reshape(len(output), prod(output.shape[1:-1]), channels)
     index = positions[..., None].expand(-1, -1, channels)
     return flat.gather(1, index).reshape(-1, channels).float()

@@ -15,10 +15,18 @@ from onebyone.factorize.metric import least_variance, raised, ridge_penalty
 def group_features(
     patches: Float[Tensor, "samples taps c_in"], groups: int
 ) -> Float[Tensor, "groups samples features"]:
-    """What each group reads; a group's features are ordered as its kernel, taps first."""
+    """What each group reads; a group's features are ordered as its kernel, taps first.
+
+    The samples of a feature lie one after another in memory: products of many small groups take a tenth
+    of the time so.
+    """
     samples, taps, c_in = patches.shape
-    split = patches.reshape(samples, taps, groups, c_in // groups)
-    return split.permute(2, 0, 1, 3).reshape(groups, samples, -1)
+    if groups == 1:
+        return patches.reshape(1, samples, taps * c_in)
+    own = c_in // groups
+    columns = patches.reshape(samples, taps * c_in).T.contiguous()
+    split = columns.reshape(taps, groups, own, samples).transpose(0, 1)
+    return split.reshape(groups, taps * own, samples).transpose(1, 2)
 
 
 def fit_groups(
@@ -102,4 +110,8 @@ def fit_each_group(
 def _split(
     rows: Float[Tensor, "samples c_out"], groups: int
 ) -> Float[Tensor, "groups samples out"]:
-    return rows.reshape(len(rows), groups, -1).transpose(0, 1)
+    """The columns of each group, its rows one after another in memory as those of `group_features`."""
+    samples, c_out = rows.shape
+    if groups == 1:
+        return rows[None]
+    return rows.T.contiguous().reshape(groups, c_out // groups, samples).transpose(1, 2)
