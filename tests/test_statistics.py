@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -13,8 +15,13 @@ from torch import Tensor, nn
 
 import onebyone as obo
 from onebyone import recorder, sensing, statistics
+from onebyone.conv import ConvSpec
 from onebyone.errors import ModelError
+from onebyone.factorize.selection import Order, Reading
 from onebyone.moments import Moments, RangeMoments
+from onebyone.narrowing import ordering
+from onebyone.narrowing.spaces import Cut, Space
+from onebyone.recorder import LayerStatistics
 
 
 def tiny(classes: int = 3) -> nn.Sequential:
@@ -390,6 +397,43 @@ class Unfelt(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         with torch.no_grad():
             return self.c(self.b(self.a(x).relu()).relu())
+
+
+@pytest.mark.parametrize(("number", "judging"), [(2, False), (8, True)])
+def test_a_half_of_one_sample_judges_no_widths(
+    monkeypatch: pytest.MonkeyPatch, number: int, judging: bool
+) -> None:
+    """One pooled map does not vary: whatever width is kept, nothing would be lost on it."""
+    called: list[int] = []
+    right = ordering.judged
+
+    def watched(order: Order, first: Sequence[Reading], second: Sequence[Reading]) -> Order:
+        called.append(first[0].samples)
+        return right(order, first, second)
+
+    monkeypatch.setattr(ordering, "judged", watched)
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)
+    ).eval()
+    found = obo.observe(model, images(number, 3, 9, 9))
+    assert called == ([number // 2] if judging else [])
+    assert found.orders["0"].errors[0] > 0
+
+
+@pytest.mark.parametrize("samples", [3, 50])
+def test_few_samples_are_shrunk_to_the_variance_of_all_that_a_layer_reads(samples: int) -> None:
+    rows = torch.randn(samples, 12, generator=torch.Generator().manual_seed(0))
+    rows[:, :6] /= 100
+    ranges = (range(6), range(6, 12))
+    channels = RangeMoments.none(ranges)
+    channels.take(channels.of(rows))
+    assert channels.variance == pytest.approx(float(rows.var(0, correction=0).mean()), rel=1e-5)
+    space = Space(6, ("a",), ("b",), (), (Cut("b.weight", 1),))
+    seen = replace(LayerStatistics.none(ConvSpec.of(nn.Conv2d(12, 4, 1))), channels=channels)
+    readings = ordering._Readings({"b": seen}, {"b": dict.fromkeys(ranges, torch.eye(6))})
+    diagonal = readings.of(space)[0].covariance.diagonal()
+    assert (float(diagonal.mean()) > 0.1 * channels.variance) == (samples == 3)
 
 
 def test_widths_cost_something_where_no_gradient_is_felt() -> None:

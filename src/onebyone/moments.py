@@ -205,6 +205,14 @@ class RangeMoments:
         (found,) = self.by_length.values()
         return found
 
+    @property
+    def variance(self) -> float:
+        """The mean variance of a channel, of those in all ranges."""
+        each = torch.cat(
+            [own.products.diagonal(0, -2, -1).flatten() for own in self.by_length.values()]
+        )
+        return float(each.double().mean()) / max(self.samples, 1)
+
     def around(self, own: range) -> tuple[range, Moments]:
         """The range that these channels are in, and its moments."""
         found = next(r for r in self.ranges if own.start in r)

@@ -39,7 +39,7 @@ def channel_orders(
         if space.refusal is not None or not whole.has(space):
             continue
         order = needed_order(whole.of(space))
-        parted = [part.of(space) for part in parts if part.has(space)]
+        parted = [part.of(space) for part in parts if part.has(space, 2)]  # one does not vary
         if len(parted) == 2 and space.channels <= JUDGED:
             order = judged(order, *parted)
         found[space.name] = order
@@ -53,9 +53,12 @@ class _Readings:
         self.seen, self.forms = seen, forms
         self.shrinking: dict[tuple[str, range], tuple[float, float]] = {}
 
-    def has(self, space: Space) -> bool:
-        """Whether they reached all readers of a space."""
-        return all(layer in self.forms for layer in space.readers)
+    def has(self, space: Space, samples: int = 1) -> bool:
+        """Whether every reader of a space saw as many samples."""
+        return all(
+            layer in self.forms and self.seen[layer].channels.samples >= samples
+            for layer in space.readers
+        )
 
     def of(self, space: Space) -> list[Reading]:
         """Of each reader of a space."""
@@ -65,7 +68,10 @@ class _Readings:
         seen, own = self.seen[layer], space.channels_of(layer)
         around, moments = seen.channels.around(own)
         if (layer, around) not in self.shrinking:
-            self.shrinking[layer, around] = moments.shrinking
+            amount, variance = moments.shrinking
+            if len(seen.channels.ranges) > 1:  # that of more channels is known better
+                variance = seen.channels.variance
+            self.shrinking[layer, around] = amount, variance
         inside = slice(own.start - around.start, own.stop - around.start)
         covariance = moments.covariance_of(inside, self.shrinking[layer, around])
         form = CAUTION * self.forms[layer][around][inside, inside] / 2
