@@ -1,6 +1,6 @@
 """What slimming costs: wall time in plain forward passes over the same images, and peak memory.
 
-    python benchmarks/slim_cost.py                          # demo, resnet18, resnet50 at 224 px
+    python benchmarks/slim_cost.py                          # the built-in network, six at 224 px
     python benchmarks/slim_cost.py torchvision:vgg16 --images 64
 
 Each network runs in a process of its own. A unit is the median of three forward passes over the
@@ -20,7 +20,10 @@ import subprocess
 import sys
 import time
 
-NETWORKS = ("demo", "torchvision:resnet18", "torchvision:resnet50")
+NETWORKS = (
+    "demo", "torchvision:resnet18", "torchvision:resnet50", "torchvision:densenet121",
+    "torchvision:mobilenet_v2", "torchvision:efficientnet_b0", "torchvision:mobilenet_v3_large",
+)  # fmt: skip
 STEPS = ("observe", "plan", "rewrite", "verify")
 HELD_OUT = 16
 
