@@ -15,10 +15,8 @@ from onebyone.recorder import LayerStatistics
 # them off; that of a width is not. Measured on trained networks, this makes the two alike.
 CAUTION = 2.0
 
-
-Forms = Mapping[
-    str, Mapping[range, Tensor]
-]  # `input_form` of each layer, within each of its ranges
+# `input_form` of each layer, within each range of its channels that it recorded
+Forms = Mapping[str, Mapping[range, Tensor]]
 
 
 def channel_orders(
