@@ -135,11 +135,8 @@ def test_what_a_layer_reads_of_several_spaces_is_kept_for_each_alone(
     monkeypatch.setattr(Moments, "none", staticmethod(watched))
     model = Dense().eval()
     with torch.no_grad():
-        model.head.weight[:, 4 + 6 * 3 + 2] = (
-            0  # one channel of the fourth layer, which the head ...
-        )
-        for layer in list(model.grown)[4:]:
-            layer.weight[:, 4 + 6 * 3 + 2] = 0  # type: ignore[union-attr] # ... and all others ignore
+        for layer in (*model.grown[4:], model.head):  # all ignore one channel of the fourth layer
+            layer.weight[:, 4 + 6 * 3 + 2] = 0  # type: ignore[union-attr]
     found = obo.observe(model, images(20, 4, 6, 6))
     assert max(made) == 6
     assert found.orders["grown.3"].channels[-1] == 2

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from onebyone.factorize.metric import raised, shrink, shrinkage, within
+from onebyone.factorize.metric import raised, shrinkage, within
 
 
 @dataclass
@@ -97,14 +97,15 @@ class Moments:
     @property
     def covariance(self) -> Float[Tensor, "*groups d d"]:
         """Centred second moments, in float64; of few samples shrunk, so that no direction is free."""
-        found = self.products.to(torch.float64, copy=True).div_(self.samples)
         if not self.few:
-            return found
-        groups = [
-            shrink(one, shrinkage(one, self.samples)) if one.any() else one
-            for one in found.reshape(-1, self.size, self.size)
-        ]
-        return torch.stack(groups).reshape(found.shape)
+            return self.products.to(torch.float64, copy=True).div_(self.samples)
+        groups = [self] if self.total.ndim == 1 else map(self.group, range(len(self.total)))
+        found = [one.covariance_of(slice(None), one.shrinking) for one in groups]
+        return torch.stack(found).reshape(self.products.shape)
+
+    def group(self, index: int) -> Moments:
+        """Those of one of several groups."""
+        return Moments(self.samples, self.total[index], self.products[index])
 
     @property
     def shrinking(self) -> tuple[float, float]:
@@ -220,7 +221,7 @@ class RangeMoments:
         if moments.total.ndim == 1:
             return found, moments
         index = [r for r in self.ranges if len(r) == len(found)].index(found)
-        return found, Moments(moments.samples, moments.total[index], moments.products[index])
+        return found, moments.group(index)
 
     def _each(self, made: Callable[[Moments], Moments]) -> RangeMoments:
         return replace(self, by_length={n: made(own) for n, own in self.by_length.items()})

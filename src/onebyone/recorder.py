@@ -191,14 +191,14 @@ class Recorder:
             if not y.numel():  # rows that the network chooses itself, and chose none of
                 return y
             into = self._into(seen, x.device)
-            layer, reads, taps = into[0], self.reads.get(seen.layer), len(into[0].taps)
+            layer, taps = into[0], len(into[0].taps)
             groups = 1 if conv.depthwise else conv.groups
             width = layer.channels.widest or conv.c_out // groups
             squares = sum(len(own) ** 2 for own in layer.channels.ranges) or width**2
             chosen = self._choose(seen, y, groups * taps * squares, width)
             if layer.channels.ranges:
                 patches = patch_rows(conv, x, chosen)
-                if reads is not None and reads.block > 1:
+                if taps > conv.taps:  # a linear layer behind a flattened map
                     patches = patches.reshape(len(patches), -1, taps).transpose(1, 2)
                 channels = layer.channels.of(patches.flatten(0, 1))
                 products = tap_products(patches)

@@ -39,17 +39,16 @@ def output_rows(
 ) -> Float[Tensor, "samples c_out"]:
     """A layer's outputs (or gradients there) at the chosen positions, in float32."""
     positions = positions.to(output.device)
-    channels = output.shape[1] if conv.kernel else output.shape[-1]
     if conv.kernel:
-        flat = output.flatten(2)  # also of no items, where a size of -1 is not known
-        if positions.shape[1] == flat.shape[2]:
+        # Flattened, as of no items a size of -1 would not be known.
+        flat = output.flatten(2).transpose(1, 2)
+        if positions.shape[1] == flat.shape[1]:
             # A copy always: an in-place activation behind the layer overwrites its output.
-            return flat.transpose(1, 2).reshape(-1, channels).to(torch.float32, copy=True)
-        item = torch.arange(len(flat), device=output.device)[:, None]
-        return flat.transpose(1, 2)[item, positions].reshape(-1, channels).float()
-    flat = output.reshape(len(output), prod(output.shape[1:-1]), channels)
-    index = positions[..., None].expand(-1, -1, channels)
-    return flat.gather(1, index).reshape(-1, channels).float()
+            return flat.reshape(-1, flat.shape[2]).to(torch.float32, copy=True)
+    else:
+        flat = output.reshape(len(output), prod(output.shape[1:-1]), output.shape[-1])
+    item = torch.arange(len(flat), device=output.device)[:, None]
+    return flat[item, positions].reshape(-1, flat.shape[2]).float()
 
 
 def patch_rows(

@@ -59,7 +59,8 @@ def fit_groups(
     if samples > 1:
         middle = targets.mean(0) if bias else torch.zeros_like(targets[0])
         spread = targets.std(0).clamp_min(floor)
-        rest = (_split(targets - middle, groups) - guess) / _split(spread[None], groups)
+        off = group_features((targets - middle)[:, None], groups) - guess
+        rest = off / group_features(spread[None, None], groups)
         penalty = penalty * careful_multiple(
             lost_from_moments(halves(features, rest, bias), penalty + floor)
         )
@@ -67,7 +68,7 @@ def fit_groups(
     wanted, slope, intercept = targets, prior, torch.zeros_like(targets[0]).double()
     for step in range(1 + (rounds if band is not None else 0)):
         middle = wanted.mean(0) if bias else torch.zeros_like(wanted[0])
-        rest = _split(wanted - middle, groups) - guess
+        rest = group_features((wanted - middle)[:, None], groups) - guess
         cross = (rest.transpose(1, 2) @ features).double() / samples
         slope = prior + cross @ inverse
         intercept = middle.double() - (slope @ mean.double().transpose(1, 2)).reshape(-1)
@@ -105,13 +106,3 @@ def fit_each_group(
         None if rank_in is None else torch.cat([f.reduce for f in each if f.reduce is not None]),
         None if rank_out is None else torch.cat([f.expand for f in each if f.expand is not None]),
     )  # fmt: skip
-
-
-def _split(
-    rows: Float[Tensor, "samples c_out"], groups: int
-) -> Float[Tensor, "groups samples out"]:
-    """The columns of each group, its rows one after another in memory as those of `group_features`."""
-    samples, c_out = rows.shape
-    if groups == 1:
-        return rows[None]
-    return rows.T.contiguous().reshape(groups, c_out // groups, samples).transpose(1, 2)
