@@ -534,7 +534,8 @@ class TestBudget:
         monkeypatch.setattr(pace, "Stopwatch", Watch)
         model, statistics = observed
         with pytest.raises(
-            BudgetError, match=r"latency=0\.01 cannot be met: the lowest .*latency=0\."
+            BudgetError,
+            match=r"latency=0\.01 cannot be met: the lowest .*latency=0\..*; give a larger budget \(by .*eager",
         ):
             paced(model, X, Budget(latency=0.01), planner(model, statistics), runtime=EAGER)
 

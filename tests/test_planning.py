@@ -124,6 +124,7 @@ def test_a_budget_too_small_names_the_lowest(
     model, _, statistics = observed
     with pytest.raises(BudgetError, match=f"lowest that this network reaches is {name}=") as told:
         obo.plan(model, statistics, Budget(**{name: 0.001}))
+    assert str(told.value).endswith("; give a larger budget")
     lowest = float(re.findall(rf"reaches is {name}=([\d.]+)", str(told.value))[0])
     reached = obo.plan(model, statistics, Budget(**{name: lowest + 0.001}))
     assert getattr(reached, f"{name}_after") <= (lowest + 0.001) * getattr(

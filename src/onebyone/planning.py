@@ -144,7 +144,8 @@ class Planner:
             except BudgetError as error:
                 failure = error  # that of the narrowest, which comes last, names the lowest
         if failure is not None and not found:
-            raise BudgetError(f"{failure}{_held(statistics, whole, budget)}") from failure
+            held = _held(statistics, whole, budget)
+            raise BudgetError(f"{failure}{held}; give a larger budget") from failure
         best = min(found, key=lambda p: p.error)
         return best if roughly else _repaired(statistics, made, best, budget, times)
 

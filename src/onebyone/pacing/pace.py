@@ -128,7 +128,7 @@ def paced(
         raise BudgetError(
             f"latency={budget.latency} cannot be met in {_place(runtime, threads)}: the lowest that "
             f"was measured is {min(tried):.3f} of the original's time (the whole network, "
-            "whatever the times of its layers promise)"
+            "whatever the times of its layers promise): give more than that"
         )
     return found
 
@@ -189,7 +189,7 @@ def _next(
 
 
 def _said(error: BudgetError, watch: Stopwatch) -> str:
-    return f"{error} in {_place(watch.runtime, watch.threads)}, by the times of its layers"
+    return f"{error} (by the times of its layers in {_place(watch.runtime, watch.threads)})"
 
 
 def _place(runtime: str, threads: int) -> str:
