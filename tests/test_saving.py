@@ -596,6 +596,14 @@ class TestWhatStandsThere:
         with pytest.raises(OutputError, match=r"mounted disk.*out/slimmed"):
             slimmed.save(tmp_path / "out")
 
+    @pytest.mark.parametrize("force", [False, True])
+    def test_a_pipe_stays(self, slimmed: Slimmed, tmp_path: Path, force: bool) -> None:
+        pipe = tmp_path / "pipe"
+        os.mkfifo(pipe)
+        with pytest.raises(OutputError, match=r"pipe is a device or a pipe.*give a folder"):
+            slimmed.save(pipe, force=force)
+        assert pipe.is_fifo()
+
     def test_a_place_that_cannot_be_written(
         self, slimmed: Slimmed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

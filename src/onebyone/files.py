@@ -51,7 +51,7 @@ def staged(path: Path) -> Iterator[Path]:
     """
     beside: str | None = None
     try:
-        if _is_stream(path):
+        if is_stream(path):
             with tempfile.TemporaryDirectory() as around:
                 yield Path(around, "out")
                 path.write_bytes(Path(around, "out").read_bytes())
@@ -71,7 +71,7 @@ def staged(path: Path) -> Iterator[Path]:
                 os.unlink(beside)
 
 
-def _is_stream(path: Path) -> bool:
+def is_stream(path: Path) -> bool:
     """Whether it is a device or a pipe, which nothing can take the place of."""
     return path.exists() and not path.is_file() and not path.is_dir()
 
@@ -81,7 +81,7 @@ def check_writable(path: Path) -> None:
 
     Raises OutputError where it cannot; nothing is left behind.
     """
-    if _is_stream(path) and os.access(path, os.W_OK):
+    if is_stream(path) and os.access(path, os.W_OK):
         return
     path = path.resolve() if path.is_symlink() else path
     parent = next(p for p in path.absolute().parents if p.exists())

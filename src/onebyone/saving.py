@@ -44,6 +44,7 @@ from onebyone.files import (
     SLIMMED,
     WEIGHTS,
     check_writable,
+    is_stream,
     json_text,
     share,
     write_text,
@@ -86,6 +87,8 @@ def check_folder(folder: Path, *, force: bool, inputs: Iterable[object] = ()) ->
             f"the folder {folder} is a mounted disk, which cannot be replaced as a whole: give a "
             f"folder in it, such as {folder / 'slimmed'}"
         )
+    if is_stream(folder):
+        raise OutputError(f"{folder} is a device or a pipe, which stays there: give a folder")
     if not force:
         _check_replaceable(folder)
     check_writable(folder)
