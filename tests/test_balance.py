@@ -74,3 +74,30 @@ def test_three_factors_keep_their_map() -> None:
     torch.testing.assert_close(whole(after), whole(before), rtol=1e-9, atol=1e-9)
     norms = [float(part.norm()) for part in (after.core, after.reduce, after.expand)]
     assert max(norms) < 2 * min(norms)
+    assert max(norms) < 1.001 * min(norms)
+    for part, other in (
+        (after.core.square().sum((1, 2)), after.expand.square().sum(0)),
+        (after.core.square().sum((0, 1)), after.reduce.square().sum(1)),
+    ):  # one scale for each direction
+        torch.testing.assert_close(part, other, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("sizes", [(12, 2, 4), (2, 1, 5), (6, 9, 5)])
+def test_three_factors_with_silent_directions(sizes: tuple[int, int, int]) -> None:
+    """More directions than the core has, and one of zeros: finite factors of the same map and sizes."""
+    out, taps, inside = sizes
+    generator = torch.Generator().manual_seed(2)
+    core = torch.randn(out, taps, inside, generator=generator).double()
+    reduce = torch.randn(inside, 7, generator=generator).double()
+    expand = torch.randn(16, out, generator=generator).double()
+    core[0], reduce[-1] = 0, 0
+    before = Factors(core, torch.zeros(16), reduce, expand)
+    after = balanced(before)
+    assert after.reduce is not None
+    assert after.expand is not None
+    for one, other in zip(
+        (core, reduce, expand), (after.core, after.reduce, after.expand), strict=True
+    ):
+        assert one.shape == other.shape
+        assert bool(other.isfinite().all())
+    torch.testing.assert_close(whole(after), whole(before), rtol=1e-9, atol=1e-9)

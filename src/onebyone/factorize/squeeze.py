@@ -68,7 +68,11 @@ def squeeze_basis(
     """The `rank` mixtures of the input channels that the loss needs most; every tap reads the same.
 
     With x = L z, z white, and V the top eigenvectors of `input_energy`: Vᵀ L⁻¹. (Zhang et al. 2016
-    for outputs; here for inputs, Kim et al. 2016, §3, weighted.)
+    for outputs; here for inputs, Kim et al. 2016, §3, weighted.) Where the rank cuts nothing, L⁻¹: any
+    basis is as good.
     """
-    _, vectors = spectrum(input_energy(weight, channels, taps, metric))
-    return torch.linalg.solve_triangular(channels.T, vectors[:, :rank], upper=True).T
+    if rank >= len(channels):
+        vectors = torch.eye(len(channels)).to(channels)
+    else:
+        vectors = spectrum(input_energy(weight, channels, taps, metric))[1][:, :rank]
+    return torch.linalg.solve_triangular(channels.T, vectors, upper=True).T
