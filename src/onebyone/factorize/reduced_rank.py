@@ -32,11 +32,10 @@ def reduced_rank(
     `root` is any R with Rᵀ R = B Cov(z) Bᵀ and `metric` the triangular L. With U the top right
     singular vectors of R L: reduce = Uᵀ Lᵀ B, expand = L⁻ᵀ U. (Izenman, "Reduced-rank regression for
     the multivariate linear model", 1975; Zhang et al. 2016, §3.1, with G = I.) Where the rank cuts
-    nothing, any basis of all outputs, or of what Lᵀ B reaches, is as good: no spectrum is worked out.
+    nothing, any basis of all outputs, or of what Lᵀ B reaches, is as good: B itself, or without a spectrum.
     """
     if rank >= len(slope):
-        every = torch.eye(len(slope)).to(metric)
-        return LowRank(metric.T @ slope, torch.linalg.solve_triangular(metric.T, every, upper=True))
+        return LowRank(slope, torch.eye(len(slope)).to(metric))
     if rank == slope.shape[1]:
         kept = torch.linalg.qr(metric.T @ slope).Q
     else:
