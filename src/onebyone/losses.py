@@ -87,7 +87,7 @@ class Losses:
         layer, name = self.statistics.layers[seen.layer], seen.layer
         if side == "out":
             forms, covariances = _felt(layer, entries)
-            size = layer.gradients.shape[-1] if entries is None else len(entries)
+            size = len(layer.lowest) // len(forms) if entries is None else len(entries)
             return [
                 _padded(energies(root.T @ covariance @ root), size)
                 for root, covariance in zip(map(factor, forms), covariances, strict=True)

@@ -31,10 +31,11 @@ class LayerStatistics:
     channels alone that a narrowing cuts, each space by itself; `taps`: products of the taps of its input
     patches, summed over channels; `outputs`: its outputs before any normalisation, or Qᵀ times them where
     they reach no more than half of their space, spanned by the columns Q of the `basis`; `gradients`:
-    Σ g gᵀ over all output positions, g the gradient of the loss there (Qᵀ times it, `in_reach`); `lowest`
-    and `highest`: the least and the greatest output of each channel that had a gradient at all. Of a
-    grouped layer all but the taps and these two are of each group by itself; a depthwise layer has only
-    these two. `batches` is how many of them had something for the layer.
+    Σ g gᵀ over all output positions, g the gradient of the loss there, or Qᵀ times it where none of
+    more than `JUDGED` outputs can be left out (or `in_reach`); `lowest` and `highest`: the least and the
+    greatest output of each channel that had a gradient at all. Of a grouped layer all but the taps and
+    these two are of each group by itself; a depthwise layer has only these two. `batches` is how many of
+    them had something for the layer.
     """
 
     channels: RangeMoments
@@ -52,19 +53,23 @@ class LayerStatistics:
         reads: Reads | None = None,
         device: torch.device | str = "cpu",
         basis: Tensor | None = None,
+        whole: bool = True,
     ) -> LayerStatistics:
-        """What a layer saw that has not run yet; `reads` as in `reads_of`."""
+        """What a layer saw that has not run yet; `reads` as in `reads_of`, `whole` for the gradients of all
+        outputs, beyond the `basis` too."""
         groups = 1 if conv.depthwise else conv.groups
         block = 1 if reads is None else reads.block
         ranges: tuple[range, ...] = () if reads is None else reads.ranges
         if conv.taps > 1:
             ranges = (range(conv.c_in // groups),)
         taps, out = conv.taps * block, 0 if conv.depthwise else conv.c_out // groups
+        reached = out if basis is None else basis.shape[-1]
+        felt = out if whole or groups > 1 else reached
         return LayerStatistics(
             RangeMoments.none(() if conv.depthwise else ranges, device, groups),
             torch.zeros(taps, taps, dtype=torch.float64, device=device),
-            Moments.none(out if basis is None else basis.shape[-1], device, groups),
-            Moments.none(out, device, groups).products.float(),
+            Moments.none(reached, device, groups),
+            Moments.none(felt, device, groups).products.float(),
             torch.full((conv.c_out,), torch.inf, dtype=torch.float32, device=device),
             torch.full((conv.c_out,), -torch.inf, dtype=torch.float32, device=device),
             basis=None if basis is None else basis.to(device),
@@ -77,9 +82,14 @@ class LayerStatistics:
         return replace(self, **{n: p.to(device) for n, p in parts.items() if isinstance(p, kinds)})
 
     @property
+    def bounded(self) -> bool:
+        """Whether the gradients are those within the outputs' reach."""
+        return self.basis is not None and self.gradients.shape[-1] == self.basis.shape[-1]
+
+    @property
     def felt(self) -> Float[Tensor, "*groups reach reach"]:
         """The gradients within the outputs' reach."""
-        if self.basis is None or self.gradients.shape[-1] == self.basis.shape[-1]:
+        if self.basis is None or self.bounded:
             return self.gradients
         groups, size, reach = self.basis.shape
         own = self.basis.mT @ (self.gradients.reshape(groups, size, size) @ self.basis)
@@ -91,8 +101,8 @@ class LayerStatistics:
 
     @property
     def covariance(self) -> Float[Tensor, "*groups out out"]:
-        """That of all outputs, in float64."""
-        if self.basis is None:
+        """That of all outputs, or as the gradients are, in float64."""
+        if self.basis is None or self.bounded:
             return self.outputs.covariance
         groups, size, reach = self.basis.shape
         own = self.outputs.covariance.reshape(groups, reach, reach)
@@ -147,15 +157,16 @@ class Recorder:
     """Hooks that sample what passes a layer, in both directions.
 
     `reads` as in `reads_of`; `narrowed` are the layers whose input channels may be left out, to be
-    judged by every other batch; `bases` of layers whose outputs reach less than all their channels.
+    judged by every other batch; `bases` of layers whose outputs reach less than all their channels, `cut`
+    those of which some outputs may be left out.
     """
 
     def __init__(
         self, found: Survey, images: int, generator: torch.Generator, reads: dict[str, Reads],
-        narrowed: frozenset[str], bases: dict[str, Tensor],
+        narrowed: frozenset[str], bases: dict[str, Tensor], cut: frozenset[str],
     ) -> None:  # fmt: skip
         self.found, self.images, self.generator = found, images, generator
-        self.reads, self.narrowed, self.bases = reads, narrowed, bases
+        self.reads, self.narrowed, self.bases, self.cut = reads, narrowed, bases, cut
         self.whole: dict[str, LayerStatistics] = {}
         self.first: dict[str, LayerStatistics] = {}
         self.in_first = True  # whether the batch that passes is one of those in `first` too
@@ -164,7 +175,8 @@ class Recorder:
         """What a layer saw that has not run yet."""
         assert seen.conv is not None
         reads, basis = self.reads.get(seen.layer), self.bases.get(seen.layer)
-        return LayerStatistics.none(seen.conv, reads, device, basis)
+        whole = seen.layer in self.cut or seen.conv.c_out <= JUDGED
+        return LayerStatistics.none(seen.conv, reads, device, basis, whole)
 
     def none_first(self, seen: Seen, device: torch.device | str = "cpu") -> LayerStatistics:
         """The same for the first half of the batches, of what is judged by it."""
@@ -216,7 +228,7 @@ class Recorder:
                 y = y + torch.zeros(1, dtype=y.dtype, device=y.device, requires_grad=True)
             if not y.requires_grad:  # the network's own forward takes no gradients here
                 return y
-            felt = conv.c_out // groups
+            felt = layer.gradients.shape[-1] or conv.c_out // groups
             chosen = self._choose(seen, y, groups * felt**2, felt)
             values = output_rows(conv, y.detach(), chosen)
             scale = positions_of(conv, y) / chosen.shape[1]
@@ -256,6 +268,6 @@ def _feel(into: list[LayerStatistics], values: Tensor, gradients: Tensor, scale:
     torch.maximum(layer.highest, high, out=layer.highest)
     if layer.outputs.size:
         products = torch.zeros_like(layer.gradients)
-        add_products(products, gradients, scale)
+        add_products(products, layer.reached(gradients) if layer.bounded else gradients, scale)
         for one in into:
             one.gradients += products

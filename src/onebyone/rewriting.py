@@ -18,7 +18,7 @@ from onebyone.conv import ConvSpec, kernel_of
 from onebyone.data import open_images
 from onebyone.effort import Effort, Work, efforts
 from onebyone.errors import DataError, ModelError, as_bytes, listed
-from onebyone.factorize.fit import Band, fit
+from onebyone.factorize.fit import Band, fit, fit_within
 from onebyone.factorize.grouped import fit_each_group, fit_groups, group_features
 from onebyone.factorize.metric import factor
 from onebyone.factorize.spatial import along_first
@@ -316,6 +316,12 @@ def _solve(job: _Job, own: nn.Module) -> None:
         factors = fit_each_group(
             kernel, patches, targets, metrics, *ranks, ridge, _band(job), rounds
         )
+    elif job.seen.bounded:
+        assert job.seen.basis is not None
+        factors = fit_within(
+            job.seen.basis[0], kernel, patches, targets, _metric(job), *ranks, ridge, rounds,
+            bias=not kept or conv.bias,
+        )  # fmt: skip
     else:
         factors = fit(
             kernel, patches, targets, _metric(job), *ranks, ridge, _band(job), rounds,

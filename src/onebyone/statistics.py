@@ -105,7 +105,8 @@ def observe(
         )
         bases = _bases(model, found)
         world.copy(*bases.values())
-        recorder = Recorder(found, len(inputs), generator, reads_of(spaces), narrowed, bases)
+        cut = frozenset(n for s in spaces if s.refusal is None for n in s.writers)
+        recorder = Recorder(found, len(inputs), generator, reads_of(spaces), narrowed, bases, cut)
         agreement = Agreement()
 
         def record(sent: bool) -> None:

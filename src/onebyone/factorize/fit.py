@@ -84,6 +84,37 @@ def fit(
     return balanced(_factors(found, taps, reduce))
 
 
+def fit_within(
+    basis: Float[Tensor, "c_out reach"],
+    weight: Float[Tensor, "c_out taps c_in"],
+    patches: Float[Tensor, "samples taps c_in"],
+    targets: Float[Tensor, "samples c_out"],
+    metric: Float[Tensor, "reach reach"],
+    rank_in: int | None,
+    rank_out: int | None,
+    ridge: float,
+    rounds: int = 3,
+    bias: bool = True,
+) -> Factors:
+    """`fit` of a layer of many outputs, such as a classifier of thousands of classes, in what they reach.
+
+    All but their mean lies in the span of the orthonormal columns Q of `basis`, that of the weights: the
+    weights that come nearest lie there too. `metric` is that within it.
+    """
+    wide = basis.to(targets.dtype)
+    found = fit(
+        torch.tensordot(basis.T.to(weight.dtype), weight, 1), patches, targets @ wide, metric,
+        rank_in, rank_out, ridge, None, rounds, bias,
+    )  # fmt: skip
+    spread, shift = basis.double(), found.bias.double() @ basis.double().T
+    if bias:  # what of the mean lies outside
+        mean = targets.mean(0).double()
+        shift = shift + mean - spread @ (spread.T @ mean)
+    if found.expand is not None:
+        return Factors(found.core, shift, found.reduce, spread @ found.expand)
+    return Factors(torch.tensordot(spread, found.core, 1), shift, found.reduce)
+
+
 @dataclass(frozen=True)
 class _Map:
     """A linear map `slope`, or where its rank was cut `expand · slope`, and a bias."""
