@@ -98,3 +98,16 @@ def test_every_rank_of_it_fits(made: tuple[nn.Module, Tensor], rank: int) -> Non
     spread = (other - other.mean(0)).norm()
     lost = float((one - other).norm() / spread)
     assert lost < 1e-4 if rank == 24 else 1e-4 < lost < 1
+
+
+def test_one_that_no_gradient_reaches_keeps_its_outputs(made: tuple[nn.Module, Tensor]) -> None:
+    class Detached(Many):
+        def forward(self, input: Tensor) -> Tensor:
+            return super().forward(input).detach()
+
+    torch.manual_seed(0)
+    model = Detached().eval()
+    found = obo.observe(model, made[1])
+    seen = found.layers["6"]
+    assert seen.gradients.shape == (24, 24)
+    assert bool(seen.gradients.any())

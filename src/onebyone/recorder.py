@@ -101,8 +101,8 @@ class LayerStatistics:
 
     @property
     def covariance(self) -> Float[Tensor, "*groups out out"]:
-        """That of all outputs, or as the gradients are, in float64."""
-        if self.basis is None or self.bounded:
+        """That of all outputs, in float64."""
+        if self.basis is None:
             return self.outputs.covariance
         groups, size, reach = self.basis.shape
         own = self.outputs.covariance.reshape(groups, reach, reach)

@@ -207,7 +207,7 @@ def _filled(
     dense = {name: seen for name, seen in layers.items() if seen.outputs.size}
     unfelt = stand_in(
         {name: seen.gradients for name, seen in dense.items()},
-        lambda name: dense[name].covariance, images,
+        lambda name: (dense[name].outputs if dense[name].bounded else dense[name]).covariance, images,
     )  # fmt: skip
     for name in unfelt:
         for half in halves:
