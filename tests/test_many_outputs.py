@@ -32,7 +32,7 @@ def test_fit_within_the_reach_is_the_fit(rank: int | None, bias: bool) -> None:
     form = gradients.T @ gradients
     own, whole_form = basis.T @ form @ basis, factor(form, 0.0)
     whole = fit(weight, x, y, whole_form, None, rank, 1e-6, bias=bias)
-    within = fit_within(basis, weight, x, y, factor(own, 0.0), None, rank, 1e-6, bias=bias)
+    within = fit_within(basis, weight, x, y, factor(own, 0.0), rank, 1e-6, bias=bias)
 
     def outputs(found: Factors) -> Tensor:
         core, expand = found.core.double(), found.expand

@@ -319,7 +319,7 @@ def _solve(job: _Job, own: nn.Module) -> None:
     elif job.seen.bounded:
         assert job.seen.basis is not None
         factors = fit_within(
-            job.seen.basis[0], kernel, patches, targets, _metric(job), *ranks, ridge, rounds,
+            job.seen.basis[0], kernel, patches, targets, _metric(job), ranks[1], ridge,
             bias=not kept or conv.bias,
         )  # fmt: skip
     else:

@@ -90,29 +90,23 @@ def fit_within(
     patches: Float[Tensor, "samples taps c_in"],
     targets: Float[Tensor, "samples c_out"],
     metric: Float[Tensor, "reach reach"],
-    rank_in: int | None,
-    rank_out: int | None,
+    rank: int | None,
     ridge: float,
-    rounds: int = 3,
     bias: bool = True,
 ) -> Factors:
     """`fit` of a layer of many outputs, such as a classifier of thousands of classes, in what they reach.
 
     All but their mean lies in the span of the orthonormal columns Q of `basis`, that of the weights: the
-    weights that come nearest lie there too. `metric` is that within it.
+    weights that come nearest lie there too. `metric` is that within it; no band relaxes single outputs.
     """
-    wide = basis.to(targets.dtype)
-    found = fit(
-        torch.tensordot(basis.T.to(weight.dtype), weight, 1), patches, targets @ wide, metric,
-        rank_in, rank_out, ridge, None, rounds, bias,
-    )  # fmt: skip
-    spread, shift = basis.double(), found.bias.double() @ basis.double().T
-    if bias:  # what of the mean lies outside
-        mean = targets.mean(0).double()
-        shift = shift + mean - spread @ (spread.T @ mean)
+    own = torch.tensordot(basis.T.to(weight.dtype), weight, 1)
+    found = fit(own, patches, targets @ basis.to(targets.dtype), metric, None, rank, ridge, bias=bias)
+    spread = basis.double()
+    mean = targets.mean(0).double() if bias else torch.zeros_like(spread[:, 0])
+    shift = mean + spread @ (found.bias.double() - spread.T @ mean)
     if found.expand is not None:
-        return Factors(found.core, shift, found.reduce, spread @ found.expand)
-    return Factors(torch.tensordot(spread, found.core, 1), shift, found.reduce)
+        return Factors(found.core, shift, expand=spread @ found.expand)
+    return Factors(torch.tensordot(spread, found.core, 1), shift)
 
 
 @dataclass(frozen=True)

@@ -128,7 +128,7 @@ def paced(
         raise BudgetError(
             f"latency={budget.latency} cannot be met in {_place(runtime, threads)}: the lowest that "
             f"was measured is {min(tried):.3f} of the original's time (the whole network, "
-            "whatever the times of its layers promise): give more than that"
+            "whatever the times of its layers promise); give a larger budget"
         )
     return found
 
