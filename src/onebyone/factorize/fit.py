@@ -100,7 +100,9 @@ def fit_within(
     weights that come nearest lie there too. `metric` is that within it; no band relaxes single outputs.
     """
     own = torch.tensordot(basis.T.to(weight.dtype), weight, 1)
-    found = fit(own, patches, targets @ basis.to(targets.dtype), metric, None, rank, ridge, bias=bias)
+    found = fit(
+        own, patches, targets @ basis.to(targets.dtype), metric, None, rank, ridge, bias=bias
+    )
     spread = basis.double()
     mean = targets.mean(0).double() if bias else torch.zeros_like(spread[:, 0])
     shift = mean + spread @ (found.bias.double() - spread.T @ mean)
