@@ -25,7 +25,7 @@ def layer(bias: bool, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return weight, x + 0.1 * torch.randn(x.shape, generator=generator), y, gradients
 
 
-@pytest.mark.parametrize(("rank", "bias"), [(None, True), (None, False), (2, True), (6, True)])
+@pytest.mark.parametrize(("rank", "bias"), [(None, True), (None, False), (2, True), (6, True), (9, True), (40, False)])
 def test_fit_within_the_reach_is_the_fit(rank: int | None, bias: bool) -> None:
     weight, x, y, gradients = layer(bias)
     basis = reach(weight[:, 0])
@@ -81,7 +81,7 @@ def test_a_classifier_of_many_classes_is_slimmed(made: tuple[nn.Module, Tensor])
     assert float((one - other).norm() / spread) < 0.5
 
 
-@pytest.mark.parametrize("rank", [24, 9, 1])
+@pytest.mark.parametrize("rank", [3000, 24, 9, 1])
 def test_every_rank_of_it_fits(made: tuple[nn.Module, Tensor], rank: int) -> None:
     model, images = made
     statistics = obo.observe(model, images)
@@ -97,7 +97,7 @@ def test_every_rank_of_it_fits(made: tuple[nn.Module, Tensor], rank: int) -> Non
         one, other = lighter(images), model(images)
     spread = (other - other.mean(0)).norm()
     lost = float((one - other).norm() / spread)
-    assert lost < 1e-4 if rank == 24 else 1e-4 < lost < 1
+    assert lost < 1e-4 if rank >= 24 else 1e-4 < lost < 1
 
 
 def test_one_that_no_gradient_reaches_keeps_its_outputs(made: tuple[nn.Module, Tensor]) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import pad
 
 from onebyone.factorize.alternate import improve_basis
 from onebyone.factorize.balance import balanced
@@ -107,7 +108,9 @@ def fit_within(
     mean = targets.mean(0).double() if bias else torch.zeros_like(spread[:, 0])
     shift = mean + spread @ (found.bias.double() - spread.T @ mean)
     if found.expand is not None:
-        return Factors(found.core, shift, expand=spread @ found.expand)
+        more = max(0, (rank or 0) - len(found.core))  # past the reach there is nothing to add
+        core, expand = pad(found.core, (0, 0, 0, 0, 0, more)), pad(found.expand, (0, more))
+        return Factors(core, shift, expand=spread @ expand)
     return Factors(torch.tensordot(spread, found.core, 1), shift)
 
 
