@@ -25,7 +25,9 @@ def layer(bias: bool, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return weight, x + 0.1 * torch.randn(x.shape, generator=generator), y, gradients
 
 
-@pytest.mark.parametrize(("rank", "bias"), [(None, True), (None, False), (2, True), (6, True), (9, True), (40, False)])
+@pytest.mark.parametrize(
+    ("rank", "bias"), [(None, True), (None, False), (2, True), (6, True), (9, True), (40, False)]
+)
 def test_fit_within_the_reach_is_the_fit(rank: int | None, bias: bool) -> None:
     weight, x, y, gradients = layer(bias)
     basis = reach(weight[:, 0])

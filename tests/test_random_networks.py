@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import random
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import onebyone as obo
+from onebyone.errors import ModelError
 from onebyone.lockstep import Lockstep
 from onebyone.tree import draw_from, random_numbers
 
@@ -171,3 +173,26 @@ def test_a_chunk_has_no_thread_before_its_turn() -> None:
     assert solved == [0]
     assert max(threads) <= 2
     assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("kind", ["noise", "dropout"])
+def test_saved_it_takes_any_number_of_images(kind: str, tmp_path: Path) -> None:
+    """The numbers drawn for two images are others than those for each alone."""
+    slimmed = obo.slim(noisy(kind), pictures(64), macs=0.8, held_out=16, latency=False)
+    loaded = obo.load(slimmed.save(tmp_path / "out"))
+    assert loaded.fixed_batch is None
+    for n in (1, 2, 5):
+        torch.manual_seed(3)
+        found = loaded.model(pictures(n))
+        assert found.shape == (n, 3, 12, 12)
+        torch.manual_seed(3)
+        if kind == "noise":  # dropout draws for numbers as they lie in memory
+            assert torch.equal(found, slimmed.model(pictures(n)))
+
+
+def test_why_it_is_not_exported(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    with pytest.raises(ModelError, match="draws random numbers when it runs"):
+        obo.export(noisy("noise"), pictures(1), tmp_path / "net.onnx", latency=False)
+    assert not list(tmp_path.iterdir())

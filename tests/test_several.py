@@ -293,6 +293,18 @@ class TestSlim:
         with pytest.raises(ModelError, match=message):
             obo.slim(model, given, macs=0.5)
 
+    def test_those_taken_by_name_alone_are_named(self) -> None:
+        class ByName(nn.Conv2d):
+            def forward(self, *, image: Tensor, scale: Tensor) -> Tensor:
+                return super().forward(image) * scale[:, None, None, None]
+
+        with pytest.raises(ModelError, match="takes image, scale by name alone"):
+            obo.slim(
+                ByName(3, 8, 3),
+                {"image": torch.randn(8, 3, 8, 8), "scale": torch.ones(8)},
+                macs=0.5,
+            )
+
     def test_an_optional_input_may_be_left_out(self) -> None:
         model, _ = fused()
         given = {k: v for k, v in inputs().items() if k != "conditions"}

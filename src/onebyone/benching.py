@@ -165,7 +165,12 @@ def _in_pytorch(
     title, setting = PYTORCH[name]
     own = on_cpu_in_float32(model)
     ready = stack.enter_context(prepared(own, inputs, setting))
-    return _Entry(f"{title} {version('torch')}", lambda given: [ready.infer()])  # type: ignore[list-item]
+
+    def run(given: Sequence[Tensor]) -> list[Tensor]:
+        ready.renew()
+        return [ready.infer()]  # type: ignore[list-item]
+
+    return _Entry(f"{title} {version('torch')}", run)
 
 
 def _as_it_is(

@@ -117,7 +117,7 @@ class Lockstep:
         try:
             if not self.stopped:
                 with torch.no_grad():
-                    self.model(self.chunks[index])
+                    self.model(self.chunks[index].clone())
         except _Stopped:
             pass
         except BaseException as error:  # handed to the thread that called run

@@ -18,7 +18,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from onebyone.conv import ConvSpec, layer_for, same_padding
 from onebyone.errors import listed
-from onebyone.running import call, suited
+from onebyone.running import call, placed_for
 from onebyone.surveying import PLAIN, used_otherwise
 from onebyone.tree import (
     evaluating,
@@ -60,7 +60,7 @@ def plain(model: nn.Module, image: Tensor) -> Plain:
     owners = Counter(id(p) for m in model.modules() for p in m._parameters.values())
     if not layers:
         return Plain(model)
-    image = suited(model, image)
+    image = placed_for(model, image)
     inputs = _inputs(model, layers, image)
     new: dict[str, nn.Module] = {}
     computed: dict[str, Computed] = {}
@@ -130,7 +130,7 @@ def _inputs(
         m.register_forward_pre_hook(hook(n), with_kwargs=True) for n, m in layers.items()
     ]  # fmt: skip
     with evaluating(model), torch.no_grad(), hooked(handles):
-        call(model, image)
+        call(model, image.clone())
     return {name: tensors for name, tensors in seen.items() if name not in odd}
 
 

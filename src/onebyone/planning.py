@@ -34,7 +34,9 @@ from onebyone.tree import check_networks, modules_by_name, uncompiled
 
 ROUNDING = 1e-9
 KEPT_ALONE = "no form of it is cheaper than the layer itself"
-OUTSIDE = "what no layer computes itself, such as attention's products"
+OUTSIDE = (
+    "what no convolution and no linear layer computes, such as attention's products or an LSTM"
+)
 TOLD = 0.05  # of a cost: what stays is told from so much on
 REPAIRS = 12  # widths that are tried once more at the end
 NO_RANKS = np.zeros((1, 0), dtype=np.int64)  # those of a layer as it is

@@ -31,7 +31,7 @@ from onebyone.plain import plain
 from onebyone.planning import check_seen
 from onebyone.plans import Decision, Plan, as_plan
 from onebyone.recorder import LayerStatistics
-from onebyone.running import call, release_memory, suited
+from onebyone.running import call, placed_for, release_memory
 from onebyone.sampling import choose_positions, output_rows, patch_rows, positions_of
 from onebyone.several import packed, takes_packed, unpacked
 from onebyone.statistics import Statistics, observe
@@ -116,7 +116,7 @@ def rewrite(
     statistics = statistics or observe(model, every, seed=plan.seed, memory=memory)
     jobs = _jobs(model, plan, statistics)
     size = max(1, min(CHUNK, memory // max(40 * statistics.survey.live_bytes, 1)))
-    chunks = [suited(model, part) for part in inputs.split(size)]
+    chunks = [placed_for(model, part) for part in inputs.split(size)]
     _share(model, jobs, chunks, statistics, memory)
     with evaluating(model):
         drawn = _collect(model, jobs, chunks, plan.seed)
@@ -238,7 +238,7 @@ def _collect(
             current[0] = index
             counts.clear()
             drawn.append(random_numbers())
-            call(model, chunk)
+            call(model, chunk.clone())
     return drawn
 
 

@@ -19,7 +19,16 @@ ALONE = "more than 1 value per channel when training"
 
 
 def suited(model: nn.Module, inputs: Tensor) -> Tensor:
-    """The inputs on the device and in the floating dtype of the network's first parameter."""
+    """A copy of the inputs on the device and in the floating dtype of the network's first parameter.
+
+    A copy, since a network may write to what it is given (`x.sub_(mean)`).
+    """
+    placed = placed_for(model, inputs)
+    return placed.clone() if placed is inputs else placed
+
+
+def placed_for(model: nn.Module, inputs: Tensor) -> Tensor:
+    """As `suited`, but no copy where the inputs suit already: not for the network to run on."""
     first = next((p for p in model.parameters() if p.is_floating_point()), None)
     return inputs if first is None else inputs.to(first.device, first.dtype)
 

@@ -409,6 +409,12 @@ def _order(model: nn.Module, names: tuple[str, ...]) -> list[str]:
     needed = [p.name for p in kinds if p.kind in POSITIONAL and p.default is p.empty]
     if any(p.kind is p.VAR_POSITIONAL for p in kinds) and not taken:
         return given
+    by_name = [p.name for p in kinds if p.kind is p.KEYWORD_ONLY and p.name in given]
+    if by_name:
+        raise ModelError(
+            f"the network's forward takes {', '.join(by_name)} by name alone (after a *), and networks "
+            "are called here with their inputs in order: wrap it in one whose forward takes them so"
+        )
     if set(taken[: len(given)]) != set(given) or not set(needed) <= set(given):
         raise ModelError(
             f"the inputs are {', '.join(given)}, and the network's forward takes "

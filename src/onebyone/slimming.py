@@ -204,7 +204,7 @@ def _verified(
                 measured=found.measured,
             )  # fmt: skip
     plan = replace(found.plan, source=source, notes=(*found.plan.notes, *notes))
-    example = as_called(model, suited(model, used.inputs[:1]).clone())
+    example = as_called(model, suited(model, used.inputs[:1]))
     return Slimmed(
         unpacked(found.model), plan, result, example, preprocess, classes, clock.seconds, insight
     )

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from onebyone.conv import CONVOLUTIONS, TRANSPOSED, ConvSpec, Places
 from onebyone.errors import ModelError
 from onebyone.measurement.counting import count
-from onebyone.running import call, suited
+from onebyone.running import call, placed_for, suited
 from onebyone.sampling import positions_of
 from onebyone.tree import (
     evaluating,
@@ -93,7 +93,7 @@ def survey(model: nn.Module, image: Tensor) -> Survey:
     Raises ModelError when the model fails on it or has no convolution and no linear layer.
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    image = suited(model, image)
+    image = placed_for(model, image)
     layers: dict[str, nn.Module] = {
         n: m for n, m in modules_by_name(model).items() if isinstance(m, CONV_LIKE)
     }
@@ -105,7 +105,7 @@ def survey(model: nn.Module, image: Tensor) -> Survey:
         )
     watcher = _Watcher(layers)
     with torch.no_grad(), hooked(watcher.attach(model)):
-        call(model, image)
+        call(model, image.clone())
     read = used_otherwise(model, [n for n, m in layers.items() if type(m) in PLAIN], image)
     shared = _shared_weights(model)
     order = {name: i for i, name in enumerate(watcher.calls)}
@@ -331,7 +331,7 @@ def used_otherwise(model: nn.Module, names: list[str], image: Tensor) -> dict[st
     probes = {n: _Probe(copies[n], reads[n]) for n in names}
     shell = replace_modules(shell, probes)
     with torch.no_grad():
-        call(shell, image)
+        call(shell, image.clone())
     return {
         name: f"the model's own code reads its attribute `{found[0]}`"
         if found

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from onebyone.deepening.insertions import Activation, Insertion, insert
 from onebyone.deepening.places import BLOCKS, Place, find_places
-from onebyone.running import call, first_output, suited
+from onebyone.running import call, first_output, placed_for
 from onebyone.sensing import overwrites
 from onebyone.tree import deep_copy, modules_by_name, replace_modules, tensors_in
 
@@ -34,7 +34,7 @@ def candidates(
     places = find_places(model, example)
     style = _Style.of(model, places)
     found = [c for place in places for c in style.candidates(place, kinds, widths)]
-    return _tried(model, suited(model, example), found)
+    return _tried(model, placed_for(model, example), found)
 
 
 class _Style:
@@ -105,7 +105,7 @@ def _tried(model: nn.Module, image: Tensor, found: list[Insertion]) -> tuple[Ins
     if not first:
         return tuple(found)
     with torch.no_grad():
-        expected = [t.detach().clone() for t in tensors_in(call(model, image))]
+        expected = [t.detach().clone() for t in tensors_in(call(model, image.clone()))]
     reasons = dict.fromkeys(_unheard(model, list(first.values())), MODE)
     rest = [c for c in first.values() if c.place not in reasons]
     reasons |= dict.fromkeys(_changing(model, image, expected, rest), CHANGES)
@@ -148,7 +148,7 @@ def inserted(model: nn.Module, found: tuple[Insertion, ...], seed: int = 0) -> n
 def _equal(model: nn.Module, image: Tensor, expected: list[Tensor], found: list[Insertion]) -> bool:
     with torch.no_grad():
         try:
-            given = list(tensors_in(call(inserted(model, tuple(found)), image)))
+            given = list(tensors_in(call(inserted(model, tuple(found)), image.clone())))
         except Exception:
             return False
     return same(expected, given)
@@ -183,7 +183,7 @@ def _unread(model: nn.Module, image: Tensor, found: list[Insertion]) -> list[str
         parameter.requires_grad_(True)
 
     def back() -> None:
-        output = first_output(call(trial, image))
+        output = first_output(call(trial, image.clone()))
         if output.requires_grad:
             output.float().square().sum().backward()
 

@@ -37,7 +37,7 @@ from onebyone.recovery.fine_tuning import FineTuned, fine_tune
 from onebyone.recovery.objective import check_labels
 from onebyone.recovery.recipe import Recipe, check_recipe
 from onebyone.recovery.status import Status
-from onebyone.running import call, first_output, suited
+from onebyone.running import call, first_output, placed_for, suited
 from onebyone.several import Packing, as_called, pack_example, packed, unpacked
 from onebyone.tree import check_weights, evaluating, guarded, tensors_in
 from onebyone.verification import Verification, verify
@@ -180,7 +180,7 @@ def deepen(
         result = verify(
             reference, deeper, others, example=image, latency=latency, progress=clock.tell
         )
-    own = as_called(model, suited(model, image).clone())
+    own = as_called(model, suited(model, image))
     return Deepened(unpacked(deeper), plan, result, own, preprocess, classes, tuned, clock.seconds)
 
 
@@ -363,10 +363,10 @@ def _left(found: tuple[Insertion, ...], chosen: tuple[Insertion, ...]) -> tuple[
 
 def _check_same(model: nn.Module, image: Tensor, chosen: tuple[Insertion, ...], seed: int) -> None:
     """ModelError should the outputs of the deeper network differ."""
-    inputs = suited(model, image)
+    inputs = placed_for(model, image)
     with torch.no_grad():
         networks = (model, inserted(model, chosen, seed))
-        before, after = (list(tensors_in(call(m, inputs))) for m in networks)
+        before, after = (list(tensors_in(call(m, inputs.clone()))) for m in networks)
     if not same(before, after):
         raise ModelError(
             "the network's outputs changed when blocks were inserted that compute nothing yet: its "

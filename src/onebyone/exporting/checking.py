@@ -101,7 +101,11 @@ def check(
     found: list[list[Tensor]] = []
     with evaluating(model), torch.inference_mode():
         for part in _parts(inputs, any_batch):
-            mine = [t for t in tensors_in(call(model, *part)) if t.is_floating_point()]
+            mine = [
+                t
+                for t in tensors_in(call(model, *(x.clone() for x in part)))
+                if t.is_floating_point()
+            ]
             theirs = [t for t in _run(session, part) if t.is_floating_point()]
             if not mine:
                 raise ModelError("it returns no floating-point numbers, which are what is compared")
@@ -138,7 +142,7 @@ def _check_rows(
     most, worst = 0.0, 0.0
     with evaluating(model), torch.inference_mode():
         for part in _parts(inputs, any_batch=False):
-            mine = list(tensors_in(call(model, *part)))
+            mine = list(tensors_in(call(model, *(x.clone() for x in part))))
             theirs = _run(session, part)
             shapes = [[tuple(t.shape[1:]) for t in side] for side in (mine, theirs)]
             if shapes[0] != shapes[1]:

@@ -81,7 +81,7 @@ def _right_for_one(program: ExportedProgram, model: nn.Module, inputs: tuple[Ten
     found = []
     for run in (model, program.module()):
         with torch.no_grad(), random_state(0), kept(model):
-            found.append(tree_leaves(run(*one)))
+            found.append(tree_leaves(run(*(x.clone() for x in one))))
     return all(agree(*leaves) for leaves in zip(*found, strict=True))
 
 

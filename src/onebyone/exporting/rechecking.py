@@ -17,7 +17,9 @@ from onebyone.exporting.checking import LIMITS, Check, check
 from onebyone.exporting.network import FLOAT32, INT8, on_cpu_in_float32
 from onebyone.exporting.targets import Target, target_of
 from onebyone.preprocessing import Preprocess
+from onebyone.running import call
 from onebyone.several import Packing, described, flat, packing_of, taken_out
+from onebyone.tree import evaluating, random_state
 
 CHECKED = 64  # images at most
 CALIBRATED = 128  # images at most
@@ -88,9 +90,23 @@ def checked(
 ) -> Check:  # fmt: skip
     """The check; ModelError where it fails."""
     found = compared(target, path, model, inputs, dtype, any_batch, drawn)
-    if found.failure is not None:
-        raise ModelError(f"the {target.title} export in {dtype} failed its check: {found.failure}")
-    return found
+    if found.failure is None:
+        return found
+    why = f"the {target.title} export in {dtype} failed its check: {found.failure}"
+    if _draws(model, inputs):
+        why += (
+            ". The network draws random numbers when it runs, and each runtime draws others: outputs "
+            "cannot be compared. Give them to it as an input, or leave them out of what is exported"
+        )
+    raise ModelError(why)
+
+
+@torch.inference_mode()
+def _draws(model: nn.Module, inputs: tuple[Tensor, ...]) -> bool:
+    with evaluating(model), random_state(0):
+        before = torch.get_rng_state()
+        call(model, *(x[:1].clone() if x.ndim else x.clone() for x in inputs))
+        return not torch.equal(before, torch.get_rng_state())
 
 
 def compared(

@@ -68,7 +68,7 @@ class Loaded:
         """A copy of what one call takes, in the network's floating dtype."""
         return tree_map_only(
             Tensor,
-            lambda x: suited(self.model, x).clone() if x.is_floating_point() else x.clone(),
+            lambda x: suited(self.model, x) if x.is_floating_point() else x.clone(),
             self.inputs,
         )
 

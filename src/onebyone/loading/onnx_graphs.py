@@ -153,7 +153,7 @@ def _check_outputs(model: nn.Module, path: Path, inputs: dict[str, Tensor]) -> N
     """Compare with onnxruntime, where that is installed."""
     try:
         with torch.no_grad():
-            outputs = model(*inputs.values())
+            outputs = model(*(x.clone() for x in inputs.values()))
     except Exception as error:
         raise ModelError(f"{path} was converted but does not run: {error}. {ADVICE}") from error
     try:

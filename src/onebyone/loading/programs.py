@@ -14,6 +14,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx import Graph, GraphModule, Node
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from onebyone.errors import ModelError
 from onebyone.loading.computed import gather_computed
@@ -29,7 +30,10 @@ TRAINING = {  # operators with a flag for training, and its name
     "feature_alpha_dropout": "train", "native_dropout": "train", "rrelu": "training",
     "batch_norm": "training", "instance_norm": "use_input_stats",
 }  # fmt: skip
-RANDOM = ("bernoulli", "rand", "rand_like", "randn", "randn_like", "uniform")
+RANDOM = (
+    "bernoulli", "exponential", "multinomial", "normal", "normal_functional", "poisson", "rand",
+    "rand_like", "randint", "randint_like", "randn", "randn_like", "randperm", "uniform",
+)  # fmt: skip
 OF_BATCHES = ("_native_batch_norm_legit_functional",)
 TIES = 0.01  # of the whole numbers that a network returns may differ from batch to batch
 VIEWS = ("view", "reshape", "_unsafe_view", "view_copy", "_reshape_alias")
@@ -336,13 +340,16 @@ def _named_tensors(root: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def takes_any_batch(model: nn.Module, inputs: tuple[Tensor, ...]) -> bool:
-    """Whether two images together give what each gives alone. Buffers that the model changes come back."""
+    """Whether two images together give what each gives alone. Buffers that the model changes come back.
+
+    All random numbers are the same meanwhile: others could not be told from what a batch changes.
+    """
     one = [_varied(x[:1], 0) for x in inputs]
     other = [_varied(x[:1], 1) for x in inputs]
 
     def outputs(given: list[Tensor]) -> list[Any]:
-        with kept(model):
-            return pytree.tree_leaves(model(*given))
+        with kept(model), _Drawn():
+            return pytree.tree_leaves(model(*(x.clone() for x in given)))
 
     try:
         with torch.no_grad():
@@ -351,6 +358,18 @@ def takes_any_batch(model: nn.Module, inputs: tuple[Tensor, ...]) -> bool:
             return all(agree(*leaves) for leaves in found)
     except Exception:  # any operator may refuse another batch in its own words
         return False
+
+
+class _Drawn(TorchDispatchMode):
+    """What is drawn at random is the same for every image: one half, of whole numbers 0."""
+
+    def __torch_dispatch__(
+        self, operator: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        found = operator(*args, **(kwargs or {}))
+        if operator.overloadpacket.__name__.rstrip("_") in RANDOM and isinstance(found, Tensor):
+            found.fill_(0.5 if found.is_floating_point() else 0)
+        return found
 
 
 def _varied(image: Tensor, seed: int) -> Tensor:

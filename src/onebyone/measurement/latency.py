@@ -90,7 +90,7 @@ def time_settings(
         place = next(iter(ready.values())).weight.device if ready else None
         samples = interleave(
             steps, threads=first.threads, device=place, seconds=seconds, clock=clock,
-            before=(lambda name: ready[name].forget_gradients()) if first.training else None,
+            before=lambda name: ready[name].renew(),
         )  # fmt: skip
         return {n: latency_of(n, samples, r, networks[n][1]) for n, r in ready.items()}
 

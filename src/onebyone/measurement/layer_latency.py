@@ -110,6 +110,7 @@ def _layers(ready: Ready) -> tuple[dict[str, nn.Module], Counter[str]]:
         spans.attach()
         with torch.no_grad():
             ready.infer()
+            ready.renew()
     finally:
         spans.detach()
     calls: Counter[str] = Counter()
@@ -155,8 +156,7 @@ class _Inside:
             backward(loss)
 
     def _before(self, name: str) -> None:
-        if torch.is_grad_enabled():
-            self.ready.forget_gradients()
+        self.ready.renew()
         if name == HOOKED:
             self.spans.attach()
 

@@ -83,6 +83,7 @@ def _captured(layers: Mapping[str, nn.Module], ready: Ready) -> dict[str, list[_
         for name, layer in layers.items()
     ]
     with hooked(handles):
+        ready.renew()
         ready.infer()
     return calls
 

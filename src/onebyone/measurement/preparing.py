@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import ceil
 from typing import Any
 
@@ -49,13 +49,19 @@ class Ready:
     """A network in the right mode, type, layout and place, and inputs that suit it.
 
     `plain` is the network without what torch.compile wraps around it. `notes` has a sentence where the
-    network was found to take gradients in its own forward: it runs with gradients then.
+    network was found to take gradients in its own forward: it runs with gradients then. `afresh` makes
+    the inputs again.
     """
 
     model: nn.Module
     plain: nn.Module
     inputs: tuple[Any, ...]
+    afresh: Callable[[], tuple[Any, ...]]
     notes: list[str] = field(default_factory=list)
+    versions: list[int] = field(default_factory=list)  # PyTorch's count of writes to each input
+
+    def __post_init__(self) -> None:
+        self.versions[:] = [t._version for t in _tensors(self.inputs)]
 
     @property
     def weight(self) -> Tensor:
@@ -80,6 +86,18 @@ class Ready:
     def train(self) -> None:
         """Forward, the sum of all floating-point outputs, backward."""
         backward(total(self.infer()))
+
+    def renew(self) -> None:
+        """Before a pass, outside the clock: no gradients, and inputs as given where it wrote to them."""
+        if torch.is_grad_enabled():
+            self.forget_gradients()
+        own = _tensors(self.inputs)
+        if self.versions == [t._version for t in own]:
+            return
+        with torch.no_grad():
+            for tensor, new in zip(own, _tensors(self.afresh()), strict=True):
+                tensor.detach_().copy_(new)
+        self.versions[:] = [t._version for t in own]
 
     def forget_gradients(self) -> None:
         """As an optimizer does after each step."""
@@ -111,14 +129,15 @@ def prepared(
             plain = _fitted(model, setting, stack, values)
             _check_weights(plain, values)
             given = example if isinstance(example, tuple) else (example,)
-            inputs = _suited(_repeated(given, setting.batch), plain, setting)
+            given = _repeated(given, setting.batch)
+            inputs = _suited(given, plain, setting)
         stack.enter_context(torch.inference_mode(not training))
         if training:
             stack.enter_context(torch.enable_grad())
             to_training(plain)
         else:
             stack.enter_context(evaluating(plain))
-        ready = Ready(plain, plain, inputs)
+        ready = Ready(plain, plain, inputs, lambda: _suited(given, plain, setting))
         if setting.compiled:
             # After 8 networks of one class torch.compile would leave the next ones as they are.
             limits: Any = torch._dynamo.config.patch(
@@ -229,7 +248,7 @@ def _repeated(inputs: tuple[Any, ...], batch: int | None) -> tuple[Any, ...]:
 
 
 def _suited(inputs: tuple[Any, ...], model: nn.Module, setting: Setting) -> tuple[Any, ...]:
-    """Inputs in the network's place and type, whole-number ones in their own type."""
+    """Copies of the inputs in the network's place and type, whole-number ones in their own type."""
     weights = list(model.parameters())
     first = next((p for p in weights if p.is_floating_point()), None)
     device = weights[0].device if weights else setting.device
@@ -238,19 +257,24 @@ def _suited(inputs: tuple[Any, ...], model: nn.Module, setting: Setting) -> tupl
     def fit(value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
-        value = value.detach().to(device=device, dtype=dtype if value.is_floating_point() else None)
-        value = _channels_last(value) if setting.channels_last else value
-        # What was made in inference mode cannot be kept for a backward pass.
-        return value.clone() if setting.training and value.is_inference() else value
+        own = dtype if value.is_floating_point() else None
+        value = value.detach().to(device=device, dtype=own, copy=True)
+        return _channels_last(value) if setting.channels_last else value
 
-    return tree_map(fit, inputs)
+    # What was made in inference mode could not be kept for a backward pass.
+    with torch.inference_mode(False), torch.no_grad():
+        return tree_map(fit, inputs)
+
+
+def _tensors(inputs: tuple[Any, ...]) -> list[Tensor]:
+    return [value for value in tree_iter(inputs) if isinstance(value, Tensor)]
 
 
 def _compiled(ready: Ready, training: bool) -> Ready:
     """What torch.compile makes of the network, after one run, which compiles it."""
     options: dict[str, Any] = {} if training else {"options": {"freezing": True}}
     model: Any = torch.compile(ready.plain, dynamic=False, **options)
-    made = Ready(model, ready.plain, ready.inputs)
+    made = replace(ready, model=model, notes=[], versions=[])
     run: Callable[[], object] = made.train if training else made.infer
     ready.infer()  # so that a network that fails is told from one that cannot be compiled
     try:

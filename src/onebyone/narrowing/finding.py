@@ -13,7 +13,7 @@ from onebyone.errors import OneByOneError
 from onebyone.narrowing.cutting import axis_of, cut_model, tensor_of
 from onebyone.narrowing.following import Follower, Found
 from onebyone.narrowing.spaces import Cut, Narrowing, Space, tensor_name
-from onebyone.running import call, suited
+from onebyone.running import call, placed_for
 from onebyone.surveying import Survey
 from onebyone.tree import hooked, modules_by_name, random_state, shallow_copy, tensors_in
 
@@ -31,8 +31,8 @@ def find_spaces(model: nn.Module, images: Tensor, survey: Survey) -> tuple[Space
     whose readers have zeros there. A model that takes other operators for other images keeps its
     widths.
     """
-    one = suited(model, images[:1])
-    two, other = (suited(model, torch.cat([s * images[:1], -s * images[-1:]])) for s in (-1, 1))
+    one = placed_for(model, images[:1])
+    two, other = (placed_for(model, torch.cat([s * images[:1], -s * images[-1:]])) for s in (-1, 1))
     try:
         found, _ = _followed(model, survey, one)
         # Of two images each: what is a view of one image may be a copy of several.
@@ -54,6 +54,7 @@ def find_spaces(model: nn.Module, images: Tensor, survey: Survey) -> tuple[Space
 def _followed(model: nn.Module, survey: Survey, images: Tensor) -> tuple[list[Found], list[str]]:
     layers = {s.layer: s.conv for s in survey.layers if s.conv is not None and s.refusal is None}
     follower = Follower(model, layers)
+    images = images.clone()  # before the follower watches: the network may write to them
     with torch.no_grad(), random_state(0), hooked(follower.attach()), follower:
         output = model(images)
     return follower.result(output), follower.operators
@@ -153,7 +154,7 @@ def _outputs(model: nn.Module, layers: Sequence[str], images: Tensor) -> list[Te
 
     handles = [modules[name].register_forward_hook(look) for name in layers]
     with torch.no_grad(), random_state(0), hooked(handles):
-        return [*tensors_in(call(model, images)), *seen]
+        return [*tensors_in(call(model, images.clone())), *seen]
 
 
 def _close(one: Tensor, other: Tensor) -> bool:

@@ -313,7 +313,7 @@ def _freeze_unused(student: nn.Module, batch: Tensor) -> bool:
 
 def _forward_and_back(model: nn.Module, batch: Tensor, dtype: torch.dtype) -> None:
     with torch.autocast(batch.device.type, dtype, enabled=dtype != torch.float32):
-        output = call(model, batch)
+        output = call(model, batch.clone())
     backward(total(output), "a network is trained by its gradients")
 
 

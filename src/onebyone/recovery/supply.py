@@ -70,7 +70,7 @@ class Shuffled:
         if not self.steps:
             raise TrainingError(
                 f"{len(self.pool):,} images fill no batch of {batch:,}: give more images, or a smaller "
-                "--batch (batch_size=)"
+                "--batch (batch_size= of Recipe)"
             )
 
     @property
