@@ -165,6 +165,37 @@ def found_in(model: nn.Module, inputs: Tensor) -> dict[str, Space]:
     return {s.name: s for s in spaces}
 
 
+class Rooted(Mobile):
+    """Takes a power of its image, of which a negative number has none."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.pow(0.45))
+
+
+class Ranged(Mobile):
+    """Refuses what is negative, without looking at numbers from Python: a table has no such row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.linspace(0, 1, 256))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(
+            nn.functional.embedding((255 * x).long(), self.table[:, None])[..., 0]
+        )
+
+
+@pytest.mark.parametrize("kind", [Rooted, Ranged])
+def test_images_of_a_range_of_their_own(kind: type[nn.Module]) -> None:
+    model, inputs = settled(kind()), torch.rand(4, 4, 8, 8)
+    plain = found_in(settled(Mobile()), inputs)
+    found = found_in(model, inputs)
+    assert {n: (s.refusal, s.cuts) for n, s in found.items()} == {
+        n: (s.refusal, s.cuts) for n, s in plain.items()
+    }
+    assert any(s.refusal is None for s in found.values())
+
+
 def check_spaces_of_mobile() -> None:
     """Law: writers, readers, what stands between, and every tensor with an entry for each channel."""
     spaces = found_in(settled(Mobile()), images(4, 4, 8, 8))

@@ -305,6 +305,12 @@ class TestSlim:
                 macs=0.5,
             )
 
+    def test_channels_are_left_out_beside_numbers_that_are_looked_up(self) -> None:
+        model, _ = fused()
+        spaces = {s.name: s for s in obo.observe(model, inputs()).spaces}
+        assert spaces["rgb.0.0"].refusal is None
+        assert spaces["depth.0.0"].refusal is None
+
     def test_an_optional_input_may_be_left_out(self) -> None:
         model, _ = fused()
         given = {k: v for k, v in inputs().items() if k != "conditions"}

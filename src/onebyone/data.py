@@ -344,7 +344,8 @@ def _inputs(values: Tensor | np.ndarray, preprocess: Preprocess | None) -> Tenso
         if preprocess is None:
             raise DataError(
                 "the images are uint8 and the network's normalization is not known: give "
-                "--mean and --std (in Python a Preprocess), or images already normalized to float"
+                "--mean and --std (in Python a Preprocess), or images already normalized to float "
+                "(for a network that does so itself, images.float())"
             )
         _check_channels(values, preprocess)
         values = preprocess.normalize(values)

@@ -17,7 +17,7 @@ from onebyone.factorize.squeeze import tap_products
 from onebyone.moments import Moments, RangeMoments, Reads, add_products
 from onebyone.sampling import choose_positions, output_rows, patch_rows, positions_of
 from onebyone.surveying import Seen, Survey
-from onebyone.tree import modules_by_name
+from onebyone.tree import modules_by_name, out_of_inference
 
 WORK_SHARE = 0.06  # of a layer's own arithmetic that sampling for one moment may cost
 LEAST_ROWS, MOST_ROWS = 4096, 32768
@@ -198,6 +198,7 @@ class Recorder:
         conv = seen.conv
         assert conv is not None
 
+        @out_of_inference
         def hook(_: nn.Module, args: tuple[Tensor], y: Tensor) -> Tensor:
             x = args[0].detach()
             if not y.numel():  # rows that the network chooses itself, and chose none of

@@ -31,6 +31,7 @@ from onebyone.exporting.network import (
     write_as_taken,
 )  # fmt: skip
 from onebyone.exporting.onnx import export_onnx
+from onebyone.exporting.outputs import with_plain_outputs
 from onebyone.exporting.program import quiet, takes_any_batch
 from onebyone.exporting.rechecking import checked, drawn_images
 from onebyone.exporting.targets import TARGETS
@@ -226,13 +227,14 @@ def _write_programs(
     """The network for use without onebyone, as far as it can be exported; notes on what cannot."""
     given = slimmed.example if isinstance(slimmed.example, tuple) else (slimmed.example,)
     model, inputs = flat(model, given)
+    model, other = with_plain_outputs(model, inputs)
     program = exportable(model, inputs)
     if isinstance(program, str):
         return [f"no {PROGRAM} and no {ONNX}: {program}"]
     if isinstance(program, Traced):
         notes = [f"no {PROGRAM}: {program.why}"]
     else:
-        notes = _write_program(program, folder / PROGRAM)
+        notes = [*([other] if other else []), *_write_program(program, folder / PROGRAM)]
     if _dtype_of(inputs) not in LIMITS:  # no runtime of ONNX takes it
         model = on_cpu_in_float32(model)
         inputs = tuple(x.float() if x.is_floating_point() else x for x in inputs)

@@ -226,10 +226,10 @@ def packed(model: nn.Module, packing: Packing | None) -> nn.Module:
         parts = packing.apart(values)
         return kind.forward(self, *(parts[name] for name in order))
 
-    return _with(model, forward=forward, **{PACKED: (packing, order)})
+    return with_own(model, forward=forward, **{PACKED: (packing, order)})
 
 
-def _with(model: nn.Module, **own: Any) -> nn.Module:
+def with_own(model: nn.Module, **own: Any) -> nn.Module:
     """A copy that shares all weights, of a class of the same name with these attributes of its own."""
     copied, kind = shallow_copy(model), type(model)
     copied.__class__ = type(kind.__name__, (kind,), {"__module__": kind.__module__, **own})
@@ -362,7 +362,7 @@ def flat(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[nn.Module, tuple[Te
         )
     parameters = [inspect.Parameter(n, inspect.Parameter.POSITIONAL_OR_KEYWORD) for n in names]
     forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    return _with(model, forward=forward), tuple(tensors_in(inputs))
+    return with_own(model, forward=forward), tuple(tensors_in(inputs))
 
 
 def pack_example(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import functools
 import gc
 import random
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
@@ -334,6 +335,19 @@ def random_state(seed: int) -> Iterator[torch.Generator]:
     with random_numbers_kept():
         torch.manual_seed(seed)
         yield torch.Generator().manual_seed(seed)
+
+
+def out_of_inference(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """A hook that keeps tensors: the inference mode of a network's own forward is off inside it."""
+
+    @functools.wraps(hook)
+    def outside(*given: Any) -> Any:
+        if not torch.is_inference_mode_enabled():
+            return hook(*given)
+        with torch.inference_mode(False), torch.no_grad():
+            return hook(*given)
+
+    return outside
 
 
 @contextmanager

@@ -212,10 +212,17 @@ def packing_for(model: nn.Module, example: Tensor | tuple[Any, ...]) -> Packing 
 
 
 def drawn_images(x: Tensor, *, fixed: bool = False) -> Tensor:
-    """Images like the example, drawn at random, always the same; as many as it has if `fixed`."""
+    """Images drawn at random between the least and the most of the example, always the same.
+
+    As many as it has if `fixed`.
+    """
     if not x.ndim:
         return x
     shape = x.shape if fixed else (DRAWN, *x.shape[1:])
     if not x.is_floating_point():
         return x[:1].expand(shape).contiguous()
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(x.dtype)
+    generator = torch.Generator().manual_seed(0)
+    least, most = x.float().aminmax() if x.numel() else (0.0, 0.0)
+    if not most > least:  # nothing is known of what images are like
+        return torch.randn(shape, generator=generator).to(x.dtype)
+    return (least + (most - least) * torch.rand(shape, generator=generator)).to(x.dtype)

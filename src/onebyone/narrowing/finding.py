@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from onebyone.narrowing.cutting import axis_of, cut_model, tensor_of
 from onebyone.narrowing.following import Follower, Found
 from onebyone.narrowing.spaces import Cut, Narrowing, Space, tensor_name
 from onebyone.running import call, placed_for
+from onebyone.several import packing_in
 from onebyone.surveying import Survey
 from onebyone.tree import hooked, modules_by_name, random_state, shallow_copy, tensors_in
 
@@ -32,11 +34,10 @@ def find_spaces(model: nn.Module, images: Tensor, survey: Survey) -> tuple[Space
     widths.
     """
     one = placed_for(model, images[:1])
-    two, other = (placed_for(model, torch.cat([s * images[:1], -s * images[-1:]])) for s in (-1, 1))
     try:
-        found, _ = _followed(model, survey, one)
+        found = _followed(model, survey, one)[0]
         # Of two images each: what is a view of one image may be a copy of several.
-        operators, again = (_followed(model, survey, x)[1] for x in (two, other))
+        two, operators, again = _unlike(model, survey, placed_for(model, images))
     except Exception:  # whatever a model does to a watched pass: it keeps its widths
         return ()
     spaces = [_space(model, survey, f) for f in found if f.writers and (f.readers or f.refusal)]
@@ -51,13 +52,55 @@ def find_spaces(model: nn.Module, images: Tensor, survey: Survey) -> tuple[Space
     return tuple(spaces)
 
 
-def _followed(model: nn.Module, survey: Survey, images: Tensor) -> tuple[list[Found], list[str]]:
+def _unlike(
+    model: nn.Module, survey: Survey, images: Tensor
+) -> tuple[Tensor, list[str], list[str]]:
+    """Two images that have little in common, and the operators of such a pair's pass and of another's.
+
+    One of each pair is negated; between its own least and most, where the network fails on what is
+    negative or gives no finite numbers there (it checks what range images have, or takes a root).
+    """
+    first, last = images[:1], images[-1:]
+    for turn in (torch.neg, lambda x: x.amin() + x.amax() - x):
+        two = torch.cat([_turned(model, first, turn), last])
+        other = torch.cat([first, _turned(model, last, turn)])
+        try:
+            (_, operators, finite), (_, again, also) = (
+                _followed(model, survey, x) for x in (two, other)
+            )
+        except Exception:
+            if turn is not torch.neg:
+                raise
+            continue
+        if finite and also:
+            break
+    return two, operators, again
+
+
+def _turned(model: nn.Module, image: Tensor, turn: Callable[[Tensor], Tensor]) -> Tensor:
+    """The image, or each input of several that is of floating-point numbers."""
+    packing = packing_in(model)
+    if packing is None:
+        return turn(image)
+    turned = image.clone()
+    for start, shape, dtype in packing.places:
+        if dtype.is_floating_point:
+            part = turned[..., start : start + prod(shape)]
+            part.copy_(turn(part))
+    return turned
+
+
+def _followed(
+    model: nn.Module, survey: Survey, images: Tensor
+) -> tuple[list[Found], list[str], bool]:
+    """What channels were found, the operators, and whether all outputs are finite."""
     layers = {s.layer: s.conv for s in survey.layers if s.conv is not None and s.refusal is None}
     follower = Follower(model, layers)
     images = images.clone()  # before the follower watches: the network may write to them
     with torch.no_grad(), random_state(0), hooked(follower.attach()), follower:
         output = model(images)
-    return follower.result(output), follower.operators
+    finite = all(t.isfinite().all() for t in tensors_in(output))
+    return follower.result(output), follower.operators, finite
 
 
 def _refused(space: Space, reason: str) -> Space:

@@ -1,0 +1,80 @@
+"""Outputs of classes of a network's own, as the lists and dicts that programs can return."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from onebyone.several import with_own
+from onebyone.tree import evaluating, kept, random_state, tensors_in
+
+
+def with_plain_outputs(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[nn.Module, str]:
+    """A network that returns dicts where this one returns named tuples, dataclasses or the like.
+
+    Itself where it returns none, or fails; and a sentence on what is another one, or "".
+    """
+    if isinstance(model, fx.GraphModule | torch.jit.ScriptModule) or "forward" in vars(model):
+        return model, ""
+    try:
+        with evaluating(model), random_state(0), kept(model), torch.no_grad():
+            found = model(*(x.clone() for x in inputs))
+    except Exception:  # what exports it will say so
+        return model, ""
+    if is_plain(found):
+        return model, ""
+    kind = type(model)
+
+    def forward(self: nn.Module, *given: Any, **named: Any) -> Any:
+        return as_plain(kind.forward(self, *given, **named))
+
+    forward.__signature__ = inspect.signature(kind.forward)  # type: ignore[attr-defined]
+    return with_own(model, forward=forward), (
+        f"what is exported returns {_described(as_plain(found))} where the network returns "
+        f"{type(found).__name__}"
+    )
+
+
+def is_plain(value: Any) -> bool:
+    """Whether it is of tensors, numbers, tuples, lists and dicts alone."""
+    if type(value) in (tuple, list):
+        return all(map(is_plain, value))
+    if type(value) is dict:
+        return all(map(is_plain, value.values()))
+    return value is None or isinstance(value, Tensor | bool | int | float | str)
+
+
+def as_plain(value: Any) -> Any:
+    """Named tuples, dataclasses, mappings and other objects with tensors as dicts, without what is None."""
+    if isinstance(value, Tensor):
+        return value
+    if type(value) in (tuple, list):
+        return type(value)(map(as_plain, value))
+    if isinstance(value, Mapping):
+        fields = dict(value)
+    elif hasattr(value, "_asdict"):
+        fields = value._asdict()
+    elif dataclasses.is_dataclass(value):
+        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    elif isinstance(value, tuple | list):
+        return list(map(as_plain, value))
+    else:
+        fields = (
+            {k: v for k, v in vars(value).items() if any(True for _ in tensors_in(v))}
+            if (hasattr(value, "__dict__"))
+            else None
+        )
+    if fields is None:
+        return value
+    return {name: as_plain(part) for name, part in fields.items() if part is not None}
+
+
+def _described(value: Any) -> str:
+    return (
+        f"a dict of {', '.join(map(str, value))}" if isinstance(value, dict) else "lists and dicts"
+    )
