@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from models import TRAPS, images, plain
+from models import TRAPS, as_trained, images, plain
 from test_conv import counted_macs, counted_params
 from test_tree import check_untouched
 from torch import Tensor, nn
@@ -187,7 +187,7 @@ def test_a_budget_too_small_says_what_stays() -> None:
 
 def check_predicted_error(budget: float = 0.7) -> None:
     """Law: the predicted rise of the loss is that of the network, within a factor of three."""
-    model, inputs = plain().eval(), images(256, 4, 12, 12)
+    model, inputs = as_trained(plain().eval()), images(256, 4, 12, 12)
     statistics = replace(obo.observe(model, inputs), spaces=())
     plan = obo.plan(model, statistics, Budget(macs=budget))
     one = max(plan.decisions, key=lambda d: d.error)

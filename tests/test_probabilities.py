@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from models import images
+from models import as_trained, images
 from planting import Bug, Patch, check_caught
 from torch import nn
 
@@ -20,6 +20,7 @@ def _networks() -> tuple[nn.Module, nn.Module]:
     plain = nn.Sequential(*layers).double().eval()
     with torch.no_grad():
         layers[-1].weight *= 8  # type: ignore[operator]
+    as_trained(plain)
     return plain, nn.Sequential(*layers, nn.Softmax(1)).eval()
 
 

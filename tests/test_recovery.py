@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import TRAPS, images
+from models import TRAPS, as_trained, images
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -271,7 +271,7 @@ class TestLearning:
         assert names == ("8",)
 
     def test_fewer_channels_are_matched_with_those_that_they_stand_for(self) -> None:
-        teacher, x = net(), images(32, 2, 10, 10)
+        teacher, x = as_trained(net()), images(32, 2, 10, 10)
         kept = torch.tensor([5, 1, 6, 11])
         assert teacher[8](teacher[:8](x)).shape[1] > 11
         student = deep_copy(teacher)

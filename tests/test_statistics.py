@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 import torch
-from models import TRAPS, images
+from models import TRAPS, as_trained, images
 from test_tree import check_untouched
 from torch import Tensor, nn
 
@@ -176,6 +176,7 @@ def test_halves_are_what_is_judged_by_them(monkeypatch: pytest.MonkeyPatch) -> N
 
 def check_fisher(model: nn.Module, inputs: Tensor) -> None:
     """Law: at a classifier's logits Σ g gᵀ is the Fisher information of the softened prediction p."""
+    as_trained(model)
     found = statistics.observe(model, inputs).layers["5"].gradients / len(inputs)
     with torch.no_grad():
         p = (model(inputs).double() / sensing.TEMPERATURE).softmax(1)

@@ -15,6 +15,9 @@ from onebyone.tree import tensors_in
 
 UNKEPT = "does not require grad", "Inference tensors cannot be saved"  # PyTorch's words
 UNCAPTURED = "UncapturedHigherOrderOpError"  # of torch.compile, which runs torch.cond
+LEAST_ROWS = 4  # images, to tell scores of classes from other values
+TOGETHER = 0.5  # of what the mean of as many values would vary by that know nothing of one another
+FEW = 16  # values an image
 ALONE = "more than 1 value per channel when training"
 
 
@@ -111,6 +114,24 @@ def as_logits(output: Tensor) -> Tensor:
     if not near or rows.amin() < 0:
         return output
     return output.clamp_min(torch.finfo(output.dtype).tiny).log()
+
+
+def are_scores(output: Tensor) -> bool:
+    """Whether rows (N, K) look like scores of K classes, and not like K values each (a box, a pose).
+
+    Cross-entropy moves scores against one another: their mean over the classes varies, from image to
+    image, by less than a hundredth of what K values vary by of which none knows of the others. Where K
+    is large, other losses may let it vary; there values have their largest at few places.
+    """
+    rows = output.detach().double()
+    count, size = rows.shape
+    if count < LEAST_ROWS or rows.logsumexp(1).abs().amax() < 1e-3:  # logarithms of probabilities
+        return True
+    together, each = rows.mean(1).var(), rows.var(0).mean()
+    if not size * together > TOGETHER * each:  # NaN too
+        return True
+    places = len(rows.argmax(1).unique())
+    return size > FEW and 8 * places > min(size, count)
 
 
 def release_memory() -> None:

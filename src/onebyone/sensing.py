@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from onebyone.errors import ModelError, line_of
-from onebyone.running import as_logits, float_outputs
+from onebyone.running import are_scores, as_logits, float_outputs
 
 TEMPERATURE = 2.0  # training images are often known by heart: their predictions say little at 1
 # PyTorch's words on what has no gradient, or has lost what it would be worked out from.
@@ -51,8 +51,9 @@ def send_back(output: object, images: int, generator: torch.Generator) -> None:
     """Send the loss's gradient back from every floating-point output of a network for some images.
 
     Logits (images, classes) have the Fisher information as their metric. Any other output has the
-    plain one where it is alone; beside others it is scaled so that its relative error counts, as much
-    as a nat of the logits' (E‖f − E f‖² is 1 for one image). Outputs without elements, or that do not
+    plain one where it is alone; beside others, or where it is a row of values an image (`are_scores`),
+    it is scaled so that its relative error counts, as much as a nat of the logits' (E‖f − E f‖² is 1
+    for one image). Outputs without elements, or that do not
     depend on the layers, send nothing.
     Raises ModelError where an output has NaN or infinite values, or none is floating-point,
     NoGradientError where gradients cannot be taken.
@@ -69,7 +70,7 @@ def send_back(output: object, images: int, generator: torch.Generator) -> None:
     if not sending:
         return
     drawn = [direction(t.detach(), generator, images) for t in sending]
-    if len(sending) > 1:
+    if len(sending) > 1 or (sending[0].ndim == 2 and not _logits(sending[0], images)):
         drawn = [d * _scale(t, images) for t, d in zip(sending, drawn, strict=True)]
     try:
         torch.autograd.backward(sending, [d.to(t) for t, d in zip(sending, drawn, strict=True)])
@@ -92,8 +93,9 @@ def direction(output: Tensor, generator: torch.Generator, images: int | None = N
 
 
 def _logits(output: Tensor, images: int | None) -> bool:
-    """Whether an output has a row of classes for each image; lists of boxes have other lengths."""
-    return output.ndim == 2 and output.shape[1] > 1 and images in (None, len(output))
+    """Whether an output has a row of classes' scores for each image; lists of boxes have other lengths."""
+    row_each = output.ndim == 2 and output.shape[1] > 1 and images in (None, len(output))
+    return row_each and are_scores(output)
 
 
 def _scale(output: Tensor, images: int) -> float:

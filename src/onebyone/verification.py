@@ -16,7 +16,7 @@ from onebyone.displaying import Displayed
 from onebyone.errors import DataError, ModelError
 from onebyone.measurement.counting import count
 from onebyone.measurement.latency import Latency, time_models
-from onebyone.running import as_logits, call, float_outputs, suited
+from onebyone.running import are_scores, as_logits, call, float_outputs, suited
 from onebyone.sampling import choose_positions, output_rows, positions_of
 from onebyone.several import packed, taken_by
 from onebyone.surveying import PLAIN
@@ -147,7 +147,7 @@ class _Comparison:
         self.right = [0, 0]
         self.total_kl = 0.0
         self.errors: list[_Error] = []
-        self.drew = False
+        self.drew = self.values = False
         self.classes: int | None = None
 
     def add(self, inputs: Tensor, labels: Tensor | None) -> None:
@@ -183,6 +183,7 @@ class _Comparison:
             error.add(y, t)
         before, after = own[0], other[0]
         if before.ndim == 2 and before.shape[1] > 1 and len(before) == len(inputs):
+            self.values |= labels is None and not are_scores(before)
             self._classify(before, after, labels)
 
     def _classify(self, before: Tensor, after: Tensor, labels: Tensor | None) -> None:
@@ -229,6 +230,12 @@ class _Comparison:
             notes.append(
                 f"the network returns {len(found)} tensors: the error of the output is the mean of theirs, "
                 f"which are from {min(found):.2g} to {max(found):.2g}"
+            )
+        if self.values:
+            notes.append(
+                f"the {self.classes} numbers that the network returns for an image vary together, as "
+                "values do (a box, a pose) and scores of classes that were trained do not: then the error "
+                "of the output tells, and the classes and the divergence say nothing"
             )
         if self.drew:
             notes.append(

@@ -15,7 +15,7 @@ from onebyone.distributed import World
 from onebyone.errors import DataError, ModelError, TrainingError
 from onebyone.recovery.features import Taps, block_ends, standing_for
 from onebyone.recovery.recipe import Recipe
-from onebyone.running import as_logits, call, suited
+from onebyone.running import are_scores, as_logits, call, suited
 from onebyone.tree import draw_from, evaluating, random_numbers, tensors_in
 
 TINY = 1e-12
@@ -129,21 +129,26 @@ class Objective:
                     "with labels for a classifier"
                 )
             return hard
-        soft = away(given, wanted, self.recipe.temperature)
+        soft = away(given, wanted, self.recipe.temperature, hard is not None)
         share = self.recipe.soft
         return soft if hard is None else share * soft + (1 - share) * hard
 
 
-def away(given: tuple[Tensor, ...], wanted: tuple[Tensor, ...], temperature: float) -> Tensor:
+def away(
+    given: tuple[Tensor, ...], wanted: tuple[Tensor, ...], temperature: float, labeled: bool
+) -> Tensor:
     """How far outputs are from those wanted: the sum of divergences of logits and distances of others.
 
+    labeled: there are labels, so what may be logits is.
     A network may give more in training than in eval mode: where the numbers of outputs differ, the first
     is in both. Others of different shapes, as lists of boxes are, cannot be compared and do not count.
     """
     check_alike(given[0], wanted[0])
     both = len(given) if len(given) == len(wanted) else 1
     return torch.stack([
-        _divergence(y, t, temperature) if is_logits(y) else distance(y, t)
+        _divergence(y, t, temperature)
+        if is_logits(y) and (labeled or are_scores(t))
+        else distance(y, t)
         for y, t in zip(given[:both], wanted[:both], strict=True)
         if y.shape == t.shape
     ]).sum()  # fmt: skip

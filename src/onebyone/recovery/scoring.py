@@ -89,7 +89,7 @@ def _part(
         right, labeled = int((given.argmax(1) == labels).sum()), count
         loss = float(F.cross_entropy(given, labels, reduction="sum"))
     if wanted is not None:
-        loss = count * float(away(outputs, wanted, 1.0))
+        loss = count * float(away(outputs, wanted, 1.0, labels is not None))
         same = -torch.inf  # of classes there are none
         if is_logits(given):
             same = float((given.argmax(1) == wanted[0].argmax(1)).sum())
