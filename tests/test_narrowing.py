@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from models import images
+from models import as_trained, images
 from test_conv import counted_macs, counted_params
 from test_plan_files import check_survives_json
 from torch import Tensor, nn
@@ -497,7 +497,7 @@ def lost(
 
 def check_needless_channels() -> None:
     """Law: channels that no reader listens to, and copies of others, are left out for nothing."""
-    model, inputs = settled(Mobile()), images(500, 4, 8, 8)
+    model, inputs = as_trained(settled(Mobile())), images(500, 4, 8, 8)
     with torch.no_grad():
         for layer in (model.down, model.gate.down):  # type: ignore[union-attr]
             layer.weight[:, 16:24] = 0  # type: ignore[index]

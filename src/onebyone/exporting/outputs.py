@@ -63,13 +63,9 @@ def as_plain(value: Any) -> Any:
         fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
     elif isinstance(value, tuple | list):
         return list(map(as_plain, value))
+    elif hasattr(value, "__dict__"):
+        fields = {k: v for k, v in vars(value).items() if any(True for _ in tensors_in(v))}
     else:
-        fields = (
-            {k: v for k, v in vars(value).items() if any(True for _ in tensors_in(v))}
-            if (hasattr(value, "__dict__"))
-            else None
-        )
-    if fields is None:
         return value
     return {name: as_plain(part) for name, part in fields.items() if part is not None}
 

@@ -37,7 +37,7 @@ def find_spaces(model: nn.Module, images: Tensor, survey: Survey) -> tuple[Space
     try:
         found = _followed(model, survey, one)[0]
         # Of two images each: what is a view of one image may be a copy of several.
-        two, operators, again = _unlike(model, survey, placed_for(model, images))
+        two, operators, again = _unlike(model, survey, images)
     except Exception:  # whatever a model does to a watched pass: it keeps its widths
         return ()
     spaces = [_space(model, survey, f) for f in found if f.writers and (f.readers or f.refusal)]
@@ -60,7 +60,7 @@ def _unlike(
     One of each pair is negated; between its own least and most, where the network fails on what is
     negative or gives no finite numbers there (it checks what range images have, or takes a root).
     """
-    first, last = images[:1], images[-1:]
+    first, last = placed_for(model, torch.cat([images[:1], images[-1:]])).split(1)
     for turn in (torch.neg, lambda x: x.amin() + x.amax() - x):
         two = torch.cat([_turned(model, first, turn), last])
         other = torch.cat([first, _turned(model, last, turn)])
