@@ -329,7 +329,18 @@ class TestPrograms:
                 return Pair(super().forward(x), x.mean((2, 3)))
 
         (note,) = saved_notes(network(Two), tmp_path / "out")
-        assert note.startswith("no model.pt2: torch.export cannot save the network")
+        assert note == "model.pt2 returns a dict of one, other where the network returns Pair"
+        assert type(load(tmp_path / "out").model(pictures(3, 12, 12, n=1))) is dict
+
+    def test_a_program_that_cannot_be_written(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def save(*_: Any) -> None:
+            raise RuntimeError("no such type")
+
+        monkeypatch.setattr(torch.export, "save", save)
+        (note,) = saved_notes(network(), tmp_path / "out")
+        assert note == "no model.pt2: torch.export cannot save the network (no such type)"
         assert not (tmp_path / "out" / "model.pt2").exists()
 
     def test_a_folder_that_needs_its_original_says_so(
@@ -337,17 +348,17 @@ class TestPrograms:
     ) -> None:
         """In Python too, where no command tells the plan's notes."""
 
-        class Two(Net):
+        class Branching(Net):
             def forward(self, x: Tensor) -> Any:
-                return Pair(super().forward(x), x.mean((2, 3)))
+                return super().forward(x if x.mean() < 9 else x / 9)
 
         slimmed_of(network(), macs=0.7).save(tmp_path / "whole")
         assert "onebyone" not in [r.name for r in caplog.records]
-        slimmed_of(network(Two), macs=0.7).save(tmp_path / "out")
+        slimmed_of(network(Branching), macs=0.7).save(tmp_path / "out")
         (told,) = (r for r in caplog.records if r.name == "onebyone")
         assert told.levelname == "WARNING"
         assert f"{tmp_path / 'out'} loads again only beside the original" in told.getMessage()
-        assert "no model.pt2: torch.export cannot save" in told.getMessage()
+        assert "torch.export cannot export the network" in told.getMessage()
 
     def test_a_program_with_a_dict_of_outputs_is_loaded_again(self, tmp_path: Path) -> None:
         """What was slimmed from a program is a program of what that returned, without its original too."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import own_models as own
 import pytest
 import torch
-from models import head, images
+from models import as_trained, head, images
 from planting import Bug, Patch, check_caught
 from test_conv import counted_macs, counted_params
 from test_own_models import made
@@ -111,7 +111,7 @@ def test_it_is_nearer_than_the_weights_alone_say(name: str, form: str, side: str
     x, held_out = images(64, 4, 8, 8), images(32, 4, 8, 8, seed=7)
     errors = []
     for rank in (4, 8, 12):
-        model, other = network(LAYERS[name]), network(LAYERS[name])
+        model, other = (as_trained(network(LAYERS[name])) for _ in range(2))
         by_weights(other.get_submodule("first.2"), side, rank)
         lighter, _ = rewritten(model, x, form, (rank,))
         expected = outputs(model, held_out)

@@ -234,7 +234,8 @@ def _write_programs(
     if isinstance(program, Traced):
         notes = [f"no {PROGRAM}: {program.why}"]
     else:
-        notes = [*([other] if other else []), *_write_program(program, folder / PROGRAM)]
+        notes = _write_program(program, folder / PROGRAM)
+        notes += [f"{PROGRAM} returns {other}"] if other and not notes else []
     if _dtype_of(inputs) not in LIMITS:  # no runtime of ONNX takes it
         model = on_cpu_in_float32(model)
         inputs = tuple(x.float() if x.is_floating_point() else x for x in inputs)

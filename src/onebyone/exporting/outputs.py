@@ -17,7 +17,7 @@ from onebyone.tree import evaluating, kept, random_state, tensors_in
 def with_plain_outputs(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[nn.Module, str]:
     """A network that returns dicts where this one returns named tuples, dataclasses or the like.
 
-    Itself where it returns none, or fails; and a sentence on what is another one, or "".
+    Itself where it returns none, or fails; and in words what it returns in place of what, or "".
     """
     if isinstance(model, fx.GraphModule | torch.jit.ScriptModule) or "forward" in vars(model):
         return model, ""
@@ -35,8 +35,7 @@ def with_plain_outputs(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[nn
 
     forward.__signature__ = inspect.signature(kind.forward)  # type: ignore[attr-defined]
     return with_own(model, forward=forward), (
-        f"what is exported returns {_described(as_plain(found))} where the network returns "
-        f"{type(found).__name__}"
+        f"{_described(as_plain(found))} where the network returns {type(found).__name__}"
     )
 
 
