@@ -137,6 +137,19 @@ def test_quantized_is_refused_by_name() -> None:
         obo.slim(small, images(8, *SQUARE), macs=0.5, latency=False)
 
 
+@pytest.mark.filterwarnings("ignore:.*quantiz:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_prepared_for_quantization_is_refused_by_name() -> None:
+    """Its layers compute with rounded copies of their weights; places to begin are no such layers."""
+    quantization = torch.ao.quantization
+    model = nn.Sequential(quantization.QuantStub(), made(own.classifier))
+    assert obo.observe(model.eval(), images(8, *SQUARE)).layers
+    model.train().qconfig = quantization.get_default_qat_qconfig("fbgemm")  # type: ignore[assignment]
+    ready = quantization.prepare_qat(model).eval()
+    with pytest.raises(ModelError, match=r"is prepared for quantization .*before"):
+        obo.slim(ready, images(8, *SQUARE), macs=0.5, latency=False)
+
+
 def test_a_complex_layer_stays() -> None:
     model, inputs = made(own.ComplexLayer), images(16, *SQUARE)
     (seen,) = [s for s in obo.observe(model, inputs).survey.layers if s.layer == "complex"]

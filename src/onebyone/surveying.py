@@ -30,6 +30,10 @@ PLAIN = (*CONVOLUTIONS.values(), *TRANSPOSED.values(), nn.Linear)
 CONV_LIKE = (nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear)
 TRIED = 16  # images among which `telling` looks
 QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torchao")
+PREPARED = (
+    "torch.ao.nn.qat", "torch.ao.nn.intrinsic.qat", "torch.ao.quantization.fake_quantize",
+    "torch.ao.quantization.observer",
+)  # fmt: skip
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
@@ -152,7 +156,7 @@ def telling(model: nn.Module, images: Tensor) -> int:
 
 
 def _check_kind(model: nn.Module) -> None:
-    """Raise ModelError for networks whose layers cannot be seen, or are quantized already."""
+    """Raise ModelError for networks whose layers cannot be seen, are quantized or prepared for it."""
     for name, module in modules_by_name(model).items():
         kind, where = type(module), f"its layer {name!r}" if name else "it"
         if isinstance(module, torch.jit.ScriptModule):
@@ -160,9 +164,12 @@ def _check_kind(model: nn.Module) -> None:
                 f"the network cannot be made lighter: {where} is TorchScript ({kind.__name__}), whose "
                 "layers cannot be exchanged. Give the nn.Module that it was made from"
             )
-        if kind.__module__.startswith(QUANTIZED):
+        if kind.__module__.startswith((*QUANTIZED, *PREPARED)):
+            done = "quantized already"
+            if kind.__module__.startswith(PREPARED):
+                done = "prepared for quantization"
             raise ModelError(
-                f"the network cannot be made lighter: {where} is quantized already "
+                f"the network cannot be made lighter: {where} is {done} "
                 f"({kind.__module__.rpartition('.')[0]}.{kind.__name__}). Give the network as it was "
                 "before, and quantize the lighter one"
             )
