@@ -43,7 +43,7 @@ loading.weights loading.zoo
 loading.factories loading.onnx_graphs loading.slimmed loading.specs loading
 chains blocks sources variants comparison comparing
 verification
-exporting exporting.program exporting.outputs exporting.folding exporting.tracing exporting.network
+exporting exporting.outputs exporting.program exporting.folding exporting.tracing exporting.network
 exporting.onnx exporting.openvino exporting.executorch exporting.litert exporting.ncnn exporting.targets
 exporting.checking exporting.rechecking exporting.clocking exporting.export exporting.records
 benching

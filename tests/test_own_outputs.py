@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import onebyone as obo
 from onebyone.exporting.outputs import as_plain, is_plain, with_plain_outputs
+from onebyone.exporting.program import export_program
 from onebyone.tree import tensors_in
 
 
@@ -99,6 +100,15 @@ def test_exported(kind: str, tmp_path: Path) -> None:
     found = obo.export(model, images[:1], tmp_path / "net.onnx", latency=False)
     assert found.check is not None
     assert found.check.failure is None
+
+
+@pytest.mark.parametrize("any_batch", [True, False])
+def test_programs_of_any_batch_and_of_one(any_batch: bool) -> None:
+    """Targets that do not take the first are given the second."""
+    model, images = made("dataclass")
+    program = export_program(model, images[:1], any_batch=any_batch)
+    assert not isinstance(program, str)
+    assert list(program.module()(images[:1])) == ["logits", "features"]
 
 
 def test_what_is_plain_stays() -> None:

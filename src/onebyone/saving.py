@@ -227,7 +227,7 @@ def _write_programs(
     """The network for use without onebyone, as far as it can be exported; notes on what cannot."""
     given = slimmed.example if isinstance(slimmed.example, tuple) else (slimmed.example,)
     model, inputs = flat(model, given)
-    model, other = with_plain_outputs(model, inputs)
+    _, other = with_plain_outputs(model, inputs)
     program = exportable(model, inputs)
     if isinstance(program, str):
         return [f"no {PROGRAM} and no {ONNX}: {program}"]

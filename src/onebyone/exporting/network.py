@@ -16,7 +16,6 @@ from torch.export import ExportedProgram
 
 from onebyone.errors import ModelError, line_of
 from onebyone.exporting.folding import fold
-from onebyone.exporting.outputs import with_plain_outputs
 from onebyone.exporting.program import export_program, takes_any_batch
 from onebyone.exporting.tracing import Traced, traced
 from onebyone.plans import Plan
@@ -79,7 +78,7 @@ def network_of(
 
 def exportable(model: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram | Traced | str:
     """The network's program, or it itself where it can be traced alone; or why there is neither."""
-    found = export_program(with_plain_outputs(model, inputs)[0], inputs)
+    found = export_program(model, inputs)
     return traced(model, found) or found if isinstance(found, str) else found
 
 

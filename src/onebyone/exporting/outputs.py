@@ -17,16 +17,10 @@ from onebyone.tree import evaluating, kept, random_state, tensors_in
 def with_plain_outputs(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[nn.Module, str]:
     """A network that returns dicts where this one returns named tuples, dataclasses or the like.
 
-    Itself where it returns none, or fails; and in words what it returns in place of what, or "".
+    And in words what it returns in place of what. Itself and "" where that is plain already, or where
+    it fails or cannot be copied.
     """
     if isinstance(model, fx.GraphModule | torch.jit.ScriptModule) or "forward" in vars(model):
-        return model, ""
-    try:
-        with evaluating(model), random_state(0), kept(model), torch.no_grad():
-            found = model(*(x.clone() for x in inputs))
-    except Exception:  # what exports it will say so
-        return model, ""
-    if is_plain(found):
         return model, ""
     kind = type(model)
 
@@ -34,9 +28,15 @@ def with_plain_outputs(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[nn
         return as_plain(kind.forward(self, *given, **named))
 
     forward.__signature__ = inspect.signature(kind.forward)  # type: ignore[attr-defined]
-    return with_own(model, forward=forward), (
-        f"{_described(as_plain(found))} where the network returns {type(found).__name__}"
-    )
+    try:
+        with evaluating(model), random_state(0), kept(model), torch.no_grad():
+            found = model(*(x.clone() for x in inputs))
+        if is_plain(found):
+            return model, ""
+        said = f"{_described(as_plain(found))} where the network returns {type(found).__name__}"
+        return with_own(model, forward=forward), said
+    except Exception:  # what exports it will say so
+        return model, ""
 
 
 def is_plain(value: Any) -> bool:

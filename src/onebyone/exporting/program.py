@@ -18,6 +18,7 @@ from torch.export import Dim, ExportedProgram
 from torch.utils._pytree import tree_leaves
 
 from onebyone.errors import line_of
+from onebyone.exporting.outputs import with_plain_outputs
 from onebyone.loading.programs import agree
 from onebyone.tree import evaluating, kept, random_state
 
@@ -36,6 +37,7 @@ def export_program(
     first = next(model.parameters(), None)
     if first is not None and first.is_floating_point():
         inputs = tuple(x.to(first.dtype) if x.is_floating_point() else x for x in inputs)
+    model, _ = with_plain_outputs(model, inputs)
     with evaluating(model), quiet():
         if any_batch:
             # The model may fix its batch size, or cannot be traced at all. Run, `len(x)` fixes it; read

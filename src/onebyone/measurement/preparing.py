@@ -58,7 +58,7 @@ class Ready:
     inputs: tuple[Any, ...]
     afresh: Callable[[], tuple[Any, ...]]
     notes: list[str] = field(default_factory=list)
-    versions: list[int] = field(default_factory=list)  # PyTorch's count of writes to each input
+    versions: list[int] = field(init=False, default_factory=list)  # counts of writes to the inputs
 
     def __post_init__(self) -> None:
         self.versions[:] = [t._version for t in _tensors(self.inputs)]
@@ -274,7 +274,7 @@ def _compiled(ready: Ready, training: bool) -> Ready:
     """What torch.compile makes of the network, after one run, which compiles it."""
     options: dict[str, Any] = {} if training else {"options": {"freezing": True}}
     model: Any = torch.compile(ready.plain, dynamic=False, **options)
-    made = replace(ready, model=model, notes=[], versions=[])
+    made = replace(ready, model=model, notes=[])
     run: Callable[[], object] = made.train if training else made.infer
     ready.infer()  # so that a network that fails is told from one that cannot be compiled
     try:
