@@ -84,6 +84,21 @@ class Branches(nn.Module):
         return self.fc((self.c(x).relu() + self.d(x)).mean((2, 3)))
 
 
+class Copies(nn.Module):
+    """A normalization and a layer that read channels twice side by side, as they are and pooled."""
+
+    def __init__(self, kernel: int = 3) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(4, 16, 3, padding=1), nn.Conv2d(32, 12, kernel)
+        self.pool, self.norm = nn.MaxPool2d(3, 1, 1), nn.BatchNorm2d(32)
+        self.last = nn.Linear(12, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x).relu()
+        y = self.norm(torch.cat([y, self.pool(y)], 1))
+        return self.last(self.second(y).relu().mean((2, 3)))
+
+
 class Between(nn.Module):
     """Two convolutions with anything between."""
 
@@ -218,7 +233,7 @@ def check_spaces_of_mobile() -> None:
     assert set(stream.writers) == {"stem", "down"}
     assert set(stream.readers) == {"up", "head"}
     assert spaces["gate.down"].refusal is None
-    assert spaces["head"].reading("fc").block == 4
+    assert spaces["head"].readings("fc")[0].block == 4
 
 
 def test_spaces_of_an_inverted_residual() -> None:
@@ -285,9 +300,18 @@ def test_branches_side_by_side_are_spaces_of_their_own() -> None:
     spaces = found_in(settled(Branches()), images(4, 4, 8, 8))
     assert {n: s.refusal for n, s in spaces.items() if n in "ab"} == {"a": None, "b": None}
     assert set(spaces["b"].readers) == {"c", "d"}
-    assert spaces["b"].reading("c").start == 12
+    assert spaces["b"].readings("c")[0].start == 12
     assert {c.start for c in spaces["b"].cuts if c.module == "norm"} == {12}
     assert set(spaces["c"].writers) == {"c", "d"}  # a sum joins them
+
+
+def test_channels_read_twice_side_by_side_are_one_space() -> None:
+    space = found_in(settled(Copies()), images(4, 4, 8, 8))["first"]
+    assert space.refusal is None
+    assert space.readers == ("second",)
+    assert space.channels_of("second") == (range(16), range(16, 32))
+    assert {c.start for c in space.cuts if c.tensor == "norm.weight"} == {0, 16}
+    assert space.params_each == 4  # two weights, two biases
 
 
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
@@ -515,6 +539,28 @@ def check_needless_channels() -> None:
 
 def test_needless_channels_are_left_out_for_nothing() -> None:
     check_needless_channels()
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_of_channels_read_twice_both_readings_count(kernel: int) -> None:
+    model, inputs = as_trained(settled(Copies(kernel))), images(300, 4, 8, 8)
+    with torch.no_grad():
+        weight = model.second.weight  # type: ignore[union-attr]
+        weight[:, :8] = 0  # type: ignore[index]
+        weight[:, 20:28] = 0  # type: ignore[index]
+    statistics = obo.observe(model, inputs)  # 0 to 3 are read pooled, 8 to 11 as they are, 4 to 7 never
+    order = statistics.orders["first"]
+    assert set(order.channels[12:].tolist()) == {4, 5, 6, 7}
+    assert float(order.errors[12]) < 1e-3 * float(order.errors[0])
+    assert float(order.errors[10]) > 10 * float(order.errors[12])
+    assert lost(model, inputs, statistics, {"first": 12}) < 1e-6
+    for budget in (Budget(macs=0.4), Budget(params=0.4)):
+        lighter = obo.rewrite(
+            model, plan := obo.plan(model, statistics, budget), inputs, statistics=statistics
+        )
+        assert plan.narrowings[0].width <= 12
+        assert plan.macs_after == counted_macs(lighter, inputs[:1])
+        assert plan.params_after == counted_params(lighter)
 
 
 def check_error_falls_with_width(observed: tuple[nn.Module, Tensor, obo.Statistics]) -> None:

@@ -136,16 +136,13 @@ def _space(model: nn.Module, survey: Survey, found: Found) -> Space:
 
 
 def _unshared(spaces: list[Space]) -> list[Space]:
-    """Refuse spaces that claim the same entries of a tensor, or the same tensor at other places."""
+    """Refuse spaces that claim the same entries of a tensor."""
     claims = Counter((c.tensor, c.axis, c.start) for s in spaces for c in s.cuts)
-    twice = [
-        any(claims[c.tensor, c.axis, c.start] > 1 for c in s.cuts)
-        or max(Counter((c.tensor, c.axis) for c in s.cuts).values()) > 1
-        for s in spaces
-    ]
     return [
-        _refused(s, "a parameter belongs to other channels too") if bad else s
-        for s, bad in zip(spaces, twice, strict=True)
+        _refused(s, "a parameter belongs to other channels too")
+        if any(claims[c.tensor, c.axis, c.start] > 1 for c in s.cuts)
+        else s
+        for s in spaces
     ]
 
 

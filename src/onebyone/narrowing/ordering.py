@@ -59,11 +59,13 @@ class _Readings:
         )
 
     def of(self, space: Space) -> list[Reading]:
-        """Of each reader of a space."""
-        return [self._reading(space, layer) for layer in space.readers]
+        """Of each reader of a space; copies that one reads side by side are taken for themselves."""
+        return [
+            self._reading(layer, own) for layer in space.readers for own in space.channels_of(layer)
+        ]
 
-    def _reading(self, space: Space, layer: str) -> Reading:
-        seen, own = self.seen[layer], space.channels_of(layer)
+    def _reading(self, layer: str, own: range) -> Reading:
+        seen = self.seen[layer]
         around, moments = seen.channels.around(own)
         if (layer, around) not in self.shrinking:
             amount, variance = moments.shrinking

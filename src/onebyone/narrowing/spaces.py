@@ -68,17 +68,16 @@ class Space:
         """The first layer that writes it."""
         return self.writers[0]
 
-    def reading(self, layer: str) -> Cut:
-        """Where the channels lie in the weight of a reader."""
-        return next(
-            c for c in self.cuts if c.tensor == tensor_name(layer, "weight") and c.axis == 1
-        )
+    def readings(self, layer: str) -> tuple[Cut, ...]:
+        """Where the channels lie in the weight of a reader: more than once where it reads copies of them
+        side by side, as they are and pooled for example."""
+        weight = tensor_name(layer, "weight")
+        return tuple(c for c in self.cuts if c.tensor == weight and c.axis == 1)
 
-    def channels_of(self, layer: str) -> range:
-        """The channels that they are among all that a reader has."""
-        cut = self.reading(layer)
-        first = cut.start // cut.block
-        return range(first, first + self.channels)
+    def channels_of(self, layer: str) -> tuple[range, ...]:
+        """The channels that they are among all that a reader has, for each of its readings."""
+        firsts = (cut.start // cut.block for cut in self.readings(layer))
+        return tuple(range(first, first + self.channels) for first in firsts)
 
 
 @dataclass(frozen=True)
@@ -160,6 +159,6 @@ def reads_of(spaces: Iterable[Space]) -> dict[str, Reads]:
     for space in spaces:
         for layer in space.readers if space.refusal is None else ():
             before = found[layer].ranges if layer in found else ()
-            ranges = sorted({*before, space.channels_of(layer)}, key=lambda own: own.start)
-            found[layer] = Reads(space.reading(layer).block, tuple(ranges))
+            ranges = sorted({*before, *space.channels_of(layer)}, key=lambda own: own.start)
+            found[layer] = Reads(space.readings(layer)[0].block, tuple(ranges))
     return found

@@ -99,16 +99,13 @@ class _Search:
         self.sides: list[list[tuple[int, int, int]]] = [[] for _ in options]  # space, axis, entries
         self.touched: list[list[int]] = []
         for number, one in enumerate(hidden):
-            touched = set()
-            for name in (*one.space.writers, *one.space.through, *one.space.readers):
-                touched.add(index[name])
+            touched = {*one.space.writers, *one.space.through, *one.space.readers}
+            for name in touched:
                 weight = tensor_name(name, "weight")
                 for cut in one.space.cuts:
                     if cut.tensor == weight:
                         self.sides[index[name]].append((number, cut.axis, cut.block))
-            for layer in touched:
-                self.sides[layer] = list(dict.fromkeys(self.sides[layer]))
-            self.touched.append(sorted(touched))
+            self.touched.append(sorted(index[name] for name in touched))
 
     def weighted(self, multipliers: Floats) -> list[Floats]:
         """Multipliers · costs of every candidate of each layer: coefficients (n, 4)."""
