@@ -32,7 +32,7 @@ factorize.reduced_rank factorize.squeeze factorize.alternate factorize.spatial f
 factorize.balance factorize.fit factorize.grouped factorize.selection
 surveying watching plain moments recorder
 narrowing narrowing.spaces narrowing.files narrowing.cutting narrowing.marks
-narrowing.following narrowing.finding narrowing.ordering statistics
+narrowing.tying narrowing.following narrowing.finding narrowing.ordering statistics
 deepening deepening.insertions deepening.files deepening.flow deepening.places deepening.candidates
 deepening.filling
 forms form_costs plans plan_files allocation narrowing.widths losses candidates narrowing.proposing

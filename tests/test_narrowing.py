@@ -548,7 +548,9 @@ def test_of_channels_read_twice_both_readings_count(kernel: int) -> None:
         weight = model.second.weight  # type: ignore[union-attr]
         weight[:, :8] = 0  # type: ignore[index]
         weight[:, 20:28] = 0  # type: ignore[index]
-    statistics = obo.observe(model, inputs)  # 0 to 3 are read pooled, 8 to 11 as they are, 4 to 7 never
+    statistics = obo.observe(
+        model, inputs
+    )  # 0 to 3 are read pooled, 8 to 11 as they are, 4 to 7 never
     order = statistics.orders["first"]
     assert set(order.channels[12:].tolist()) == {4, 5, 6, 7}
     assert float(order.errors[12]) < 1e-3 * float(order.errors[0])

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from onebyone.errors import OneByOneError
 from onebyone.narrowing.cutting import axis_of, cut_model, tensor_of
-from onebyone.narrowing.following import Follower, Found
+from onebyone.narrowing.following import Follower
+from onebyone.narrowing.marks import Found
 from onebyone.narrowing.spaces import Cut, Narrowing, Space, tensor_name
 from onebyone.running import call, placed_for
 from onebyone.several import packing_in

@@ -12,23 +12,29 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from onebyone.conv import ConvSpec
 from onebyone.narrowing.marks import (
+    ALONG,
     ELEMENTWISE,
     NORMS,
     PIXELWISE,
     PRODUCTS,
     REDUCTIONS,
+    SPLITS,
     VIEWS,
     Found,
     Segment,
     Tag,
     Vector,
+    along,
     length_of,
     permuted,
+    pieces,
     reduced,
     starts,
+    taken_apart,
     viewed,
 )  # fmt: skip
 from onebyone.narrowing.spaces import NUMBER, OUTPUT, Cut, tensor_name
+from onebyone.narrowing.tying import Spaces
 from onebyone.tree import modules_by_name, tensors_in
 
 INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
@@ -40,8 +46,7 @@ class Follower(TorchDispatchMode):
     def __init__(self, model: nn.Module, layers: dict[str, ConvSpec]) -> None:
         super().__init__()
         self.layers = layers
-        self.spaces: list[Found] = []
-        self.joined: list[int] = []  # the space that each was joined with, or itself
+        self.spaces = Spaces()
         self.marks: dict[int, Tag | Vector] = {}
         self.alive: list[Tensor] = []  # an id could be given again
         self.operators: list[str] = []
@@ -94,52 +99,29 @@ class Follower(TorchDispatchMode):
         """The spaces, once the pass has ended with this output."""
         for tensor in tensors_in(output):
             self._refuse(tensor, OUTPUT)
-        return [f for i, f in enumerate(self.spaces) if self._root(i) == i]
-
-    # --- spaces
-
-    def _root(self, space: int) -> int:
-        while self.joined[space] != space:
-            space = self.joined[space]
-        return space
-
-    def _found(self, segment: Segment) -> Found:
-        return self.spaces[self._root(segment.space)]
-
-    def _new(self, channels: int, refusal: str | None = None) -> int:
-        self.spaces.append(Found(channels, refusal=refusal))
-        self.joined.append(len(self.joined))
-        return len(self.joined) - 1
-
-    def _join(self, one: Segment, other: Segment) -> None:
-        a, b = self._root(one.space), self._root(other.space)
-        if a == b:
-            return
-        into, gone = self.spaces[a], self.spaces[b]
-        self.joined[b] = a
-        into.writers += gone.writers
-        into.readers += gone.readers
-        into.through += gone.through
-        into.cuts += gone.cuts
-        into.summed |= gone.summed
-        into.refusal = into.refusal or gone.refusal
+        return [*self.spaces.roots()]
 
     def _refuse(self, tensor: Tensor, reason: str) -> None:
         mark = self._mark(tensor)
         for segment in mark.segments if isinstance(mark, Tag) else ():
-            found = self._found(segment)
+            found = self.spaces.found(segment)
             found.refusal = found.refusal or reason
 
     # --- tensors
 
     def _mark(self, tensor: Tensor) -> Tag | Vector | None:
         mark = self.marks.get(id(tensor))
+        if isinstance(mark, Tag):
+            return self._now(mark)
         if mark is None and id(tensor) in self.named:
             long = [axis for axis, size in enumerate(tensor.shape) if size != 1]
             if len(long) == 1:
                 mark = Vector(long[0], (Cut(self.named[id(tensor)], long[0]),))
                 self._set(tensor, mark)
         return mark
+
+    def _now(self, mark: Tag) -> Tag:
+        return Tag(mark.axis, tuple(s for old in mark.segments for s in self.spaces.now(old)))
 
     def _set(self, tensor: Tensor, mark: Tag | Vector | None) -> None:
         if mark is None:
@@ -178,6 +160,8 @@ class Follower(TorchDispatchMode):
             return self._normalize(name, tensors, output)
         if name == "cat":
             return self._concatenate(name, args, tensors, output)
+        if isinstance(mark, Tag) and self._parted(name, mark, source, outputs, args):
+            return None
         moved: Tag | Vector | None = None
         if mark is None or any(self._mark(t) is not None for t in tensors[1:]):
             pass
@@ -187,6 +171,12 @@ class Follower(TorchDispatchMode):
             moved = reduced(mark, source, output, args)
         elif name in VIEWS:
             moved = viewed(mark, source, output)
+            if moved is None and isinstance(mark, Tag):
+                moved = self._apart(mark, source, output)
+        elif name in SPLITS or (name == "slice" and output.shape == source.shape):
+            moved = mark  # along another axis, or all of them
+        elif name in ALONG:
+            moved = along(mark, source, output, args)
         elif name in ("permute", "transpose", "t"):
             moved = permuted(mark, source, name, args)
         elif name == "expand":
@@ -241,15 +231,14 @@ class Follower(TorchDispatchMode):
         if [(s.channels, s.block) for s in one] != [(s.channels, s.block) for s in other]:
             return False
         for a, b in zip(one, other, strict=True):
-            if self._root(a.space) != self._root(b.space):
-                self._join(a, b)
-                self._found(a).summed |= name not in PRODUCTS
+            if self.spaces.join(a, b):
+                self.spaces.found(a).summed |= name not in (*PRODUCTS, *SPLITS)
         return True
 
     def _attach(self, segments: tuple[Segment, ...], vector: Vector) -> None:
         """Parameters with an entry for each of these channels belong to their spaces."""
         for start, segment in starts(segments):
-            found = self._found(segment)
+            found = self.spaces.found(segment)
             for cut in vector.cuts:
                 found.cuts.append(replace(cut, start=start, block=segment.block))
 
@@ -273,11 +262,73 @@ class Follower(TorchDispatchMode):
             if isinstance(mark, Vector) or (mark is not None and mark.axis != axis):
                 return self._lost(name, tensors, [output])
             if mark is None:  # channels that are not followed keep their place
-                refused = self._new(tensor.shape[axis], "no layer that can be changed writes it")
-                mark = Tag(axis, (Segment(refused, tensor.shape[axis]),))
+                refusal = "no layer that can be changed writes it"
+                mark = Tag(axis, (self.spaces.new(tensor.shape[axis], refusal),))
             segments += mark.segments
         self._set(output, Tag(axis, tuple(segments)))
         return None
+
+    # --- channels that are taken apart
+
+    def _parted(
+        self, name: str, mark: Tag, source: Tensor, outputs: list[Tensor], args: Any
+    ) -> bool:
+        """Whether the channels go into parts of one size, of which every part keeps the same ones."""
+        output, length = outputs[0], source.shape[mark.axis]
+        if name == "pixel_shuffle":
+            return self._shuffled(mark, source, output, args[1] ** 2)
+        if (name not in SPLITS and name != "slice") or output.ndim != source.ndim:
+            return False
+        size = output.shape[mark.axis]
+        if not 0 < size < length or length % size:
+            return False
+        first = args[2] if name == "slice" and len(args) > 2 and args[2] is not None else 0
+        step = args[4] if name == "slice" and len(args) > 4 else 1
+        even = all(t.shape == output.shape for t in outputs) and first % size == 0 and step == 1
+        parts = self._even(mark, length // size) if even else None
+        if parts is None:
+            return False
+        for index, tensor in enumerate(outputs, first % length // size):
+            self._set(tensor, Tag(mark.axis, parts[index]))
+        return True
+
+    def _even(self, mark: Tag, many: int) -> list[tuple[Segment, ...]] | None:
+        """The channels in so many parts whose channels are the same; None where they cannot be."""
+        if len(mark.segments) == 1 and not self.spaces.tie(mark.segments[0], many, beside=True):
+            return None
+        parts = pieces(self._now(mark).segments, many)
+        if parts is None or not all(self._united("split", parts[0], part) for part in parts[1:]):
+            return None
+        return [self._now(Tag(mark.axis, part)).segments for part in parts]
+
+    def _grouped(self, mark: Tag, many: int) -> Tag | None:
+        """So many channels side by side as one: in a block, where they are not in one already."""
+        for segment in {s.space: s for s in mark.segments}.values():
+            if segment.block % many and not self.spaces.tie(segment, many, beside=False):
+                return None
+        return self._now(mark)
+
+    def _shuffled(self, mark: Tag, source: Tensor, output: Tensor, many: int) -> bool:
+        """`pixel_shuffle`: of so many channels side by side there is one, larger."""
+        grouped = self._grouped(mark, many) if mark.axis == source.ndim - 3 else None
+        if grouped is None:
+            return False
+        parts = tuple(replace(s, block=s.block // many) for s in grouped.segments)
+        self._set(output, Tag(mark.axis, parts))
+        return True
+
+    def _apart(self, mark: Tag, source: Tensor, output: Tensor) -> Tag | Vector | None:
+        """Channels along two axes: where the first is the shorter one, they are so many parts, and
+        otherwise groups of those side by side."""
+        axis = taken_apart(mark, source, output)
+        if axis is None:
+            return None
+        many, behind = output.shape[axis], output.shape[axis + 1]
+        if many >= behind:
+            grouped = self._grouped(mark, behind)
+            return None if grouped is None else viewed(grouped, source, output)
+        parts = self._even(mark, many)
+        return None if parts is None else Tag(axis + 1, parts[0])
 
     # --- layers
 
@@ -289,14 +340,14 @@ class Follower(TorchDispatchMode):
             if whole and not conv.transposed and isinstance(mark, Tag):
                 return self._depthwise(name, conv, mark, y)
             self._refuse(x, f"the grouped layer {name} reads it")
-            space = self._new(conv.c_out, f"the grouped layer {name} writes it")
+            space = self.spaces.new(conv.c_out, f"the grouped layer {name} writes it")
         else:
             self._read(name, conv, x)
-            space = self._new(conv.c_out, "it is one channel" if conv.c_out == 1 else None)
-        found = self.spaces[space]
+            space = self.spaces.new(conv.c_out, "it is one channel" if conv.c_out == 1 else None)
+        found = self.spaces.found(space)
         found.writers.append(name)
         found.cuts += self._rows(name)
-        self._set(y, Tag(axis, (Segment(space, conv.c_out),)))
+        self._set(y, Tag(axis, (space,)))
         return None
 
     def _rows(self, name: str, start: int = 0, block: int = 1) -> Iterator[Cut]:
@@ -314,7 +365,7 @@ class Follower(TorchDispatchMode):
         if blocks != {1} and (conv.kernel or len(mark.segments) > 1):
             return self._refuse(x, f"the layer {name} reads it in pieces")
         for start, segment in starts(mark.segments):
-            found = self._found(segment)
+            found = self.spaces.found(segment)
             found.readers.append(name)
             found.cuts.append(Cut(tensor_name(name, "weight"), 1, start, segment.block))
         return None
@@ -322,7 +373,7 @@ class Follower(TorchDispatchMode):
     def _depthwise(self, name: str, conv: ConvSpec, mark: Tag, y: Tensor) -> None:
         many = conv.c_out // conv.c_in
         for start, segment in starts(mark.segments):
-            found = self._found(segment)
+            found = self.spaces.found(segment)
             found.through.append(name)
             found.cuts += self._rows(name, start * many, segment.block * many)
         wider = tuple(replace(s, block=s.block * many) for s in mark.segments)

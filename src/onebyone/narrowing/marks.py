@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from math import prod
 from typing import Any
 
@@ -36,21 +37,25 @@ PIXELWISE = {
     "constant_pad_nd",
 }  # fmt: skip
 REDUCTIONS = {
-    "mean", "sum", "amax", "amin", "var", "std", "logsumexp", "linalg_vector_norm",
+    "mean", "sum", "amax", "amin", "max", "min", "var", "std", "logsumexp", "linalg_vector_norm",
 }  # fmt: skip
 VIEWS = {
     "view", "_unsafe_view", "reshape", "_reshape_alias", "flatten", "squeeze", "unsqueeze",
 }  # fmt: skip
+SPLITS = {"split", "split_with_sizes", "chunk", "unsafe_split", "unsafe_chunk", "glu"}
+# Operators along the axes that they name second, each channel by itself where it is another axis.
+ALONG = {"slice", "select", "index_select", "flip", "cumsum", "_softmax", "_log_softmax"}
 PRODUCTS = ("mul", "mul_", "div", "div_")
 
 
 @dataclass(frozen=True)
 class Segment:
-    """So many channels of a space, side by side, each of `block` entries."""
+    """All channels of a space, side by side, each of `block` entries, as they were at an `age` of it."""
 
     space: int
     channels: int
     block: int = 1
+    age: int = 0
 
     @property
     def size(self) -> int:
@@ -87,6 +92,20 @@ class Found:
     refusal: str | None = None
 
 
+def pieces(segments: tuple[Segment, ...], many: int) -> list[tuple[Segment, ...]] | None:
+    """The segments in so many parts of one size, where none is cut; None otherwise."""
+    size, parts = sum(s.size for s in segments) // many, []
+    left = list(segments)
+    for _ in range(many):
+        part: list[Segment] = []
+        while left and sum(s.size for s in part) < size:
+            part.append(left.pop(0))
+        if sum(s.size for s in part) != size:
+            return None
+        parts.append(tuple(part))
+    return None if left else parts
+
+
 def starts(segments: tuple[Segment, ...]) -> Iterator[tuple[int, Segment]]:
     """Each segment with its first entry along the axis."""
     start = 0
@@ -103,14 +122,26 @@ def length_of(moved: Tag | Vector, source: Tensor, mark: Tag | Vector | None) ->
     return source.shape[mark.axis]
 
 
+def named_axes(source: Tensor, args: Any) -> set[int]:
+    """The axes in an operator's second argument; none where it names none."""
+    given = args[1] if len(args) > 1 else ()
+    axes = [given] if isinstance(given, int) else given
+    return {a % source.ndim for a in axes} if isinstance(axes, list | tuple) else set()
+
+
+def along(mark: Tag | Vector, source: Tensor, output: Tensor, args: Any) -> Tag | Vector | None:
+    """Where the axis is after an operator along other ones, of which it may leave one out."""
+    axes = named_axes(source, args) or {0}
+    if mark.axis in axes:
+        return None
+    gone = sum(a < mark.axis for a in axes) if output.ndim < source.ndim else 0
+    return replace(mark, axis=mark.axis - gone)
+
+
 def reduced(mark: Tag | Vector, source: Tensor, output: Tensor, args: Any) -> Tag | Vector | None:
     """Where the axis is after a mean over others."""
-    given = args[1] if len(args) > 1 else None
-    axes = [given] if isinstance(given, int) else given
-    if not axes:
-        return None
-    gone = {a % source.ndim for a in axes}
-    if mark.axis in gone:
+    gone = named_axes(source, args)
+    if not gone or mark.axis in gone:
         return None
     if output.ndim == source.ndim:
         return mark
@@ -145,4 +176,13 @@ def viewed(mark: Tag | Vector, source: Tensor, output: Tensor) -> Tag | Vector |
         ratio = length // size
         if length % size == 0 and all(s.block % ratio == 0 for s in mark.segments):
             return Tag(axis, tuple(replace(s, block=s.block // ratio) for s in mark.segments))
+    return None
+
+
+def taken_apart(mark: Tag, source: Tensor, output: Tensor) -> int | None:
+    """The axis from which on a reshaping has the channels along two of them; None where it does not."""
+    before, length = prod(source.shape[: mark.axis]), source.shape[mark.axis]
+    for axis, (size, behind) in enumerate(pairwise(output.shape)):
+        if prod(output.shape[:axis]) == before and size * behind == length and size > 1 < behind:
+            return axis
     return None
