@@ -484,3 +484,16 @@ TRAPS: dict[str, Trap] = {
         lambda: nn.Sequential(nn.ReLU(), nn.MaxPool2d(2)), error=(ModelError, "no convolution")
     ),
 }
+
+
+class Viewing(nn.Module):
+    """Flattens its feature map by `view`, which a map in channels-last does not take."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maps = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.MaxPool2d(2))
+        self.head = nn.Linear(8 * 9, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.maps(x)
+        return self.head(y.view(y.size(0), -1))

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from models import Viewing
 from rich.console import Console
 from torch import Tensor, nn
 
@@ -89,6 +90,14 @@ def test_what_cannot_run_is_refused_with_its_reason(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(benching.Target, "missing", "litert_torch")
     with pytest.raises(ModelError, match=r'LiteRT needs .*pip install "onebyone\[litert\]"'):
         obo.bench(network(), X, runtimes=["litert"])
+
+
+def test_a_memory_format_that_a_network_does_not_take_is_told() -> None:
+    found = obo.bench(
+        Viewing(), torch.zeros(1, 3, 8, 8), runtimes=("eager", "channels-last"), seconds=0.05
+    )
+    assert [r.name for r in found.runs] == ["eager"]
+    assert "`flatten` or `reshape` would" in found.refused["channels-last"]
 
 
 def test_a_file_that_computes_something_else_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

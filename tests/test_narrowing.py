@@ -314,6 +314,103 @@ def test_channels_read_twice_side_by_side_are_one_space() -> None:
     assert space.params_each == 4  # two weights, two biases
 
 
+class Gated(nn.Module):
+    """Channels in parts of one size: a gate's halves, groups of which the largest counts, larger maps."""
+
+    def __init__(self, part: Callable[[Tensor], Tensor], left: int, scale: int = 1) -> None:
+        super().__init__()
+        self.part = part
+        self.first, self.second = nn.Conv2d(4, 24, 3, padding=1), nn.Conv2d(left, 8, 3)
+        self.norm, self.head, self.scale = nn.BatchNorm2d(24), nn.Linear(8, 5), scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.second(self.part(self.norm(self.first(x))))
+        return self.head(y.relu().mean((2, 3)))
+
+
+def gate(x: Tensor) -> Tensor:
+    one, other = x.chunk(2, 1)
+    return one.tanh() * other.sigmoid()
+
+
+def sliced(x: Tensor) -> Tensor:
+    half = x.shape[1] // 2
+    return x[:, :half] * x[:, half:].sigmoid()
+
+
+PARTS: dict[str, tuple[Callable[[Tensor], Tensor], int, list[set[int]]]] = {
+    "chunk": (gate, 12, [{c, c + 12} for c in range(12)]),
+    "glu": (lambda x: nn.functional.glu(x, 1), 12, [{c, c + 12} for c in range(12)]),
+    "slices": (sliced, 12, [{c, c + 12} for c in range(12)]),
+    "parts that go together again": (
+        lambda x: torch.cat([x.chunk(2, 1)[0], x.chunk(2, 1)[1].relu()], 1), 24,
+        [{c, c + 12} for c in range(12)],
+    ),
+    "three of them": (lambda x: sum(x.chunk(3, 1)), 8, [{c, c + 8, c + 16} for c in range(8)]),
+    "pixel_shuffle": (
+        lambda x: nn.functional.pixel_shuffle(x, 2), 6, [{*range(4 * c, 4 * c + 4)} for c in range(6)]
+    ),
+    "the largest of two": (
+        lambda x: x.unflatten(1, (-1, 2)).amax(2), 12, [{2 * c, 2 * c + 1} for c in range(12)]
+    ),
+    "two parts along an axis": (
+        lambda x: x.unflatten(1, (2, -1)).sum(1), 12, [{c, c + 12} for c in range(12)]
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_channels_in_parts_of_one_size_go_together(name: str) -> None:
+    part, left, together = PARTS[name]
+    model, inputs = as_trained(settled(Gated(part, left))), images(200, 4, 8, 8)
+    space = found_in(model, inputs)["first"]
+    assert space.refusal is None
+    assert space.channels == len(together)
+    rows = [{e for cut in space.cuts if cut.tensor == "first.bias" for e in cut.entries([c])}
+            for c in range(space.channels)]  # fmt: skip
+    assert rows == together
+    statistics = obo.observe(model, inputs)
+    assert lost(model, inputs, statistics, {"first": space.channels}) == 0
+    wide, narrow = (lost(model, inputs, statistics, {"first": w})
+                    for w in (space.channels - 1, space.channels // 2))  # fmt: skip
+    assert 0 < wide < narrow < 1
+    for budget in (Budget(macs=0.3), Budget(params=0.3)):
+        plan = obo.plan(model, statistics, budget)
+        lighter = obo.rewrite(model, plan, inputs, statistics=statistics)
+        assert plan.macs_after == counted_macs(lighter, inputs[:1])
+        assert plan.params_after == counted_params(lighter)
+
+
+KEPT_APART: dict[str, Callable[[Tensor], Tensor]] = {
+    "pixels cut off": lambda x: x[:, :, :-2],
+    "one row": lambda x: x[:, :, 1][:, :, None].expand(-1, -1, 4, -1),
+    "turned around": lambda x: x.flip(3),
+    "a softmax over pixels": lambda x: x.flatten(2).softmax(2).unflatten(2, x.shape[2:]),
+    "the largest along an axis": lambda x: x.max(3, keepdim=True)[0] + x,
+    "of one length over pixels": lambda x: nn.functional.normalize(x, dim=3),
+    "an empty tensor in front": lambda x: torch.cat([torch.empty(0), x], 1),
+    "all of them": lambda x: x[:, :16],
+    "halves of the pixels": lambda x: torch.cat(x.chunk(2, 2)[::-1], 2),
+}
+
+
+@pytest.mark.parametrize("name", KEPT_APART)
+def test_operators_that_keep_channels_apart(name: str) -> None:
+    model, inputs = settled(Between(KEPT_APART[name])), images(8, 4, 8, 8)
+    assert found_in(model, inputs)["first"].refusal is None
+
+
+def test_one_refused_operator_costs_the_others_nothing() -> None:
+    def ends(x: Tensor) -> Tensor:
+        return nn.functional.normalize(x.mean((2, 3)), dim=1)[:, :, None, None]
+
+    model = nn.Sequential(nn.Conv2d(4, 12, 3), nn.ReLU(), Between(ends))
+    model[2].first = nn.Conv2d(12, 16, 3)
+    spaces = found_in(settled(model), images(8, 4, 8, 8))
+    assert spaces["0"].refusal is None
+    assert "linalg_vector_norm" in str(spaces["2.first"].refusal)
+
+
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "a normalisation over channels": (
         lambda: Between(nn.GroupNorm(4, 16)), "native_group_norm"
@@ -563,6 +660,31 @@ def test_of_channels_read_twice_both_readings_count(kernel: int) -> None:
         assert plan.narrowings[0].width <= 12
         assert plan.macs_after == counted_macs(lighter, inputs[:1])
         assert plan.params_after == counted_params(lighter)
+
+
+class Frames(nn.Module):
+    """Takes (n, frames, c, h, w) and folds the frames into the batch, or frames alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.depth = nn.Conv2d(4, 16, 3, padding=1), nn.Conv2d(16, 16, 3, groups=16)
+        self.second, self.head = nn.Conv2d(16, 12, 1), nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.depth(self.first(x.flatten(0, -4)).relu()).relu()
+        return self.head(self.second(y).relu().mean((2, 3)))
+
+
+def test_layers_that_run_on_more_than_images_are_narrowed_alike() -> None:
+    model, frames = settled(Frames()), images(200, 4, 8, 8)
+    for inputs in (frames, frames.unflatten(0, (50, 4))):
+        statistics = obo.observe(model, inputs)
+        narrow = narrowed_to(
+            obo.plan(model, statistics, Budget(macs=1.0)), statistics, {"first": 10}
+        )
+        lighter = obo.rewrite(model, narrow, inputs, statistics=statistics)
+        with torch.no_grad():
+            assert relative_error(model(frames), lighter(frames)) < 0.1
 
 
 def check_error_falls_with_width(observed: tuple[nn.Module, Tensor, obo.Statistics]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import TRAPS, as_trained, images
+from models import TRAPS, Viewing, as_trained, images
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -796,3 +796,19 @@ class TestNormalization:
             nn.Sequential(norm), nn.Sequential(nn.BatchNorm2d(3)).eval(), [images(4, 3, 5, 5)]
         )
         assert torch.equal(norm.running_mean, torch.zeros(3))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("teaching", [True, False])
+def test_networks_that_do_not_run_in_channels_last_are_trained_in_the_plain_format(
+    teaching: bool,
+) -> None:
+    torch.manual_seed(0)
+    model, inputs = Viewing(), images(40, 3, 8, 8)
+    labels = torch.arange(40) % 5
+    tuned = obo.fine_tune(
+        model, inputs if teaching else (inputs, labels), teacher=Viewing() if teaching else None,
+        recipe=obo.Recipe(batch_size=20, epochs=1), held_out=0,
+    )  # fmt: skip
+    assert not tuned.recipe.channels_last
+    assert any("channels-last" in note for note in tuned.notes)
+    assert not torch.equal(tuned.model.head.weight, model.head.weight)  # type: ignore[union-attr]

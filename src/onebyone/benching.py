@@ -170,6 +170,14 @@ def _in_pytorch(
         ready.renew()
         return [ready.infer()]  # type: ignore[list-item]
 
+    if setting.channels_last:
+        try:
+            run(inputs)
+        except ModelError as error:
+            raise ModelError(
+                "the network does not run in the memory format channels-last (a `view` of a feature map "
+                f"does not: `flatten` or `reshape` would): {error.__cause__}"
+            ) from error
     return _Entry(f"{title} {version('torch')}", run)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from copy import copy
+from operator import is_
 from typing import Any
 
 import torch
@@ -11,9 +13,68 @@ from torch import Tensor, nn
 
 from onebyone.tree import draw_from, random_numbers, random_numbers_kept
 
+# What PyTorch itself holds in a module, but for its buffers.
+TORCH = frozenset(vars(nn.Module())) - {"_buffers"}
+
 
 class _Stopped(BaseException):
     """Ends a chunk's thread when the whole pass is given up."""
+
+
+Place = dict[Any, Any] | list[Any]
+
+
+class _State:
+    """What a network keeps in its modules between two layers, for each chunk by itself.
+
+    That is attributes, buffers, and what its lists and dicts hold: a feature map that one layer leaves
+    there for another. Where such places are is seen as a chunk comes by.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.places: list[Place] = []
+        for module in model.modules():
+            own = vars(module)
+            kept = [v for k, v in own.items() if isinstance(v, dict | list) and k not in TORCH]
+            self.places += [own, *kept]
+        self.base = [copy(place) for place in self.places]
+        self.changing: set[int] = set()
+        self.own: dict[int, dict[int, Place]] = {}
+
+    def enter(self, chunk: int) -> None:
+        """The chunk finds what it left, or at first what there was before any."""
+        own = self.own.get(chunk, {})
+        for index in self.changing:
+            _fill(self.places[index], own.get(index, self.base[index]))
+
+    def leave(self, chunk: int, look: bool) -> None:
+        """Keep what the chunk leaves, in places that are known, or also (`look`) in new ones."""
+        if look:
+            pairs = enumerate(zip(self.places, self.base, strict=True))
+            self.changing |= {index for index, (one, other) in pairs if not _same(one, other)}
+        self.own[chunk] = {index: copy(self.places[index]) for index in self.changing}
+
+    def end(self) -> None:
+        """What there was before any."""
+        for index in self.changing:
+            _fill(self.places[index], self.base[index])
+
+
+def _fill(place: Place, values: Place) -> None:
+    place.clear()
+    if isinstance(place, dict):
+        place.update(values)
+    else:
+        place.extend(values)
+
+
+def _same(one: Place, other: Place) -> bool:
+    """Whether they hold the same objects."""
+    if len(one) != len(other):
+        return False
+    if isinstance(one, dict) and isinstance(other, dict):
+        return all(key in other and value is other[key] for key, value in one.items())
+    return all(map(is_, one, other))
 
 
 class Lockstep:
@@ -23,7 +84,7 @@ class Lockstep:
     waits, `solve(stop)` runs for the lowest waiting stop and the chunks that wait there go on. So a
     layer is solved when all the chunks have reached it, also where control flow depends on data.
     Each chunk draws its own random numbers, from `starts` on where they are given (`random_numbers`),
-    whatever the others draw in between.
+    and finds what it left in the network's modules, whatever the others do in between.
 
     `room` says for each stop how many chunks may be held there or further on, at least one and never
     fewer than at an earlier stop. The others begin when the stops before are solved, and pass those
@@ -65,6 +126,7 @@ class Lockstep:
 
     def run(self) -> None:
         """All chunks to their end; the first failure of any is raised."""
+        self.state = _State(self.model)
         try:
             ready = self._begin(self.room[0] if self.room else len(self.chunks))
             while ready and self.failure is None:
@@ -77,17 +139,20 @@ class Lockstep:
                 self.turn[chunk].release()
             for thread in self.threads:
                 thread.join()
+            self.state.end()
         if self.failure is not None:
             raise self.failure
 
     def _go_on(self, chunk: int) -> None:
-        """One chunk to its next stop or its end, with random numbers of its own."""
+        """One chunk to its next stop or its end, with random numbers and a state of its own."""
+        self.state.enter(chunk)
         with random_numbers_kept():
             if chunk in self.drawn:
                 draw_from(self.drawn[chunk])
             self.turn[chunk].release()
             self.yielded.acquire()
             self.drawn[chunk] = random_numbers()
+        self.state.leave(chunk, look=chunk == 0 and len(self.chunks) > 1)
 
     def _begin(self, number: int) -> list[int]:
         """The chunks that begin now, so that so many have in all."""

@@ -35,7 +35,8 @@ from onebyone.tree import check_networks, modules_by_name, uncompiled
 ROUNDING = 1e-9
 KEPT_ALONE = "no form of it is cheaper than the layer itself"
 OUTSIDE = (
-    "what no convolution and no linear layer computes, such as attention's products or an LSTM"
+    "what no layer that can change computes, such as attention's products, an LSTM, or convolutions "
+    "called as functions or by keyword"
 )
 TOLD = 0.05  # of a cost: what stays is told from so much on
 REPAIRS = 12  # widths that are tried once more at the end

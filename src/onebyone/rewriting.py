@@ -84,6 +84,15 @@ class _Job:
     own_patches: dict[tuple[int, int], Tensor] = field(default_factory=dict)
     solution: nn.Module | None = None
 
+    @property
+    def channels_read(self) -> list[int] | None:
+        """The channels of its input that stay: of a depthwise layer those that its outputs are of."""
+        if not self.conv.depthwise or self.rows is None:
+            return self.read
+        assert self.decision.conv is not None
+        many = self.decision.conv.c_out // self.decision.conv.c_in
+        return sorted({row // many for row in self.rows})
+
 
 @torch.inference_mode(False)
 def rewrite(
@@ -226,8 +235,10 @@ def _collect(
             rows = output_rows(job.conv, y, chosen)
             job.targets[key] = rows if job.rows is None else rows[:, job.rows]
             if job.calls > 1 or len(y) != len(chunks[key[0]]):
-                patches = patch_rows(job.conv, args[0], chosen)
-                job.own_patches[key] = patches if job.read is None else patches[..., job.read]
+                assert job.decision.conv is not None
+                patches = patch_rows(job.decision.conv, args[0], chosen)
+                read = job.channels_read
+                job.own_patches[key] = patches if read is None else patches[..., read]
 
         return take
 

@@ -111,7 +111,7 @@ def quiet() -> Iterator[None]:
     ):
         warnings.simplefilter("ignore")
         level = logging.root.manager.disable
-        logging.disable(logging.WARNING)
+        logging.disable(logging.ERROR)
         try:
             yield
         finally:

@@ -66,7 +66,8 @@ class Follower(TorchDispatchMode):
         for name, module in self.modules.items():
             if type(module) in INSTANCE_NORMS:  # a class of its own may do more
                 handles.append(module.register_forward_pre_hook(self._enter))
-                handles.append(module.register_forward_hook(self._leave_norm(name)))
+                leave = self._leave_norm(name)
+                handles.append(module.register_forward_hook(leave, with_kwargs=True))
         return handles
 
     def _enter(self, module: nn.Module, args: tuple) -> None:
@@ -80,18 +81,19 @@ class Follower(TorchDispatchMode):
 
         return leave
 
-    def _leave_norm(self, name: str) -> Callable[[nn.Module, tuple, Tensor], None]:
+    def _leave_norm(self, name: str) -> Callable[..., None]:
         """PyTorch runs it on all channels of all images as one batch: it is taken as a whole."""
 
-        def leave(module: nn.Module, args: tuple, output: Tensor) -> None:
+        def leave(module: nn.Module, args: tuple, named: dict[str, Any], output: Tensor) -> None:
             self.inside -= 1
             self.operators.append("instance_norm")
             own = [t for t in (*module.parameters(), *module.buffers()) if t.ndim]
-            mark = self._mark(args[0])
+            (given,) = (*args, *named.values())
+            mark = self._mark(given)
             if not own and isinstance(mark, Tag) and mark.axis == 1:
                 count = Cut(tensor_name(name, NUMBER), 0)
                 self._attach(mark.segments, Vector(0, (count,)))
-            self._normalize("instance_norm", [args[0], *own], output)
+            self._normalize("instance_norm", [given, *own], output)
 
         return leave
 
@@ -168,7 +170,7 @@ class Follower(TorchDispatchMode):
         elif name in PIXELWISE and mark.axis == 1:
             moved = mark
         elif name in REDUCTIONS:
-            moved = reduced(mark, source, output, args)
+            moved = reduced(mark, source, output, name, args)
         elif name in VIEWS:
             moved = viewed(mark, source, output)
             if moved is None and isinstance(mark, Tag):
@@ -256,6 +258,10 @@ class Follower(TorchDispatchMode):
 
     def _concatenate(self, name: str, args: Any, tensors: list[Tensor], output: Tensor) -> None:
         axis = args[1] % output.ndim if len(args) > 1 else 0
+        tensors = [t for t in tensors if t.ndim == output.ndim]  # not what is of no use: empty(0)
+        first = self._mark(tensors[0])
+        if isinstance(first, Tag) and first.axis != axis:
+            return self._stacked(name, first, tensors, output)
         segments: list[Segment] = []
         for tensor in tensors:
             mark = self._mark(tensor)
@@ -266,6 +272,17 @@ class Follower(TorchDispatchMode):
                 mark = Tag(axis, (self.spaces.new(tensor.shape[axis], refusal),))
             segments += mark.segments
         self._set(output, Tag(axis, tuple(segments)))
+        return None
+
+    def _stacked(self, name: str, mark: Tag, tensors: list[Tensor], output: Tensor) -> None:
+        """Put together along another axis than that of the channels, which are the same then."""
+        for tensor in tensors[1:]:
+            other = self._mark(tensor)
+            if not isinstance(other, Tag) or other.axis != mark.axis:
+                return self._lost(name, tensors, [output])
+            if not self._united(name, mark.segments, other.segments):
+                return self._lost(name, tensors, [output])
+        self._set(output, mark)
         return None
 
     # --- channels that are taken apart

@@ -122,9 +122,9 @@ def length_of(moved: Tag | Vector, source: Tensor, mark: Tag | Vector | None) ->
     return source.shape[mark.axis]
 
 
-def named_axes(source: Tensor, args: Any) -> set[int]:
-    """The axes in an operator's second argument; none where it names none."""
-    given = args[1] if len(args) > 1 else ()
+def named_axes(source: Tensor, args: Any, place: int = 1) -> set[int]:
+    """The axes in an operator's argument at this place; none where it names none."""
+    given = args[place] if len(args) > place else ()
     axes = [given] if isinstance(given, int) else given
     return {a % source.ndim for a in axes} if isinstance(axes, list | tuple) else set()
 
@@ -138,9 +138,11 @@ def along(mark: Tag | Vector, source: Tensor, output: Tensor, args: Any) -> Tag 
     return replace(mark, axis=mark.axis - gone)
 
 
-def reduced(mark: Tag | Vector, source: Tensor, output: Tensor, args: Any) -> Tag | Vector | None:
+def reduced(
+    mark: Tag | Vector, source: Tensor, output: Tensor, name: str, args: Any
+) -> Tag | Vector | None:
     """Where the axis is after a mean over others."""
-    gone = named_axes(source, args)
+    gone = named_axes(source, args, 2 if name == "linalg_vector_norm" else 1)
     if not gone or mark.axis in gone:
         return None
     if output.ndim == source.ndim:

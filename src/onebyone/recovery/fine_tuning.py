@@ -41,6 +41,10 @@ COPIED = (
     "the network overwrites what its gradients need: that is copied at every step, which takes time and "
     "memory"
 )
+PLAIN_FORMAT = (
+    "the network does not run in the memory format channels-last (a `view` of a feature map does not: "
+    "`flatten` or `reshape` would), so it is trained in the plain one, which may take longer"
+)
 
 
 @dataclass(frozen=True)
@@ -143,9 +147,13 @@ def fine_tune(
         if kept_back is not None:
             check_held_out(kept_back, example, supply.packing)
         _check_augment(recipe, supply.packing)
-        student = _student(packed(model, supply.packing), recipe, example)
+        networks = [packed(n, supply.packing) for n in (model, teacher) if n is not None]
+        if recipe.channels_last and not all(_takes_channels_last(n, example) for n in networks):
+            recipe = replace(recipe, channels_last=False)
+            notes = (*notes, PLAIN_FORMAT)
+        student = _student(networks[0], recipe, example)
         if teacher is not None:
-            teacher = _teacher(packed(teacher, supply.packing), recipe, example)
+            teacher = _teacher(networks[1], recipe, example)
         _check_labels(supply, student, example)
         objective = Objective(student, teacher, recipe, calm[0])
         training = _training(student, objective, recipe, supply, kept_back, calm, world)
@@ -275,6 +283,21 @@ def _trainable(model: nn.Module, recipe: Recipe, example: Tensor) -> nn.Module:
     if recipe.channels_last and example.ndim == 4:
         to_channels_last(copy)
     return copy
+
+
+def _takes_channels_last(model: nn.Module, example: Tensor) -> bool:
+    """Whether it runs in that memory format: a `view` of a feature map may not."""
+    if example.ndim != 4:
+        return True
+    copy = deep_copy(model)
+    to_channels_last(copy)
+    image = suited(copy, example).contiguous(memory_format=torch.channels_last)
+    with evaluating(copy), torch.no_grad(), random_numbers_kept():
+        try:
+            copy(image)
+        except Exception:  # whatever it is, the plain format may do, and says why if not
+            return False
+    return True
 
 
 def _teacher(model: nn.Module, recipe: Recipe, example: Tensor) -> nn.Module:
