@@ -883,3 +883,15 @@ def test_a_result_inside_what_is_read(inside: str, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"would lie in .*/data, which this command reads"):
         check_folder(tmp_path / inside, force=True, inputs=read)
     check_folder(tmp_path / "beside", force=False, inputs=read)
+
+
+def test_images_that_influence_each_other_in_a_batch_of_any_size(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(12, track_running_stats=False)
+    model = nn.Sequential(nn.Conv2d(3, 12, 3), norm, nn.ReLU(), nn.Conv2d(12, 8, 3))
+    images = torch.randn(24, 3, 8, 8)
+    found = slim(model.eval(), images, macs=0.7, latency=False, held_out=0)
+    again = load(found.save(tmp_path / "out")).model
+    for batch in (images[:1], images[:3], images):
+        with torch.no_grad():
+            torch.testing.assert_close(again(batch), found.model(batch))

@@ -87,7 +87,7 @@ def module_of(program: ExportedProgram) -> Program:
     gather_computed(whole.graph, whole)
     model = GraphModule(whole, whole.graph, NAME)  # with what its graph names, and nothing else
     model.eval()
-    if takes_any_batch(model, inputs):
+    if _batch_free(program) or takes_any_batch(model, inputs):
         return Program(model, tuple(x[:1] for x in inputs), None, notes)
     _fix_batch(model, batch)
     return Program(model, inputs, batch, notes)
@@ -111,6 +111,15 @@ def _inputs(program: ExportedProgram) -> tuple[Tensor, ...]:
     if len(given) == len(names) and all(isinstance(x, Tensor) for x in given):
         return tuple(x.detach() for x in given)
     return tuple(_drawn(values[str(n)]) for n in names)
+
+
+def _batch_free(program: ExportedProgram) -> bool:
+    """Whether it was exported for batches of any size: its images may well influence each other then."""
+    names = set(program.graph_signature.user_inputs)
+    values = [
+        n.meta["val"] for n in program.graph.nodes if n.op == "placeholder" and n.name in names
+    ]
+    return all(not isinstance(v.shape[0], int) for v in values)
 
 
 def _drawn(like: Tensor) -> Tensor:
