@@ -157,3 +157,20 @@ def test_a_layer_in_a_thread_of_its_own_stays() -> None:
     found = survey(Threaded().eval(), torch.randn(1, 3, 8, 8))
     assert seen(found, "stem").refusal is None
     assert "thread" in (seen(found, "aside").refusal or "")
+
+
+def test_a_layer_that_is_called_by_keyword_has_its_macs() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.second(input=self.first(x).relu())
+
+    model, image = Named().eval(), images(1, 3, 8, 8)
+    found = survey(model, image)
+    layers = {s.layer: s for s in found.layers}
+    assert layers["second"].refusal == "its input is passed by keyword"
+    assert sum(s.macs for s in layers.values()) == found.macs == counted_macs(model, image)
+    assert found.other_macs == 0

@@ -382,7 +382,8 @@ def _check_inputs(inputs: Tensor) -> None:
     if inputs.ndim not in (3, 4, 5) or 0 in inputs.shape:
         raise DataError(
             f"the images have shape {tuple(inputs.shape)}: (N, C, H, W) with at least one image is "
-            "expected, or (N, C, L), or (N, C, D, H, W)"
+            "expected, or (N, C, L), or (N, C, D, H, W); what is no image, such as the vectors of a "
+            "generator, is given in a dict by its name in the network's `forward`"
         )
     if not inputs.is_floating_point():
         raise DataError(f"the images are {inputs.dtype}: float ones are expected")

@@ -36,7 +36,7 @@ ROUNDING = 1e-9
 KEPT_ALONE = "no form of it is cheaper than the layer itself"
 OUTSIDE = (
     "what no layer that can change computes, such as attention's products, an LSTM, or convolutions "
-    "called as functions or by keyword"
+    "called as functions"
 )
 TOLD = 0.05  # of a cost: what stays is told from so much on
 REPAIRS = 12  # widths that are tried once more at the end

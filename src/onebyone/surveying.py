@@ -220,19 +220,21 @@ class _Watcher:
             if type(module) not in PLAIN or not isinstance(output, Tensor):
                 return
             conv = ConvSpec.of(module)
-            if len(args) != 1 or kwargs or not isinstance(args[0], Tensor):
-                more = args and isinstance(args[0], Tensor)
+            given = next(iter((*args, *kwargs.values())), None)
+            if len(args) != 1 or kwargs or not isinstance(given, Tensor):
+                more = args and isinstance(given, Tensor)
                 self.odd[name] = (
                     f"its input is {'not all it is given' if more else 'passed by keyword'}"
                 )
+            if not isinstance(given, Tensor):
                 return
             if (conv.kernel and output.ndim != len(conv.kernel) + 2) or output.ndim < 2:
-                self.odd[name] = f"its input has no batch axis (shape {tuple(args[0].shape)})"
+                self.odd[name] = f"its input has no batch axis (shape {tuple(given.shape)})"
                 return
             before = self.positions.setdefault(name, [0, 0, 0])
-            before[0] += len(output) * positions_of(conv, args[0])
+            before[0] += len(output) * positions_of(conv, given)
             before[1] += len(output) * positions_of(conv, output)
-            before[2] += len(output) * _between(conv, args[0], output)
+            before[2] += len(output) * _between(conv, given, output)
             self.items[name] = max(len(output), self.items.get(name, 0))
 
         return hook
