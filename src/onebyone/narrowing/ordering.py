@@ -59,12 +59,17 @@ class _Readings:
         )
 
     def of(self, space: Space) -> list[Reading]:
-        """Of each reader of a space; copies that one reads side by side are taken for themselves."""
-        return [
-            self._reading(layer, own) for layer in space.readers for own in space.channels_of(layer)
-        ]
+        """Of each reader of a space; copies that one reads side by side are taken for themselves.
 
-    def _reading(self, layer: str, own: range) -> Reading:
+        What k of them miss may add up: E‖Σ e‖² is at most k Σ E‖e‖².
+        """
+        found = []
+        for layer in space.readers:
+            ranges = space.channels_of(layer)
+            found += [self._reading(layer, own, len(ranges)) for own in ranges]
+        return found
+
+    def _reading(self, layer: str, own: range, copies: int) -> Reading:
         seen = self.seen[layer]
         around, moments = seen.channels.around(own)
         if (layer, around) not in self.shrinking:
@@ -74,5 +79,5 @@ class _Readings:
             self.shrinking[layer, around] = amount, variance
         inside = slice(own.start - around.start, own.stop - around.start)
         covariance = moments.covariance_of(inside, self.shrinking[layer, around])
-        form = CAUTION * self.forms[layer][around][inside, inside] / 2
+        form = copies * CAUTION * self.forms[layer][around][inside, inside] / 2
         return Reading(covariance, form, seen.outputs.samples)
