@@ -153,6 +153,8 @@ class Lockstep:
             self.yielded.acquire()
             self.drawn[chunk] = random_numbers()
         self.state.leave(chunk, look=chunk == 0 and len(self.chunks) > 1)
+        if chunk not in self.waiting:  # it has ended: what it left is of no use to any
+            self.state.own.pop(chunk)
 
     def _begin(self, number: int) -> list[int]:
         """The chunks that begin now, so that so many have in all."""
