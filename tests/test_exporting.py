@@ -24,10 +24,11 @@ from onebyone.exporting.checking import LIMITS, Limit, check
 from onebyone.exporting.export import examine
 from onebyone.exporting.folding import fold
 from onebyone.exporting.network import Network, exported, refusal
-from onebyone.exporting.program import export_program, takes_any_batch
+from onebyone.exporting.program import export_program
 from onebyone.exporting.rechecking import read_about, recheck
 from onebyone.exporting.records import check_replaceable, read_records, write_record
 from onebyone.exporting.targets import TARGETS, target_of
+from onebyone.loading.programs import batch_free
 
 ONNX = pytest.mark.skipif(
     TARGETS["onnx"].missing is not None, reason="onnx, onnxscript or onnxruntime is missing"
@@ -163,9 +164,9 @@ def test_a_free_size_of_an_output_is_not_that_of_the_batch() -> None:
     program = export_program(Positive(), pictures(3, 8, 8, n=1), any_batch=False)
     assert not isinstance(program, str)
     assert program.range_constraints
-    assert not takes_any_batch(program)
+    assert not batch_free(program)
     free = export_program(nn.Conv2d(3, 4, 3), pictures(3, 8, 8, n=1))
-    assert takes_any_batch(free)
+    assert batch_free(free)
 
 
 def test_a_network_that_cannot_be_traced_leaves_the_terminal_alone(
@@ -398,7 +399,7 @@ def test_any_batch_of_any_number_of_inputs(kind: type[nn.Module], number: int) -
     model, pictures = kind().eval(), [torch.randn(5, 3, 6, 6) for _ in range(number)]
     program = export_program(model, tuple(x[:1] for x in pictures))
     assert not isinstance(program, str)
-    assert takes_any_batch(program)
+    assert batch_free(program)
     torch.testing.assert_close(program.module()(*pictures), model(*pictures))
 
 

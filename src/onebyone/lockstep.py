@@ -15,13 +15,11 @@ from onebyone.tree import draw_from, random_numbers, random_numbers_kept
 
 # What PyTorch itself holds in a module, but for its buffers.
 TORCH = frozenset(vars(nn.Module())) - {"_buffers"}
+Place = dict[Any, Any] | list[Any]
 
 
 class _Stopped(BaseException):
     """Ends a chunk's thread when the whole pass is given up."""
-
-
-Place = dict[Any, Any] | list[Any]
 
 
 class _State:
@@ -126,7 +124,7 @@ class Lockstep:
 
     def run(self) -> None:
         """All chunks to their end; the first failure of any is raised."""
-        self.state = _State(self.model)
+        self.state = _State(self.model)  # as the modules are when the first chunk begins
         try:
             ready = self._begin(self.room[0] if self.room else len(self.chunks))
             while ready and self.failure is None:

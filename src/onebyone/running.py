@@ -18,6 +18,7 @@ UNCAPTURED = "UncapturedHigherOrderOpError"  # of torch.compile, which runs torc
 LEAST_ROWS = 4  # images, to tell scores of classes from other values
 TOGETHER = 0.5  # of what the mean of as many values would vary by that know nothing of one another
 FEW = 16  # values an image
+VIEWED = "view size is not compatible"
 ALONE = "more than 1 value per channel when training"
 
 
@@ -64,6 +65,12 @@ def call(model: Callable[..., object], *inputs: object) -> object:
             ) from error
         if packing is not None:
             given = f"the inputs {packing.text}"
+        if VIEWED in why:
+            raise ModelError(
+                f"the network fails on {given if found else 'what it is given'}: it takes a `view` of a "
+                "tensor that lies otherwise in memory, as feature maps do in the format channels-last; "
+                "`flatten` or `reshape` would run"
+            ) from error
         raise ModelError(
             f"the network fails on {given if found else 'what it is given'} "
             f"({type(error).__name__}: {why}): give as many inputs as its forward takes, with the "

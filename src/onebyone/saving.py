@@ -32,7 +32,7 @@ from onebyone.exporting.network import (
 )  # fmt: skip
 from onebyone.exporting.onnx import export_onnx
 from onebyone.exporting.outputs import with_plain_outputs
-from onebyone.exporting.program import quiet, takes_any_batch
+from onebyone.exporting.program import quiet
 from onebyone.exporting.rechecking import checked, drawn_images
 from onebyone.exporting.targets import TARGETS
 from onebyone.exporting.tracing import Traced, is_detector
@@ -50,6 +50,7 @@ from onebyone.files import (
     share,
     write_text,
 )  # fmt: skip
+from onebyone.loading.programs import batch_free
 from onebyone.loading.slimmed import FORMATS, is_slimmed
 from onebyone.plan_files import plan_to_json
 from onebyone.several import flat, packing_of
@@ -243,15 +244,15 @@ def _write_programs(
         notes.append(f"{ONNX} computes in float32")
     if isinstance(program, str):
         return [*notes, f"no {ONNX}: {program}"]
-    free = takes_any_batch(program)
+    free = batch_free(program)
 
     def write_onnx(program: ExportedProgram | Traced) -> None:
         about = about_network(
-            inputs, any_batch=takes_any_batch(program), dtype=_dtype_of(inputs),
+            inputs, any_batch=batch_free(program), dtype=_dtype_of(inputs),
             preprocess=slimmed.preprocess, classes=slimmed.classes, slimmed=slimmed_facts(plan),
         )  # fmt: skip
         export_onnx(network_of(program, inputs, about=about), folder / ONNX)
-        if _check_onnx(model, inputs, folder / ONNX, takes_any_batch(program)):
+        if _check_onnx(model, inputs, folder / ONNX, batch_free(program)):
             notes.append(f"{ONNX}: {NOTHING}")
 
     try:

@@ -30,11 +30,11 @@ from onebyone.exporting.network import (
     slimmed_facts,
     write_as_taken,
 )
-from onebyone.exporting.program import takes_any_batch
 from onebyone.exporting.rechecking import as_taken, checked, images_for, packing_for, ready, recheck
 from onebyone.exporting.targets import Target, target_of
 from onebyone.exporting.tracing import Traced
 from onebyone.files import check_writable, share
+from onebyone.loading.programs import batch_free
 from onebyone.plans import Plan
 from onebyone.preprocessing import Preprocess, check_preprocess
 from onebyone.tree import check_weights
@@ -175,7 +175,7 @@ class _Job:
     def write(self, model: nn.Module, path: Path, plan: Plan | None) -> bool:
         """Write the files; whether they take any batch. Some operators are taken for one image alone."""
         program = exported(model, self.inputs)
-        free = takes_any_batch(program) and self.target.any_batch
+        free = batch_free(program) and self.target.any_batch
         if not free:
             self._write(program, path, plan)
             return False
@@ -183,7 +183,7 @@ class _Job:
         return write_as_taken(model, self.inputs, program, write) is None
 
     def _write(self, program: ExportedProgram | Traced, path: Path, plan: Plan | None) -> None:
-        free = takes_any_batch(program) and self.target.any_batch
+        free = batch_free(program) and self.target.any_batch
         about = about_network(
             self.inputs, any_batch=free, dtype=self.dtype, preprocess=self.preprocess,
             classes=self.classes, slimmed=slimmed_facts(plan),

@@ -16,8 +16,9 @@ from torch.export import ExportedProgram
 
 from onebyone.errors import ModelError, line_of
 from onebyone.exporting.folding import fold
-from onebyone.exporting.program import export_program, takes_any_batch
+from onebyone.exporting.program import export_program
 from onebyone.exporting.tracing import Traced, traced
+from onebyone.loading.programs import batch_free
 from onebyone.plans import Plan
 from onebyone.preprocessing import Preprocess
 from onebyone.tree import deep_copy
@@ -45,7 +46,7 @@ class Network:
     @property
     def any_batch(self) -> bool:
         """Whether the program takes batches of any size."""
-        return takes_any_batch(self.program)
+        return batch_free(self.program)
 
     @property
     def exported(self) -> ExportedProgram:
@@ -106,7 +107,7 @@ def write_as_taken(
 
     Raises what `write` does where neither is taken.
     """
-    free = takes_any_batch(program)
+    free = batch_free(program)
     try:
         write(program)
         return None

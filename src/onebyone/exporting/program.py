@@ -87,19 +87,6 @@ def _right_for_one(program: ExportedProgram, model: nn.Module, inputs: tuple[Ten
     return all(agree(*leaves) for leaves in zip(*found, strict=True))
 
 
-def takes_any_batch(program: object) -> bool:
-    """Whether it is a program whose batch size is free; sizes of what it finds may be free as well."""
-    if not isinstance(program, ExportedProgram):
-        return False
-    named = set(program.graph_signature.user_inputs)
-    inputs = (
-        n.meta.get("val") for n in program.graph.nodes if n.op == "placeholder" and n.name in named
-    )
-    return any(
-        isinstance(x, Tensor) and x.ndim > 0 and not isinstance(x.shape[0], int) for x in inputs
-    )
-
-
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Exporters print progress, and pages of what they could not trace: that is not for the user."""

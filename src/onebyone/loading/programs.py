@@ -87,7 +87,7 @@ def module_of(program: ExportedProgram) -> Program:
     gather_computed(whole.graph, whole)
     model = GraphModule(whole, whole.graph, NAME)  # with what its graph names, and nothing else
     model.eval()
-    if _batch_free(program) or takes_any_batch(model, inputs):
+    if batch_free(program) or takes_any_batch(model, inputs):
         return Program(model, tuple(x[:1] for x in inputs), None, notes)
     _fix_batch(model, batch)
     return Program(model, inputs, batch, notes)
@@ -113,13 +113,19 @@ def _inputs(program: ExportedProgram) -> tuple[Tensor, ...]:
     return tuple(_drawn(values[str(n)]) for n in names)
 
 
-def _batch_free(program: ExportedProgram) -> bool:
-    """Whether it was exported for batches of any size: its images may well influence each other then."""
-    names = set(program.graph_signature.user_inputs)
-    values = [
-        n.meta["val"] for n in program.graph.nodes if n.op == "placeholder" and n.name in names
-    ]
-    return all(not isinstance(v.shape[0], int) for v in values)
+def batch_free(program: object) -> bool:
+    """Whether it is a program whose batch size is free; sizes of what it finds may be free as well.
+
+    Its images may influence each other all the same.
+    """
+    if not isinstance(program, ExportedProgram):
+        return False
+    named = set(program.graph_signature.user_inputs)
+    inputs = (
+        n.meta.get("val") for n in program.graph.nodes if n.op == "placeholder" and n.name in named
+    )
+    batches = [x.shape[0] for x in inputs if isinstance(x, Tensor) and x.ndim]
+    return bool(batches) and not any(isinstance(size, int) for size in batches)
 
 
 def _drawn(like: Tensor) -> Tensor:

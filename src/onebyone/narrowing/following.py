@@ -258,7 +258,7 @@ class Follower(TorchDispatchMode):
 
     def _concatenate(self, name: str, args: Any, tensors: list[Tensor], output: Tensor) -> None:
         axis = args[1] % output.ndim if len(args) > 1 else 0
-        tensors = [t for t in tensors if t.ndim == output.ndim]  # not what is of no use: empty(0)
+        tensors = [t for t in tensors if t.ndim == output.ndim]  # torch.empty(0) may stand in front
         first = self._mark(tensors[0])
         if isinstance(first, Tag) and first.axis != axis:
             return self._stacked(name, first, tensors, output)
@@ -360,7 +360,7 @@ class Follower(TorchDispatchMode):
             space = self.spaces.new(conv.c_out, f"the grouped layer {name} writes it")
         else:
             self._read(name, conv, x)
-            space = self.spaces.new(conv.c_out, "it is one channel" if conv.c_out == 1 else None)
+            space = self.spaces.new(conv.c_out)
         found = self.spaces.found(space)
         found.writers.append(name)
         found.cuts += self._rows(name)

@@ -7,6 +7,8 @@ from dataclasses import replace
 
 from onebyone.narrowing.marks import Found, Segment
 
+ONE = "it is one channel"
+
 
 class Spaces:
     """Spaces that are joined as sums and products are met, and whose channels are tied where a network
@@ -19,14 +21,12 @@ class Spaces:
         self.all: list[Found] = []
         self.parents: list[
             tuple[int, int]
-        ] = []  # the space that each was joined with, or itself; its age
-        self.ties: list[
-            list[tuple[int, bool]]
-        ] = []  # how many became one, and whether side by side
+        ] = []  # what each was joined with, or itself; its age then
+        self.ties: list[list[tuple[int, bool]]] = []  # how many parts or neighbours, whether parts
 
     def new(self, channels: int, refusal: str | None = None) -> Segment:
         """All channels of a space that nothing is known of yet."""
-        self.all.append(Found(channels, refusal=refusal))
+        self.all.append(Found(channels, refusal=refusal or (ONE if channels == 1 else None)))
         self.parents.append((len(self.parents), 0))
         self.ties.append([])
         return Segment(len(self.all) - 1, channels)
@@ -79,8 +79,8 @@ class Spaces:
         return True
 
     def tie(self, segment: Segment, many: int, beside: bool) -> bool:
-        """Channels that lie side by side, so many, or those at the same place of so many parts
-        (`beside`), become one. False where they cannot: a layer has read them otherwise."""
+        """Make one channel of so many neighbours, or of those at the same place of so many parts
+        (`beside`). False where they cannot be one: a layer has read them otherwise."""
         found = self.found(segment)
         read = [c for c in found.cuts if c.axis == 1]
         if found.channels % many or any(c.block > 1 for c in read) or (read and not beside):
@@ -94,6 +94,6 @@ class Spaces:
         else:
             found.cuts = [replace(c, block=c.block * many) for c in found.cuts]
         if found.channels == 1:
-            found.refusal = found.refusal or "it is one channel"
+            found.refusal = found.refusal or ONE
         self.ties[self.root(segment.space)].append((many, beside))
         return True

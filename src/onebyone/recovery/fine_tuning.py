@@ -148,7 +148,9 @@ def fine_tune(
             check_held_out(kept_back, example, supply.packing)
         _check_augment(recipe, supply.packing)
         networks = [packed(n, supply.packing) for n in (model, teacher) if n is not None]
-        if recipe.channels_last and not all(_takes_channels_last(n, example) for n in networks):
+        if recipe.channels_last and not all(
+            _takes_channels_last(n, recipe, example) for n in networks
+        ):
             recipe = replace(recipe, channels_last=False)
             notes = (*notes, PLAIN_FORMAT)
         student = _student(networks[0], recipe, example)
@@ -285,12 +287,11 @@ def _trainable(model: nn.Module, recipe: Recipe, example: Tensor) -> nn.Module:
     return copy
 
 
-def _takes_channels_last(model: nn.Module, example: Tensor) -> bool:
+def _takes_channels_last(model: nn.Module, recipe: Recipe, example: Tensor) -> bool:
     """Whether it runs in that memory format: a `view` of a feature map may not."""
     if example.ndim != 4:
         return True
-    copy = deep_copy(model)
-    to_channels_last(copy)
+    copy = _trainable(model, recipe, example)
     image = suited(copy, example).contiguous(memory_format=torch.channels_last)
     with evaluating(copy), torch.no_grad(), random_numbers_kept():
         try:
