@@ -32,8 +32,8 @@ class Recipe:
     moving average of the weights, which is what is measured and kept; 0 for none.
     augment: of "shift" (by up to a fourteenth of the size) and "mirror"; () for none.
     precision: "auto" times float32 and bfloat16 and takes what is faster. channels_last: train in
-    that memory format. patience: stop after so many measurements without a better one.
-    measure_every: measure on held-out images every so many epochs.
+    that memory format, where the networks run in it. patience: stop after so many measurements without
+    a better one. measure_every: measure on held-out images every so many epochs.
     """
 
     epochs: float = 2.0
