@@ -423,12 +423,184 @@ def test_nan_fails_the_check() -> None:
     assert found.failure is not None
 
 
+@pytest.mark.parametrize("least", [float("inf"), float("-inf")])
+def test_equal_infinities_are_not_apart(least: float) -> None:
+    rows = [[1.0, least, 2.0], [4.0, least, 3.0]]
+    others = [[1.0, least, 2.0], [4.0, least, 3.2]]
+    assert checked(table(*rows), table(*rows), 2).failure is None
+    found = checked(table(*rows), table(*others), 2)
+    assert found.error == pytest.approx(0.05)  # of the largest that is finite
+    assert checked(table(*rows), table([1.0, 9.0, 2.0], rows[1]), 2).failure is not None
+
+
+class Whole(nn.Module):
+    """Scores, and a whole number for each image and pixel."""
+
+    def __init__(self, values: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("values", values)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.values[x.long()]
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs", "same"),
+    [
+        ([7, 10_000_000_007, 3], [7, 2**31 - 1, 3], 2 / 3),
+        ([1, 2, 3], [1, 2, 3], 1.0),
+        ([True, False, False, True], [True, True, False, True], 3 / 4),
+        ([0, 255, 100], [1, 255, 104], 2 / 3),  # 2 % of the largest are 5.1, 0.1 % are 0.255
+        ([0, 0], [0, 0], 1.0),
+    ],
+)
+def test_whole_numbers_are_compared(mine: list[int], theirs: list[int], same: float) -> None:
+    sides = [Whole(torch.tensor(side).repeat(3, 1)) for side in (mine, theirs)]
+    tight = Limit(0.001, 0.99)
+    if 255 in mine:
+        wide = checked(*sides, 3, limit=Limit(0.5, 0.99))
+        assert (wide.same, wide.failure) == (1.0, None)
+        tight = Limit(0.005, 0.99)
+    found = checked(*sides, 3, limit=tight)
+    assert found.same == pytest.approx(same)
+    assert (found.error, found.agreement, found.empty) == (0.0, None, False)
+    if same < 1:
+        assert f"{same:.1%} of the whole numbers in an output are PyTorch's" in found.failure
+        assert "the limit is 99%" in found.failure
+    else:
+        assert found.failure is None
+
+
+class Turned(nn.Module):
+    """Its outputs have the images along other axes than the first, or along two."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        rows = torch.stack([x, x + 1, 2 - x], 1)
+        return rows.T, rows @ rows.T, rows.permute(1, 0)[None]
+
+
+@pytest.mark.parametrize("any_batch", [True, False])
+def test_outputs_whose_first_axis_is_not_the_images(any_batch: bool) -> None:
+    def run(off: float) -> Any:
+        numbers = (torch.arange(24).float(),)
+        session = lambda given: [y + off for y in Turned()(*given)]  # noqa: E731
+        return check(
+            Turned(), session, numbers, limit=LIMITS["float32"], any_batch=any_batch, drawn=False
+        )
+
+    assert (run(0.0).failure, run(0.0).error) == (None, 0.0)
+    assert run(0.0).agreement is None
+    assert "by up to" in run(0.5).failure
+
+
 def test_other_shapes_fail_the_check() -> None:
     with pytest.raises(ModelError, match=r"shapes \[\(1, 3\)\] and PyTorch's \[\(1, 2\)\]"):
         checked(table([1.0, 2.0]), table([1.0, 2.0, 3.0]), 1)
 
 
+class Sequences(nn.Module):
+    """Scores with time as their first axis, as nn.CTCLoss takes them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Conv2d(1, 8, 3, padding=1)
+        self.scores = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scores(self.features(x).mean(2).permute(2, 0, 1)).log_softmax(-1)
+
+
+class Named(nn.Module):
+    """Scores, and the number under which the best class is known elsewhere."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self.features = nn.Conv2d(3, 6, 3)
+        self.register_buffer("numbers", torch.arange(6) * step + 7)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        scores = self.features(x).mean((2, 3))
+        return scores, self.numbers[scores.argmax(1)]
+
+
+def for_runtime(name: str) -> None:
+    if TARGETS[name].missing is not None:
+        pytest.skip(TARGETS[name].missing)
+
+
+@pytest.mark.parametrize("name", ["onnx", "openvino"])
+def test_time_may_be_the_first_axis_of_an_export(name: str, tmp_path: Path) -> None:
+    for_runtime(name)
+    path = tmp_path / f"model{TARGETS[name].suffix}"
+    model, x = Sequences().eval(), torch.randn(12, 1, 8, 10)
+    found = obo.export(model, x, path, latency=False)
+    assert (found.any_batch, found.check.images) == (True, 16)
+    assert found.check.error < 1e-5
+    torch.testing.assert_close(
+        TARGETS[name].open(path, 1)([x])[0], model(x).detach(), rtol=1e-4, atol=1e-5
+    )
+
+
+class Bytes(nn.Module):
+    """Takes pictures as they are read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3, 6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x.float() / 255).mean((2, 3))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+@pytest.mark.parametrize("name", ["onnx", "openvino"])
+def test_networks_that_take_bytes_are_checked_on_images(
+    name: str, dtype: str, tmp_path: Path
+) -> None:
+    for_runtime(name)
+    path = tmp_path / f"model{TARGETS[name].suffix}"
+    images = torch.arange(16 * 3 * 64).reshape(16, 3, 8, 8) % 251
+    model = Bytes().eval()
+    found = obo.export(
+        model, images[:1].byte(), path, images=images.float(), dtype=dtype, latency=False
+    )
+    assert (found.check.drawn, found.check.failure) == (False, None)
+    assert read_about(path)["inputs"][0]["dtype"] == "uint8"
+    with pytest.raises(DataError, match="takes uint8 and the images have values from 0 to 0.98"):
+        obo.export(model, images[:1].byte(), path, images=images / 255, latency=False)
+
+
+@pytest.mark.parametrize("name", ["onnx", "openvino"])
+def test_numbers_of_classes_are_checked(name: str, tmp_path: Path) -> None:
+    for_runtime(name)
+    torch.manual_seed(0)
+    path = tmp_path / f"model{TARGETS[name].suffix}"
+    assert obo.export(Named(3).eval(), X[:1], path, latency=False).check.same == 1.0
+    if name == "openvino":  # which computes whole numbers in 32 bits
+        path.unlink()
+        with pytest.raises(
+            ModelError, match=r"0\.0% of the whole numbers in an output are PyTorch's"
+        ):
+            obo.export(Named(10**10).eval(), X[:1], path, latency=False)
+        assert not path.exists()
+
+
 # --- files
+
+
+@pytest.mark.parametrize("name", [*TARGETS])
+def test_a_folder_is_never_replaced_by_a_file(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(targets.Target, "require", lambda self: None)
+    for file in TARGETS[name].files(tmp_path / f"model{TARGETS[name].suffix}"):
+        file.mkdir()
+        (file / "work").write_text("of a year")
+        with pytest.raises(OutputError, match=f"{file.name} is a folder: give the name of a file"):
+            obo.export(network(), X[:1], tmp_path / f"model{TARGETS[name].suffix}", latency=False)
+        assert (file / "work").read_text() == "of a year"
+        (file / "work").unlink()
+        file.rmdir()
 
 
 @pytest.fixture(scope="module")

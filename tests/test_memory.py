@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -11,6 +12,7 @@ from test_tree import check_untouched
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.profiler import ProfilerActivity, profile
+from torch.utils.checkpoint import checkpoint
 
 import onebyone as obo
 from onebyone.errors import ModelError
@@ -118,6 +120,38 @@ def test_a_training_step_takes_what_the_allocator_says(name: str) -> None:
 
     step()
     base = sum(t.nbytes for t in (*model.parameters(), *model.buffers(), inputs))
+    assert found.bytes - base == pytest.approx(allocated(step), rel=0.1)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_training_step_with_checkpoints_takes_what_the_allocator_says(reentrant: bool) -> None:
+
+    class Kept(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = conv(3, 8)
+            self.blocks = nn.ModuleList(
+                nn.Sequential(nn.Sigmoid(), nn.Tanh(), nn.Sigmoid(), nn.Tanh()) for _ in range(6)
+            )
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            for block in self.blocks:
+                x = checkpoint(block, x, use_reentrant=reentrant)  # type: ignore[assignment]
+            return x
+
+    model, inputs = Kept().train(), torch.randn(4, 3, 64, 64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = measure_memory(model, inputs).training
+    assert found is not None
+
+    def step() -> None:
+        model(inputs).sum().backward()
+        model.zero_grad(set_to_none=True)
+
+    step()
+    base = sum(t.nbytes for t in (*model.parameters(), inputs))
     assert found.bytes - base == pytest.approx(allocated(step), rel=0.1)
 
 

@@ -328,6 +328,10 @@ class TestTimetable:
             lambda t: t.replace('"squeeze": ', '"squeeze 3 of 4": '),
             lambda t: "[1, 2]",
             lambda t: json.dumps(json.loads(t) | {"times": {"x": {"keep_ms": 1}}}),
+            lambda t: t.replace('"tucker2": {', '"tucker2": {"4": 0.5, '),
+            lambda t: t.replace('"tucker2": {', '"tucker2": {"-4,4": 0.5, '),
+            lambda t: t.replace('"channel": {', f'"channel": {{"{10**30}": 0.5, '),
+            lambda t: "\ud800",
         ],
     )
     def test_a_damaged_table_is_told_and_made_anew(
@@ -335,7 +339,9 @@ class TestTimetable:
     ) -> None:
         first = Timetable(EAGER, 1)
         first.prepare([SITE])
-        first.path.write_text(damage(first.path.read_text()))
+        damaged = damage(first.path.read_text(encoding="utf-8"))
+        assert damaged != first.path.read_text(encoding="utf-8")
+        first.path.write_bytes(damaged.encode("utf-8", "surrogatepass"))
         again = Timetable(EAGER, 1)
         assert again.times == {}
         assert "is damaged" in again.notes[0]

@@ -213,7 +213,7 @@ class TestLearning:
             obo.fine_tune(broken(), data, **given)
         with pytest.raises(TrainingError, match="no checkpoint"):
             obo.fine_tune(net(1), data, resume=True, **given)
-        with pytest.raises(OutputError, match="is a folder: give a file"):
+        with pytest.raises(OutputError, match="is a folder: give the name of a file"):
             obo.fine_tune(net(), data, **{**given, "checkpoint": tmp_path})
 
     def test_a_teacher_alone(self) -> None:

@@ -93,6 +93,16 @@ def check_writable(path: Path) -> None:
         ) from error
 
 
+def check_file(path: Path) -> None:
+    """Try whether a file can be made here, before any work is done for it.
+
+    Raises OutputError where it cannot, or where a folder stands there; nothing is left behind.
+    """
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder: give the name of a file")
+    check_writable(path)
+
+
 def share(path: str | Path) -> None:
     """Give a file the permissions that a new one gets here; temporary files are the owner's alone."""
     mask = os.umask(0)

@@ -175,12 +175,12 @@ def _folder(model: str, out: Path | None) -> Path:
 def _check_outputs(paths: dict[str, Path], inputs: tuple[str | None, ...], force: bool) -> None:
     from onebyone.exporting.records import check_replaceable
     from onebyone.exporting.targets import TARGETS
-    from onebyone.files import check_writable
+    from onebyone.files import check_file
 
     read = [given for given in inputs if given is not None and not Path(given).is_dir()]
     for name, path in paths.items():
-        check_writable(path)
         for file in TARGETS[name].files(path):
+            check_file(file)
             check_spared(file, read)
         if not force:
             check_replaceable(path, name)

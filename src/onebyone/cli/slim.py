@@ -286,7 +286,7 @@ def _write_plan(
     with progress() as tell:
         tell("load", 0)
         from onebyone.errors import OutputError
-        from onebyone.files import PLAN, check_writable
+        from onebyone.files import PLAN, check_file
         from onebyone.plan_files import plan_to_json, write_plan
         from onebyone.planning import plan as make_plan
         from onebyone.plans import Budget
@@ -299,7 +299,7 @@ def _write_plan(
         if path.exists() and not force:
             raise OutputError(f"{path} exists; give another file, or replace it with --force")
         check_spared(path, source.paths)
-        check_writable(path)
+        check_file(path)
         found = source.read(tell)
         tell_images(found.images)
         statistics = observe(

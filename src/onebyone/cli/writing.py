@@ -98,10 +98,8 @@ def _same(one: str | Path, other: str | Path) -> bool:
 def _check(path: Path) -> None:
     """Refuse a folder, and a file in a folder that is not there."""
     from onebyone.errors import OutputError
-    from onebyone.files import check_writable
+    from onebyone.files import check_file
 
-    if path.is_dir():
-        raise OutputError(f"{path} is a folder: give the name of a file")
     if not path.absolute().parent.is_dir():
         raise OutputError(f"{path} cannot be written: there is no folder {path.parent}")
-    check_writable(path)
+    check_file(path)

@@ -17,6 +17,7 @@ from onebyone.tree import evaluating, tensors_in
 CHECKED_BATCH = 8  # images at once, after a first one alone
 FEW = 64  # numbers of a detector's row, such as a box; a mask has more
 TIE = 2e-3  # of the largest output: classes nearer than that are equally first
+NEAR = 0.02  # of the largest: whole numbers that far apart at most may count as the same
 NOTHING = (
     "the network finds nothing in the images of the check, so nothing was compared: give others, in "
     "which it finds something"
@@ -42,13 +43,15 @@ LIMITS = {
 class Check:
     """How far an export is from PyTorch on some images.
 
-    `max_abs` is max |y − ŷ| over all outputs, `error` the same divided by max |y|, each output by
-    its own. `agreement` is the fraction of images with the same top-1 class, None for outputs that
-    are no class scores (N, classes); classes whose scores are nearer than 0.2 % of the largest score
-    are equally first. A detector's outputs have a row for each thing that it finds, in the order of its
-    scores, which rounding may change: there `agreement` is the fraction of rows that the other side has
-    too, within the limit, the errors are those of these rows, and `rows` is how many there are. `drawn`:
-    the images were drawn at random. `empty`: no output had any number, as of a detector that finds nothing
+    `max_abs` is max |y − ŷ| over all outputs of floating-point numbers, `error` the same divided by
+    max |y|, each output by its own. `agreement` is the fraction of images with the same top-1 class,
+    None for outputs that are no class scores (N, classes); classes whose scores are nearer than 0.2 %
+    of the largest score are equally first. A detector's outputs have a row for each thing that it
+    finds, in the order of its scores, which rounding may change: there `agreement` is the fraction of
+    rows that the other side has too, within the limit, the errors are those of these rows, and `rows`
+    is how many there are. `same` is the fraction of whole numbers, such as classes and masks, that are the same on both sides or nearer than
+    the limit of the error, of the output where it is least; None without such outputs. `drawn`: the images
+    were drawn at random. `empty`: no output had any number, as of a detector that finds nothing
     in them, so that nothing was compared.
     """
 
@@ -60,6 +63,7 @@ class Check:
     limit: Limit
     empty: bool = False
     rows: int = 0
+    same: float | None = None
 
     @property
     def failure(self) -> str | None:
@@ -79,6 +83,11 @@ class Check:
                 f"it chooses the same class as PyTorch for {self.agreement:.1%} of {self.images} "
                 f"images, and the limit is {self.limit.agreement:.0%}"
             )
+        if self.same is not None and self.same < self.limit.agreement:
+            return (
+                f"{self.same:.1%} of the whole numbers in an output are PyTorch's, and the limit is "
+                f"{self.limit.agreement:.0%}"
+            )
         return None
 
 
@@ -97,37 +106,69 @@ def check(
     """
     if is_detector(model):
         return _check_rows(model, session, inputs, limit, drawn)
-    expected: list[list[Tensor]] = []
-    found: list[list[Tensor]] = []
+    outputs: list[_Output] = []
     with evaluating(model), torch.inference_mode():
         for part in _parts(inputs, any_batch):
-            mine = [
-                t
-                for t in tensors_in(call(model, *(x.clone() for x in part)))
-                if t.is_floating_point()
-            ]
-            theirs = [t for t in _run(session, part) if t.is_floating_point()]
-            if not mine:
-                raise ModelError("it returns no floating-point numbers, which are what is compared")
+            given = call(model, *(x.clone() for x in part))
+            # Files hold complex numbers as pairs.
+            mine = [torch.view_as_real(t) if t.is_complex() else t for t in tensors_in(given)]
+            theirs = _run(session, part)
             shapes = [[tuple(t.shape) for t in side] for side in (mine, theirs)]
+            if not mine:
+                raise ModelError("it returns no tensors, which are what is compared")
             if shapes[0] != shapes[1]:
                 raise ModelError(f"its outputs have shapes {shapes[1]} and PyTorch's {shapes[0]}")
-            expected.append([t.double() for t in mine])
-            found.append([t.double() for t in theirs])
-    pairs = [
-        (torch.cat(one) if one[0].ndim else one[0], torch.cat(other) if one[0].ndim else other[0])
-        for one, other in zip(
-            map(list, zip(*expected, strict=True)), map(list, zip(*found, strict=True)), strict=True
-        )
-    ]
-    gaps = [float((y - z).abs().max()) if y.numel() else 0.0 for y, z in pairs]
-    sizes = [float(y.abs().max()) if y.numel() else 0.0 for y, _ in pairs]
-    errors = [gap / size if size else gap for gap, size in zip(gaps, sizes, strict=True)]
-    worst = [e if e == e else float("inf") for e in errors]
+            outputs = outputs or [_Output(floating=t.is_floating_point()) for t in mine]
+            for output, y, z in zip(outputs, mine, theirs, strict=True):
+                output.add(y, z, len(part[0]))
+    floating = [o for o in outputs if o.floating]
+    errors = [o.gap / o.size if o.size else o.gap for o in floating]
     return Check(
-        len(inputs[0]), drawn, max(gaps), max(worst), _agreement(*pairs[0]) if pairs else None,
-        limit, not any(y.numel() for y, _ in pairs),
+        len(inputs[0]), drawn, max((o.gap for o in floating), default=0.0),
+        max((e if e == e else torch.inf for e in errors), default=0.0),
+        next((o.agreement() for o in floating), None), limit, not any(o.count for o in outputs),
+        same=min((o.same(limit.error) for o in outputs if not o.floating), default=None),
     )  # fmt: skip
+
+
+class _Output:
+    """One output of both sides, part after part: how far it is apart, and from what largest value."""
+
+    def __init__(self, *, floating: bool) -> None:
+        self.floating = floating
+        self.gap = self.size = 0.0
+        self.count = 0
+        self.scores: list[tuple[Tensor, Tensor]] | None = []
+        self.off: list[Tensor] = []  # how far whole numbers are apart that are not the same
+
+    def add(self, mine: Tensor, theirs: Tensor, images: int) -> None:
+        self.count += mine.numel()
+        if not mine.numel():
+            return
+        y, z = mine.double(), theirs.double()
+        far = torch.where(y == z, 0.0, (y - z).abs())  # equal infinities are not apart
+        finite = y[y.isfinite()].abs()
+        self.gap = max(self.gap, float(far.nan_to_num(torch.inf).max()))
+        self.size = max(self.size, float(finite.max()) if finite.numel() else 0.0)
+        if not self.floating:
+            self.off.append(far[far > 0])
+        scores = y.ndim == 2 and y.shape[1] > 1 and len(y) == images
+        if self.scores is not None:
+            self.scores = [*self.scores, (y, z)] if scores else None
+
+    def same(self, error: float) -> float:
+        """The fraction of whole numbers that are the same, or nearer than that part of the largest."""
+        near = min(error, NEAR) * self.size
+        return 1 - sum(int((far > near).sum()) for far in self.off) / max(1, self.count)
+
+    def agreement(self) -> float | None:
+        """The fraction of images with the same best class, None where these are no scores of classes."""
+        if not self.scores or len({y.shape[1] for y, _ in self.scores}) > 1:
+            return None
+        expected, found = (torch.cat(side) for side in zip(*self.scores, strict=True))
+        best = expected.max(1).values
+        own = expected.gather(1, found.argmax(1, keepdim=True))[:, 0]
+        return float(((best == own) | (best - own <= TIE * self.size)).double().mean())
 
 
 def _check_rows(
@@ -202,11 +243,3 @@ def _parts(inputs: tuple[Tensor, ...], any_batch: bool) -> Iterator[tuple[Tensor
     for start, end in pairwise(edges):
         if end > start:
             yield tuple(x[start:end] if x.ndim else x for x in inputs)
-
-
-def _agreement(expected: Tensor, found: Tensor) -> float | None:
-    if expected.ndim != 2 or expected.shape[1] < 2 or not len(expected):
-        return None
-    best = expected.max(1).values
-    own = expected.gather(1, found.argmax(1, keepdim=True))[:, 0]
-    return float((best - own <= TIE * expected.abs().max()).double().mean())

@@ -33,7 +33,7 @@ from onebyone.exporting.network import (
 from onebyone.exporting.rechecking import as_taken, checked, images_for, packing_for, ready, recheck
 from onebyone.exporting.targets import Target, target_of
 from onebyone.exporting.tracing import Traced
-from onebyone.files import check_writable, share
+from onebyone.files import check_file, share
 from onebyone.loading.programs import batch_free
 from onebyone.plans import Plan
 from onebyone.preprocessing import Preprocess, check_preprocess
@@ -103,7 +103,8 @@ def export(
     chosen = target_of(path, target)
     check_dtype(chosen, dtype)
     chosen.require()
-    check_writable(path)
+    for file in chosen.files(path):
+        check_file(file)
     packing = packing_for(model, example)
     model, inputs = ready(model, example)
     original = None if original is None else ready(original, example)[0]

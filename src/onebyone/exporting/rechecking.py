@@ -116,18 +116,21 @@ def compared(
     """The check, whether it holds or not; `taken` is the type of the file's own inputs."""
     try:
         session = target.open(path, 1)
-
-        def run(given: Sequence[Tensor]) -> list[Tensor]:
-            return session([as_taken(x, taken) for x in given])
-
-        return check(model, run, inputs, limit=LIMITS[dtype], any_batch=any_batch, drawn=drawn)
     except OneByOneError as error:
         raise ModelError(f"the {target.title} export failed its check: {error}") from error
-    except Exception as error:
+    except Exception as error:  # runtimes raise anything
         raise ModelError(
             f"{path.name} cannot be run by {target.version} ({type(error).__name__}: "
             f"{line_of(error)})"
         ) from error
+
+    def run(given: Sequence[Tensor]) -> list[Tensor]:
+        return session([as_taken(x, taken) for x in given])
+
+    try:
+        return check(model, run, inputs, limit=LIMITS[dtype], any_batch=any_batch, drawn=drawn)
+    except OneByOneError as error:
+        raise ModelError(f"the {target.title} export failed its check: {error}") from error
 
 
 def ready(
@@ -183,10 +186,25 @@ def images_for(
     if taken.shape[1:] != example.shape[1:]:
         given, wanted = ("×".join(map(str, s)) for s in (taken.shape[1:], example.shape[1:]))
         raise DataError(f"the images are {given} each and the network is exported for {wanted}")
+    taken = _as_example(taken, example.dtype)
     if dtype != INT8:
         return (taken[:CHECKED],), None, False
     spare = min(CHECKED, len(taken) // 2)
     return (taken[:spare] if spare else taken,), taken[spare : spare + CALIBRATED], False
+
+
+def _as_example(images: Tensor, dtype: torch.dtype) -> Tensor:
+    """Images in the whole numbers that a network takes; DataError where they are no such numbers."""
+    if dtype.is_floating_point or images.dtype == dtype:
+        return images
+    whole = images.to(dtype)
+    if not torch.equal(whole.to(images.dtype), images):
+        name, (least, most) = str(dtype).removeprefix("torch."), images.aminmax()
+        raise DataError(
+            f"the network takes {name} and the images have values from {float(least):.4g} to "
+            f"{float(most):.4g} that are no such numbers: give whole numbers, not normalised"
+        )
+    return whole
 
 
 def _by_names(images: Images, inputs: tuple[Tensor, ...], own: Packing) -> tuple[Tensor, ...]:

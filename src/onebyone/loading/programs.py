@@ -400,10 +400,17 @@ def _varied(image: Tensor, seed: int) -> Tensor:
 
 
 def agree(both: Any, *each: Any) -> bool:
-    """Whether an output for two images is those for each; one without a row for each image may be any."""
+    """Whether an output for two images is those for each, side by side along one axis; one without axes
+    may be any."""
     if not isinstance(both, Tensor) or not both.ndim:
         return True
-    expected = torch.cat(each)
+    one = each[0]
+    longer = [
+        axis for axis in range(min(both.ndim, one.ndim)) if both.shape[axis] != one.shape[axis]
+    ]
+    if both.ndim != one.ndim or len(longer) > 1:
+        return False
+    expected = torch.cat(each, *longer)
     if both.shape != expected.shape or both.dtype != expected.dtype:
         return False
     if not (both.is_floating_point() or both.is_complex()):  # classes, of which few may be ties

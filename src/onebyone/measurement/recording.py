@@ -154,7 +154,8 @@ class Recorder(Mode):
             tuple[str, Calls | None]
         ] = []  # names, with what is known of their calls
         self.known: dict[tuple[Any, ...], tuple[Facts, Recipe]] = {}
-        self.failed: tuple[BaseException | None, str] = None, ""
+        # The number of an error, which is not held itself: its traceback holds tensors.
+        self.failed: tuple[int, str] = 0, ""
         self.thread = get_ident()
         self.unseen: dict[str, None] = {}  # layers that ran in threads of their own
 
@@ -165,6 +166,7 @@ class Recorder(Mode):
             if name is not None:
                 self.unseen[name] = None
             return
+        self.failed = 0, ""  # whatever failed before was caught
         if name is None:  # not one of the network's: what it does is its caller's
             self.running.append((self._runs(), None))
             return
@@ -184,8 +186,8 @@ class Recorder(Mode):
         if get_ident() != self.thread:
             return
         error = sys.exc_info()[1]
-        if error is not None and error is not self.failed[0]:  # the innermost hears of it first
-            self.failed = error, self._runs()
+        if error is not None and id(error) != self.failed[0]:  # the innermost hears of it first
+            self.failed = id(error), self._runs()
         _, seen = self.running.pop()
         if seen is not None and seen.output_shape is None:
             seen.output_shape = _first_shape(output)

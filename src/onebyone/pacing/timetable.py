@@ -40,6 +40,7 @@ PROBE = Site(
     ConvSpec(64, 64, (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1)), (28, 28), activation="relu"
 )
 PROBED = range(17, 33)
+MOST_RANK = 2**31  # more channels than any layer has
 PLACES = Places(1, 1, 1)  # weights do not depend on them
 
 
@@ -101,6 +102,9 @@ class Timetable:
             text = self.path.read_text(encoding="utf-8")
         except OSError:
             return
+        except ValueError as error:
+            self._damaged(error)
+            return
         try:
             values = json.loads(text)
             if values["schema"] != SCHEMA or values["key"] != self.key:
@@ -110,9 +114,12 @@ class Timetable:
             if step not in (0, *STEPS):
                 raise ValueError(f"its step is {step}")
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            self.notes.append(f"the table of timings {self.path} is damaged ({error}): made anew")
+            self._damaged(error)
             return
         self.step, self.times = step, times
+
+    def _damaged(self, error: Exception) -> None:
+        self.notes.append(f"the table of timings {self.path} is damaged ({error}): made anew")
 
     def _write(self) -> None:
         rows = {
@@ -325,4 +332,10 @@ def _times(values: Any) -> Times:
     known = all((at := ROW.fullmatch(row)) and at[1] in FORMS for row in ratios)
     if not known or not all(isfinite(v) and v > 0 for v in every):
         raise ValueError("a time is no positive number")
+    for row, found in ratios.items():
+        sides = 2 if row == NARROW else len(FORMS[row.split()[0]].ranks)
+        if not all(
+            len(ranks) == sides and all(0 < r < MOST_RANK for r in ranks) for ranks in found
+        ):
+            raise ValueError(f"ranks of {row} are not {sides} positive numbers")
     return Times(keep, ratios)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from onebyone.data import Images, as_classes, check_held_out, open_images
 from onebyone.distributed import World, together
 from onebyone.errors import LostError, OutputError, TrainingError, is_number
-from onebyone.files import check_writable
+from onebyone.files import check_file
 from onebyone.folders import unread
 from onebyone.measurement.preparing import backward, to_channels_last, total
 from onebyone.measurement.timing import interleave
@@ -170,13 +170,11 @@ def fine_tune(
 
 def _check_file(path: Path) -> None:
     """Raise OutputError, before anything is trained, where no checkpoint can be written."""
-    if path.is_dir():
-        raise OutputError(f"the checkpoint {path} is a folder: give a file")
     if not path.parent.is_dir():
         raise OutputError(
             f"the checkpoint {path} cannot be written: there is no folder {path.parent}"
         )
-    check_writable(path)
+    check_file(path)
 
 
 def _run(

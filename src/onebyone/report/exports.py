@@ -41,6 +41,9 @@ FILES: tuple[Column[Export], ...] = (
     Column(
         "agreement", lambda e: NONE if e.check.agreement is None else percent(e.check.agreement)
     ),
+    Column(
+        "whole numbers", lambda e: percent(e.check.same) if e.check.same is not None else NONE, 5
+    ),
     Column("batch", lambda e: "any" if e.any_batch else "1", 1),
 )
 
@@ -154,6 +157,7 @@ def check_json(check: Check) -> dict[str, Any]:
         "max_abs": check.max_abs if isfinite(check.max_abs) else None,
         "error": check.error if isfinite(check.error) else None,
         "agreement": check.agreement,
+        "same": check.same,
         "limits": asdict(check.limit),
         "passed": check.failure is None,
     }
