@@ -566,7 +566,7 @@ def test_networks_that_take_bytes_are_checked_on_images(
     )
     assert (found.check.drawn, found.check.failure) == (False, None)
     assert read_about(path)["inputs"][0]["dtype"] == "uint8"
-    with pytest.raises(DataError, match="takes uint8 and the images have values from 0 to 0.98"):
+    with pytest.raises(DataError, match=r"uint8 and the images have values from 0 to 0\.98"):
         obo.export(model, images[:1].byte(), path, images=images / 255, latency=False)
 
 

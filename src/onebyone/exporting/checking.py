@@ -43,16 +43,16 @@ LIMITS = {
 class Check:
     """How far an export is from PyTorch on some images.
 
-    `max_abs` is max |y − ŷ| over all outputs of floating-point numbers, `error` the same divided by
-    max |y|, each output by its own. `agreement` is the fraction of images with the same top-1 class,
-    None for outputs that are no class scores (N, classes); classes whose scores are nearer than 0.2 %
-    of the largest score are equally first. A detector's outputs have a row for each thing that it
-    finds, in the order of its scores, which rounding may change: there `agreement` is the fraction of
-    rows that the other side has too, within the limit, the errors are those of these rows, and `rows`
-    is how many there are. `same` is the fraction of whole numbers, such as classes and masks, that are the same on both sides or nearer than
-    the limit of the error, of the output where it is least; None without such outputs. `drawn`: the images
-    were drawn at random. `empty`: no output had any number, as of a detector that finds nothing
-    in them, so that nothing was compared.
+    `max_abs` is max |y − ŷ| over all outputs of floating-point numbers, `error` the same divided by max
+    |y|, each output by its own. `agreement` is the fraction of images with the same top-1 class, None for
+    outputs that are no class scores (N, classes); classes whose scores are nearer than 0.2 % of the
+    largest score are equally first. A detector's outputs have a row for each thing that it finds, in the
+    order of its scores, which rounding may change: there `agreement` is the fraction of rows that the
+    other side has too, within the limit, the errors are those of these rows, and `rows` is how many there
+    are. `same` is the fraction of whole numbers, such as classes and masks, that are the same on both
+    sides or nearer than the limit of the error, of the output where it is least; None without such
+    outputs. `drawn`: the images were drawn at random. `empty`: no output had any number, as of a detector
+    that finds nothing in them, so that nothing was compared.
     """
 
     images: int
