@@ -570,6 +570,95 @@ def test_networks_that_take_bytes_are_checked_on_images(
         obo.export(model, images[:1].byte(), path, images=images / 255, latency=False)
 
 
+class Also(nn.Module):
+    """Gives out what is no tensor, or no feature map, beside its scores."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3, 6, 3, padding=1)
+        self.what = what
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.layer(x)
+        if self.what == "others":
+            return {"name": "scores", "y": y, "more": [None, 3, 0.5, len(x), y.mean(1)]}
+        return y, self.layer.bias
+
+
+@pytest.mark.parametrize("name", ["onnx", "openvino"])
+def test_outputs_that_are_no_tensors_are_left_out_with_a_note(name: str, tmp_path: Path) -> None:
+    for_runtime(name)
+    path = tmp_path / f"model{TARGETS[name].suffix}"
+    model = Also("others").eval()
+    found = obo.export(model, X[:1], path, latency=False)
+    assert found.notes == (
+        "outputs that are no tensors are not in the file: 'scores', None, 3, 0.5, 1",
+    )
+    assert found.any_batch
+    one, other = TARGETS[name].open(path, 1)([X])
+    expected = model(X)
+    torch.testing.assert_close(one, expected["y"].detach(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(other, expected["more"][4].detach(), rtol=1e-4, atol=1e-5)
+
+
+@ONNX
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
+def test_a_weight_may_be_an_output(dtype: str, tmp_path: Path) -> None:
+    path, model = tmp_path / "model.onnx", Also("weight").eval()
+    obo.export(model, X[:1], path, dtype=dtype, images=X, latency=False)
+    _, bias = TARGETS["onnx"].open(path, 1)([X])
+    torch.testing.assert_close(bias, model.layer.bias.detach(), rtol=2e-2, atol=1e-2)
+
+
+@ONNX
+def test_grouped_transposed_convolutions_stay_in_float_in_int8(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ConvTranspose2d(6, 8, 3, groups=2)).eval()
+    found = obo.export(model, X[:1], tmp_path / "model.onnx", dtype="int8", images=X, latency=False)
+    assert found.check.error < 0.1
+
+
+@pytest.mark.parametrize("name", ["onnx", "openvino"])
+@pytest.mark.parametrize("padding", [(1, 1), (0, 2), (3, 0)])
+def test_circular_padding(padding: tuple[int, int], name: str, tmp_path: Path) -> None:
+    for_runtime(name)
+    path = tmp_path / f"model{TARGETS[name].suffix}"
+    around = nn.Conv2d(3, 4, 3, padding=padding, padding_mode="circular", stride=2)
+    model = nn.Sequential(around, nn.ReLU(), nn.Conv2d(4, 2, 3, padding=1, padding_mode="circular"))
+    found = obo.export(model.eval(), X[:1], path, latency=False)
+    assert found.any_batch
+    assert found.check.error < 1e-5
+
+
+class Within(nn.Module):
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kind == "dropout":
+            return nn.functional.dropout(x, 0.5)
+        return torch.linalg.inv(x[:, :, :4, :4])
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "said"),
+    [
+        ("openvino", "dropout", r"the operator Dropout of the layer 1 \(Training mode is not"),
+        ("openvino", "inverse", "the operator aten::linalg_inv_ex of the layer 1 "),
+        ("onnx", "inverse", "ONNX does not take the operator aten::linalg_inv_ex of the layer 1 "),
+    ],
+)
+def test_what_a_target_does_not_take_is_named_with_its_layer(
+    name: str, kind: str, said: str, tmp_path: Path
+) -> None:
+    for_runtime(name)
+    model = nn.Sequential(nn.Conv2d(3, 3, 3), Within(kind)).eval()
+    with pytest.raises(ModelError, match=said):
+        obo.export(model, X[:1], tmp_path / f"model{TARGETS[name].suffix}", latency=False)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("name", ["onnx", "openvino"])
 def test_numbers_of_classes_are_checked(name: str, tmp_path: Path) -> None:
     for_runtime(name)

@@ -43,8 +43,9 @@ loading.weights loading.zoo
 loading.factories loading.onnx_graphs loading.slimmed loading.specs loading
 chains blocks sources variants comparison comparing
 verification
-exporting exporting.outputs exporting.program exporting.folding exporting.tracing exporting.network
-exporting.onnx exporting.openvino exporting.executorch exporting.litert exporting.ncnn exporting.targets
+exporting exporting.outputs exporting.program exporting.folding exporting.easing exporting.tracing
+exporting.network exporting.onnx exporting.openvino exporting.executorch exporting.litert exporting.ncnn
+exporting.targets
 exporting.checking exporting.rechecking exporting.clocking exporting.export exporting.records
 benching
 pacing pacing.sites pacing.graphs pacing.caches pacing.ways pacing.interpolating

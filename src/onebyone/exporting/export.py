@@ -30,6 +30,7 @@ from onebyone.exporting.network import (
     slimmed_facts,
     write_as_taken,
 )
+from onebyone.exporting.outputs import left_out
 from onebyone.exporting.rechecking import as_taken, checked, images_for, packing_for, ready, recheck
 from onebyone.exporting.targets import Target, target_of
 from onebyone.exporting.tracing import Traced
@@ -118,7 +119,8 @@ def export(
         found = checked(chosen, staged, plain, taken, dtype, free, drawn)
         tell(0.6)
         files = {"after": staged}
-        notes = (*([NOTHING] if found.empty else ()), *job.write_original(original, files))
+        notes = (*([NOTHING] if found.empty else ()), *left_out(plain, inputs))
+        notes += job.write_original(original, files)
         timings: tuple[Timing, ...] = ()
         if latency:
             timed = time_exports(

@@ -13,11 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
+from torch.fx import Node
 
 from onebyone.errors import ModelError, line_of
 from onebyone.exporting.folding import fold
 from onebyone.exporting.program import export_program
 from onebyone.exporting.tracing import Traced, traced
+from onebyone.loading.layers import operator_of
 from onebyone.loading.programs import batch_free
 from onebyone.plans import Plan
 from onebyone.preprocessing import Preprocess
@@ -194,15 +196,25 @@ def refusal(title: str, network: Network, error: Exception) -> ModelError:
     program = network.program
     found = None if isinstance(program, Traced) else _named(program, str(error))
     if found is not None:
-        operator, layer = found
-        whose = "" if layer is None else f" of the layer {layer or '(the network)'}"
-        return ModelError(
-            f"{title} does not take the operator {operator}{whose} "
-            f"({type(error).__name__}): replace what calls it, or choose another target"
-        )
+        return not_taken(title, *found, type(error).__name__)
     while "\x1b" in line_of(error) and isinstance(error.__cause__, Exception):
         error = error.__cause__  # the exporter's own pages on what to try; what went wrong is below
     return ModelError(f"{title} export failed ({type(error).__name__}: {line_of(error)})")
+
+
+def not_taken(title: str, operator: str, layer: str | None, why: str) -> ModelError:
+    """The message on an operator that a target lacks; `layer` calls it, "" for the network itself."""
+    whose = "" if layer is None else f" of the layer {layer or '(the network)'}"
+    return ModelError(
+        f"{title} does not take the operator {operator}{whose} ({why}): replace what calls it, or "
+        "choose another target"
+    )
+
+
+def layer_of_node(node: Node) -> str:
+    """The layer whose forward made it; "" for the network's own."""
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    return str(stack[-1][0]) if stack else ""
 
 
 def _named(program: ExportedProgram, message: str) -> tuple[str, str | None] | None:
@@ -220,11 +232,23 @@ def _named(program: ExportedProgram, message: str) -> tuple[str, str | None] | N
         operator = rf"\b{space}(\.|::|_){base}\b"
         if re.search(operator, message):
             rest = re.sub(operator, "", rest)
-            stack = list((node.meta.get("nn_module_stack") or {}).values())
-            found.append((f"{space}::{name}", str(stack[-1][0]) if stack else "", node.name))
+            found.append((f"{space}::{name}", layer_of_node(node), node.name))
     if not found:
-        return None
+        return _decomposed(program, message)
     called = [f for f in found if re.search(rf"\b{re.escape(f[2])}\b", rest)]
     operator, layer, _ = (called or found)[0]
     several = len({f[1] for f in found if f[0] == operator}) > 1
     return operator, None if several and not called else layer
+
+
+def _decomposed(program: ExportedProgram, message: str) -> tuple[str, str | None] | None:
+    """The operator that a message on one node names, which the exporter made of another one."""
+    found = re.search(r"target=torch\.ops\.(\w+)\.(\w+)", message)
+    if found is None:
+        return None
+    made_of = {
+        layer_of_node(node)
+        for node in program.graph.nodes
+        if (own := operator_of(node)) and found[2].startswith(own)
+    }
+    return f"{found[1]}::{found[2]}", made_of.pop() if len(made_of) == 1 else None

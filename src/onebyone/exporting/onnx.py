@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.export import ExportedProgram
 
 from onebyone.errors import MissingExtraError, ModelError, line_of
+from onebyone.exporting.easing import with_attention_as_products, with_tensors_alone
 from onebyone.exporting.network import FLOAT16, FLOAT32, INT8, Network, refusal
 from onebyone.exporting.program import quiet, silent
 from onebyone.exporting.tracing import Traced, write_traced
@@ -40,8 +40,8 @@ def export_onnx(network: Network, path: Path) -> None:
                 write_traced(network.program, network.inputs, _names(network), path)
             else:
                 torch.onnx.export(
-                    _with_attention(network.program), f=str(path), dynamo=True, external_data=False,
-                    verbose=False, input_names=_names(network),
+                    with_attention_as_products(with_tensors_alone(network.program)), f=str(path),
+                    dynamo=True, external_data=False, verbose=False, input_names=_names(network),
                 )  # fmt: skip
             if network.dtype == FLOAT16:
                 _to_float16(path)
@@ -58,21 +58,6 @@ def export_onnx(network: Network, path: Path) -> None:
     path.write_bytes(made.SerializeToString())
 
 
-def _with_attention(program: ExportedProgram) -> ExportedProgram:
-    """Attention over other than four axes as matrix products: the exporter knows four axes only."""
-    attention = torch.ops.aten.scaled_dot_product_attention.default
-    nodes = [n for n in program.graph.nodes if n.target is attention]
-    if all(n.args[0].meta["val"].ndim == 4 for n in nodes):
-        return program
-
-    def products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, p: float = 0.0,
-                 causal: bool = False, **given: Any) -> Tensor:  # fmt: skip
-        made = torch.ops.aten._scaled_dot_product_attention_math
-        return made(q, k, v, mask, p, causal, None, **given)[0]
-
-    return program.run_decompositions({attention: products})
-
-
 def _names(network: Network) -> list[str]:
     """What the file calls its inputs: several bear the names that the network's forward has for them."""
     if len(network.inputs) == 1:
@@ -87,22 +72,46 @@ def _to_float16(path: Path) -> None:
     import onnx
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
-    made = convert_float_to_float16(onnx.load(str(path)), keep_io_types=True)
+    model = onnx.load(str(path))
+    _copy_weights_given_out(model.graph)
+    made = convert_float_to_float16(model, keep_io_types=True)
     path.write_bytes(made.SerializeToString())
 
 
+def _copy_weights_given_out(graph: Any) -> None:
+    """Outputs that are weights themselves become copies of them: the converter casts outputs under their
+    names, which weights keep."""
+    import onnx
+
+    given_out = {output.name for output in graph.output}
+    for weight in graph.initializer:
+        if weight.name in given_out:
+            own, name = f"{weight.name}.weight", weight.name
+            for node in graph.node:
+                node.input[:] = [own if given == name else given for given in node.input]
+            weight.name = own
+            graph.node.append(onnx.helper.make_node("Identity", [own], [name]))
+
+
 def _to_int8(path: Path, network: Network) -> None:
+    import onnx
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     prepared = path.with_name("prepared.onnx")
     try:
         quant_pre_process(str(path), str(prepared), skip_symbolic_shape=True)
+        grouped = [  # whose scales a channel the quantizer takes for those of an ungrouped one
+            node.name
+            for node in onnx.load(str(prepared)).graph.node
+            if node.op_type == "ConvTranspose"
+            and any(a.name == "group" and a.i > 1 for a in node.attribute)
+        ]
         with silent():
             quantize_static(
                 str(prepared), str(path), _reader(network), quant_format=QuantFormat.QDQ,
                 per_channel=True, reduce_range=True, weight_type=QuantType.QInt8,
-                activation_type=QuantType.QUInt8,
+                activation_type=QuantType.QUInt8, nodes_to_exclude=grouped,
             )  # fmt: skip
     finally:
         with suppress(OSError):

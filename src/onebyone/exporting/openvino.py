@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,11 +12,23 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.export import ExportedProgram
 
-from onebyone.errors import MissingExtraError, OneByOneError
-from onebyone.exporting.network import FLOAT16, FLOAT32, INT8, Network, refusal
+from onebyone.errors import MissingExtraError, ModelError, OneByOneError
+from onebyone.exporting.easing import with_circles_joined
+from onebyone.exporting.network import (
+    FLOAT16,
+    FLOAT32,
+    INT8,
+    Network,
+    layer_of_node,
+    not_taken,
+    refusal,
+)
 from onebyone.exporting.onnx import export_onnx
 from onebyone.exporting.program import silent
+from onebyone.exporting.tracing import Traced
+from onebyone.loading.layers import operator_of
 
 NUMBERS = (FLOAT32, FLOAT16, INT8)
 KEY = ["onebyone", "about"]
@@ -32,6 +45,8 @@ def export_openvino(network: Network, path: Path) -> None:
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, silent():
             # Through ONNX: openvino.convert_model tells its makers that it was called.
             between = Path(folder, "model.onnx")
+            if isinstance(network.program, ExportedProgram):
+                with_circles_joined(network.program)
             export_onnx(replace(network, dtype=FLOAT32), between)
             made = openvino.Core().read_model(str(between))
             if network.dtype == INT8:
@@ -41,7 +56,23 @@ def export_openvino(network: Network, path: Path) -> None:
     except (OSError, OneByOneError):
         raise
     except Exception as error:
-        raise refusal("OpenVINO", network, error) from error
+        raise _unconverted(network, error) or refusal("OpenVINO", network, error) from error
+
+
+def _unconverted(network: Network, error: Exception) -> ModelError | None:
+    """The message on the last operator in OpenVINO's log of what it did not convert: those before may
+    have failed for want of it. None where there is no such log."""
+    _, *failed = re.split(r"^-- ", str(error).partition("\nSummary:")[0], flags=re.MULTILINE)
+    if not failed or isinstance(network.program, Traced):
+        return None
+    operator = failed[-1].partition("-")[0]
+    named = re.findall(r"<Node\(\w+\): ([^>]+)>", failed[-1])
+    nodes = [
+        *(n for n in network.program.graph.nodes if n.name in named),
+        *(n for n in network.program.graph.nodes if operator_of(n) == operator.lower()),
+    ]
+    layer = layer_of_node(nodes[0]) if nodes else None
+    return not_taken("OpenVINO", operator, layer, failed[-1].strip().splitlines()[-1])
 
 
 def _quantized(made: Any, network: Network) -> Any:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Mapping
+from textwrap import shorten
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
 
 from onebyone.several import with_own
 from onebyone.tree import evaluating, kept, random_state, tensors_in
@@ -37,6 +39,16 @@ def with_plain_outputs(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[nn
         return with_own(model, forward=forward), said
     except Exception:  # what exports it will say so
         return model, ""
+
+
+def left_out(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[str, ...]:
+    """A note on outputs that are no tensors, which files of other runtimes cannot hold."""
+    with evaluating(model), random_state(0), kept(model), torch.no_grad():
+        given = tree_leaves(as_plain(model(*(x.clone() for x in inputs))))
+    others = [repr(value) for value in given if not isinstance(value, Tensor)]
+    if not others or len(others) == len(given):
+        return ()
+    return (f"outputs that are no tensors are not in the file: {shorten(', '.join(others), 80)}",)
 
 
 def is_plain(value: Any) -> bool:
