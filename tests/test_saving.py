@@ -737,6 +737,19 @@ class TestDamage:
         with pytest.raises((PlanError, ModelError), match=name):
             load(folder, architecture=architecture)
 
+    def test_damaged_weights_beside_a_sound_program_are_told(
+        self, saved: Path, slimmed: Slimmed, tmp_path: Path
+    ) -> None:
+        folder = self.copied(saved, tmp_path)
+        weights = folder / "weights.safetensors"
+        weights.write_bytes(weights.read_bytes()[:100])
+        loaded = load(folder)
+        assert "weights.safetensors is damaged" in loaded.notes[-1]
+        assert "it was not needed" in loaded.notes[-1]
+        assert_same(slimmed.model, loaded.model, pictures(3, 12, 12, seed=1))
+        weights.unlink()
+        assert "weights.safetensors is missing" in load(folder).notes[-1]
+
     @pytest.mark.parametrize("name", ["plan.json", "weights.safetensors"])
     def test_missing_files(self, name: str, saved: Path, tmp_path: Path) -> None:
         folder = self.copied(saved, tmp_path)

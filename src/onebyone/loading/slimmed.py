@@ -41,6 +41,17 @@ FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 Build = Callable[[Mapping[str, Any], tuple[int, ...] | None], nn.Module]
 
 
+def _damaged(weights: Path) -> tuple[str, ...]:
+    """A note on weights that lie beside a program and cannot be read."""
+    if not weights.is_file():
+        return (f"{weights} is missing, and was not needed",)
+    try:
+        read_weights(weights)
+    except ModelError as error:
+        return (f"{error}; it was not needed",)
+    return ()
+
+
 def is_slimmed(folder: Path) -> bool:
     """Whether onebyone wrote the folder: it has a plan of ours."""
     try:
@@ -86,6 +97,7 @@ def load_folder(
             raise
         program, (model, fixed) = True, _program(folder, trust, error)
         notes = (f"loaded from {PROGRAM}: {error}",) if plan.source else ()
+        notes = (*notes, *_damaged(folder / WEIGHTS))
         if fixed is not None:
             notes = (
                 *notes,
