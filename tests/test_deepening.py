@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,14 +19,16 @@ import onebyone as obo
 from onebyone import saving
 from onebyone.data import Images
 from onebyone.deepening import candidates as choosing
-from onebyone.deepening import filling, probing
+from onebyone.deepening import deepening, filling, probing
 from onebyone.deepening.candidates import candidates, inserted
 from onebyone.deepening.filling import Room
 from onebyone.deepening.insertions import Activation, Insertion
 from onebyone.deepening.places import find_places
 from onebyone.errors import BudgetError, DataError, ModelError, OneByOneError
+from onebyone.measurement.latency import Latency
 from onebyone.plans import Budget
 from onebyone.tree import evaluating, tensors_in
+from onebyone.verification import Verification, verify
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same'")
 ROUNDING = {torch.float16: 2e-3, torch.bfloat16: 1e-2, torch.float32: 1e-6, torch.float64: 1e-12}
@@ -626,3 +630,26 @@ def test_few_images_are_trained_on_in_batches_that_they_fill() -> None:
         epochs=1, batches=1,
     )  # fmt: skip
     assert deeper.plan.insertions
+
+
+@pytest.mark.parametrize("times", [0.9, 1.05, 1.5])
+def test_a_deeper_network_that_takes_longer_than_the_original_is_told(
+    times: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+
+    def timed(*given: Any, **options: Any) -> Verification:
+        found = verify(*given, **options)
+        was, now = (Latency(1, ms, ms, ms, 9, 1, 1, "float32") for ms in (2.0, 2.0 * times))
+        sides = [replace(found.before, latency=(was,)), replace(found.after, latency=(now,))]
+        return replace(found, before=sides[0], after=sides[1])
+
+    monkeypatch.setattr(deepening, "verify", timed)
+    wide = nn.Sequential(nn.Conv2d(3, 16, 9, padding=4), nn.ReLU(), nn.Conv2d(16, 16, 1)).eval()
+    thin = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 1)).eval()
+    deeper = obo.deepen(thin, torch.randn(1, 3, 8, 8), obo.Budget(macs=1.0), reference=wide)
+    told = [n for n in deeper.plan.notes if "of the original's time" in n]
+    assert len(told) == (times > 1.1)
+    assert all("takes ×1.50 of the original's time in PyTorch eager, at ×" in n for n in told)
+    assert all(
+        f"{sum(not i.refused for i in deeper.plan.insertions)} new blocks" in n for n in told
+    )

@@ -115,7 +115,8 @@ def _files(path: Path, preprocess: Preprocess | None) -> tuple[Preprocess, list[
     if preprocess is None:
         raise DataError(
             f"how the network takes pictures is not known, so {path} cannot be read: give --size "
-            "(such as 224; not needed where it is its input's), --mean and --std (in Python a Preprocess)"
+            "(such as 224; not needed where it is its input's), --mean and --std (0 and 1 where pixels are "
+            "divided by 255 and no more; in Python a Preprocess)"
         )
     files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and _is_file(p))
     if not files:

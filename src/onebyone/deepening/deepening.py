@@ -49,6 +49,7 @@ RULE = (
     "each round those with the cheapest MACs for a parameter first"
 )
 HELD_OUT_SHARE = 20
+SLOWER = 1.1  # of the original's time, from which on a note says so
 NOWHERE = {  # why a kind of insertion finds no place
     "bottleneck": "no module of it gives a feature map (N, C, H, W)",
     "pointwise": "no feature map comes out of a ReLU, ReLU6 or Hardtanh",
@@ -180,8 +181,26 @@ def deepen(
         result = verify(
             reference, deeper, others, example=image, latency=latency, progress=clock.tell
         )
+    plan = replace(plan, notes=(*plan.notes, *_slower(result, plan)))
     own = as_called(model, suited(model, image))
     return Deepened(unpacked(deeper), plan, result, own, preprocess, classes, tuned, clock.seconds)
+
+
+def _slower(result: Verification, plan: Plan) -> tuple[str, ...]:
+    """A note where the deeper network takes longer than the original, though no more MACs."""
+    if not result.before.latency or not result.after.latency:
+        return ()
+    was, now = result.before.latency[0], result.after.latency[0]
+    times = now.median_ms / was.median_ms
+    if times < SLOWER:
+        return ()
+    added = sum(not i.refused for i in plan.insertions)
+    return (
+        f"for one image it takes ×{times:.2f} of the original's time in {now.runtime}, at "
+        f"×{result.after.macs / max(1, result.before.macs):.2f} of its MACs: each of the {added} new "
+        "blocks takes time beyond its multiply-accumulates; a smaller budget (macs=, --macs) inserts "
+        "fewer, and onebyone bench times other runtimes",
+    )
 
 
 def _known(kinds: tuple[str, ...], width: float) -> tuple[str, ...]:
