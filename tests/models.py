@@ -281,6 +281,25 @@ class Excite(nn.Module):
         return self.fc((x * gate).mean((2, 3)))
 
 
+class ReadsNumbers(nn.Module):
+    """Its own code reads strides and channels of its layers, and takes the larger one of each pair."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pairs = nn.Conv2d(4, 48, 3, padding=1)
+        self.first = nn.Conv2d(24, 24, 3, padding=1)
+        self.second = nn.Conv2d(24, 24, (3, 1), 2)
+        self.fc = nn.Linear(24, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, other = torch.split(self.pairs(x), self.pairs.out_channels // 2, 1)
+        x = torch.max(one, other)
+        for layer in (self.first, self.second):
+            y = layer(x)
+            x = y + x if layer.stride == (1, 1) and layer.kernel_size[0] == 3 else y.relu()
+        return self.fc(x.mean((2, 3)).view(-1, self.fc.in_features))
+
+
 class TwoInputs(nn.Module):
     """Needs two tensors."""
 
@@ -462,6 +481,7 @@ TRAPS: dict[str, Trap] = {
     "lists and dicts of modules": Trap(Containers),
     "a plain list": Trap(PlainList),
     "one pixel, in place": Trap(Excite),
+    "reads strides and channels": Trap(ReadsNumbers),
     "1d": Trap(
         lambda: head(nn.Sequential(nn.Conv1d(4, 16, 3), nn.Conv1d(16, 16, 5)), dims=1), (4, 24)
     ),

@@ -13,7 +13,7 @@ from test_forms import cases
 from torch import Tensor, nn
 
 from onebyone.building import fill, skeleton
-from onebyone.conv import CONVOLUTIONS, ConvSpec, as_weight
+from onebyone.conv import CONVOLUTIONS, GEOMETRY, ConvSpec, as_weight
 from onebyone.factorize.factors import Factors
 from onebyone.forms import FORMS, KEPT
 
@@ -118,6 +118,9 @@ def test_the_skeleton_carries_the_layers_state(
     if ConvSpec.of(layer).transposed:  # the 1×1 around it
         plain.add(CONVOLUTIONS[len(ConvSpec.of(layer).kernel)])
     assert {type(m) for m in block.modules()} <= plain
+    if form not in KEPT:  # the network's own code may read them
+        for name in GEOMETRY:
+            assert getattr(block, name, None) == getattr(layer, name, None), name
     if form in KEPT:
         mode = ConvSpec.of(layer).padding_mode  # has no effect where nothing is padded
         assert replace(ConvSpec.of(block), padding_mode=mode) == ConvSpec.of(layer)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 import onebyone as obo
 from onebyone import plan_files
+from onebyone.building import skeleton
 from onebyone.conv import ConvSpec, Places
 from onebyone.errors import PlanError
 from onebyone.factorize import selection
@@ -820,6 +821,19 @@ def test_cutting_leaves_the_original_tensors_alone() -> None:
     assert torch.equal(cut.up.weight, model.up.weight[:5])  # type: ignore[union-attr,index]
     assert str(cut.depth).startswith("Conv2d(5, 5,")
     assert cut(images(2, 4, 8, 8)).shape == (2, 10)
+
+
+def test_a_form_that_is_narrowed_bears_the_channels_that_are_left() -> None:
+    torch.manual_seed(0)
+    block = skeleton(nn.Conv2d(4, 24, 3, padding=1), "channel", (6,))
+    for parameter in block.parameters():
+        nn.init.normal_(parameter)
+    model = nn.Sequential(block, nn.ReLU(), nn.Conv2d(24, 4, 3)).eval()
+    space = found_in(model, images(4, 4, 8, 8))["0.expand"]
+    cutting.cut_model(model, [Narrowing("0.expand", 10, tuple(range(24)), space.cuts)])
+    assert (block.in_channels, block.out_channels) == (4, 10)
+    assert block[-1].out_channels == 10  # type: ignore[union-attr]
+    assert model(images(2, 4, 8, 8)).shape == (2, 4, 6, 6)
 
 
 def test_channels_last_and_flags_are_carried() -> None:

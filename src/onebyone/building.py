@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from onebyone.conv import ConvSpec, as_weight, layer_for
+from onebyone.conv import ConvSpec, as_weight, bear_geometry, layer_for
 from onebyone.factorize.factors import Factors
 from onebyone.forms import FORMS, KEPT
 
@@ -25,6 +25,7 @@ def skeleton(layer: nn.Module, form: str, ranks: tuple[int, ...]) -> nn.Module:
     for name, module in made:
         block.add_module(name, module)
     block.training = layer.training
+    bear_geometry(block, layer)
     return block
 
 

@@ -12,6 +12,10 @@ from torch import Tensor, nn
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 Grid = Literal["inside", "between", "outside"]
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+GEOMETRY = (
+    "in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups",
+    "padding_mode", "output_padding", "transposed", "in_features", "out_features",
+)  # fmt: skip
 TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 
 
@@ -185,6 +189,13 @@ class ConvSpec:
         if self.groups != 1:
             parts.append(f"groups {self.groups}")
         return " ".join(parts)
+
+
+def bear_geometry(block: nn.Module, layer: nn.Module) -> None:
+    """Let what takes a layer's place have its numbers, which the network's own code may read."""
+    for name in GEOMETRY:
+        if name in vars(layer):
+            setattr(block, name, vars(layer)[name])
 
 
 def layer_for(conv: ConvSpec, *, same: bool = False, **options: Any) -> nn.Module:

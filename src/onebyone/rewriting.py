@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from onebyone.applying import planned_layers
 from onebyone.building import fill, skeleton
-from onebyone.conv import ConvSpec, kernel_of
+from onebyone.conv import ConvSpec, bear_geometry, kernel_of
 from onebyone.data import open_images
 from onebyone.effort import Effort, Work, efforts
 from onebyone.errors import DataError, ModelError, as_bytes, listed
@@ -256,8 +256,9 @@ def _collect(
 class _Solver(nn.Module):
     """Stands in for a planned layer: gathers what arrives, waits for the solution, applies it."""
 
-    def __init__(self, job: _Job, lockstep: list[Lockstep]) -> None:
+    def __init__(self, job: _Job, layer: nn.Module, lockstep: list[Lockstep]) -> None:
         super().__init__()
+        bear_geometry(self, layer)
         self.job, self.lockstep = job, lockstep
 
     def forward(self, x: Tensor) -> Tensor:
@@ -282,7 +283,8 @@ def _pass_through(
     """Send the chunks through the lighter network in lockstep; the solution of every planned layer."""
     own = modules_by_name(lighter)
     lockstep: list[Lockstep] = []
-    shell = replace_modules(lighter, {j.decision.layer: _Solver(j, lockstep) for j in jobs})
+    names = {job.decision.layer: job for job in jobs}
+    shell = replace_modules(lighter, {n: _Solver(j, own[n], lockstep) for n, j in names.items()})
 
     def solve(index: int) -> None:
         release_memory()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Container
 from dataclasses import dataclass
 from math import prod
 from threading import get_ident
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from onebyone.conv import CONVOLUTIONS, TRANSPOSED, ConvSpec, Places
+from onebyone.conv import CONVOLUTIONS, GEOMETRY, TRANSPOSED, ConvSpec, Places
 from onebyone.errors import ModelError
 from onebyone.measurement.counting import count
 from onebyone.running import call, placed_for, suited
@@ -110,7 +111,8 @@ def survey(model: nn.Module, image: Tensor) -> Survey:
     watcher = _Watcher(layers)
     with torch.no_grad(), hooked(watcher.attach(model)):
         call(model, image.clone())
-    read = used_otherwise(model, [n for n, m in layers.items() if type(m) in PLAIN], image)
+    taken = [n for n, m in layers.items() if type(m) in PLAIN]
+    read = used_otherwise(model, taken, image, spared=GEOMETRY)
     shared = _shared_weights(model)
     order = {name: i for i, name in enumerate(watcher.calls)}
     seen = [
@@ -313,18 +315,20 @@ def _shared_weights(model: nn.Module) -> dict[str, str]:
 class _Probe(nn.Module):
     """Stands in for a layer and notes which of its attributes other code reads."""
 
-    def __init__(self, layer: nn.Module, reads: list[str]) -> None:
+    def __init__(self, layer: nn.Module, reads: list[str], spared: Container[str]) -> None:
         super().__init__()
         self.layer = layer
         self.called = False
         self.__dict__["reads"] = reads
+        self.__dict__["spared"] = spared
 
     def __getattr__(self, name: str) -> Any:
         try:
             return super().__getattr__(name)
         except AttributeError:
             value = getattr(self.layer, name)
-            self.__dict__["reads"].append(name)
+            if name not in self.__dict__["spared"]:
+                self.__dict__["reads"].append(name)
             return value
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -332,12 +336,17 @@ class _Probe(nn.Module):
         return self.layer(*args, **kwargs)
 
 
-def used_otherwise(model: nn.Module, names: list[str], image: Tensor) -> dict[str, str]:
-    """Why other code would miss a layer: it reads its attributes, or calls it by another way."""
+def used_otherwise(
+    model: nn.Module, names: list[str], image: Tensor, *, spared: Container[str] = ()
+) -> dict[str, str]:
+    """Why other code would miss a layer: it reads its attributes, or calls it by another way.
+
+    spared: attributes that what takes the layer's place has too.
+    """
     reads: dict[str, list[str]] = {name: [] for name in names}
     shell = shallow_copy(model)
     copies = modules_by_name(shell)
-    probes = {n: _Probe(copies[n], reads[n]) for n in names}
+    probes = {n: _Probe(copies[n], reads[n], spared) for n in names}
     shell = replace_modules(shell, probes)
     with torch.no_grad():
         call(shell, image.clone())

@@ -34,6 +34,7 @@ def cut_model(model: nn.Module, narrowings: Sequence[Narrowing]) -> nn.Module:
         _cut(modules[cut.module], cut, entries)
     for name in {cut.module for cut, _ in dropped.values()}:
         _settle(modules[name])
+        _settle_around(modules.get(name.rpartition(".")[0]))
     return model
 
 
@@ -85,6 +86,14 @@ def _cut(module: nn.Module, cut: Cut, dropped: set[int]) -> None:
         module._parameters[cut.name] = nn.Parameter(values, requires_grad=tensor.requires_grad)
     else:
         module._buffers[cut.name] = values
+
+
+def _settle_around(block: nn.Module | None) -> None:
+    """Let the layers of a form bear the channels of its first and last one, as `skeleton` has it."""
+    ends = {"in_channels": 0, "in_features": 0, "out_channels": -1, "out_features": -1}
+    for name, end in ends.items():
+        if isinstance(block, nn.Sequential) and name in vars(block):
+            setattr(block, name, getattr(block[end], name))
 
 
 def _settle(module: nn.Module) -> None:
