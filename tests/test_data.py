@@ -452,8 +452,10 @@ class TestPreprocess:
         p = Preprocess((1, 8, 8), (0.0,), (1.0,))
         torch.testing.assert_close(p.apply(Image.fromarray(raw)), expected)
 
-    @pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "1"])
+    @pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "1", "LAB", "HSV"])
     def test_modes(self, mode: str) -> None:
+        gray = Preprocess((1, 8, 8), (0.0,), (1.0,))
+        assert gray.apply(Image.new(mode, (8, 8))).shape == (1, 8, 8)
         assert RGB.apply(Image.new(mode, (8, 8))).shape == (3, 8, 8)
 
     def test_sixteen_bits_are_not_clipped(self) -> None:

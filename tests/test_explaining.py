@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from onebyone.errors import DataError, ModelError, OutputError
 from onebyone.explaining import bundle, explaining, layers, photos
@@ -172,6 +172,29 @@ def test_every_kind_of_1x1_layer_is_shown_as_it_computes() -> None:
     assert len(found[2].filters) == 24
 
 
+class Named(nn.Module):
+    """Calls its layer by keyword."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 3)
+        self.mix = nn.utils.parametrizations.spectral_norm(nn.Conv2d(4, 6, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mix(input=self.first(x))
+
+
+def test_a_layer_that_is_called_by_keyword_is_shown_and_nothing_changes() -> None:
+    torch.manual_seed(0)
+    model = Named().train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    (found,), notes = show_layers(model, torch.randn(1, 3, 8, 8))
+    assert (found.layer, notes) == ("mix", ())
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert model.mix.training
+
+
 def test_layers_that_compute_with_other_weights_are_left_out_with_the_reason() -> None:
     model = network(Standardized(3, 4, 1), nn.Conv2d(4, 4, 1))
     found, notes = show_layers(model, torch.randn(1, 3, 8, 8))
@@ -286,9 +309,9 @@ def test_photos_too_large_to_decode_are_refused(
         photos.open_photo(tmp_path / "bomb.png")
 
 
-@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "I;16", "CMYK", "1"])
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "I;16", "CMYK", "1", "LAB"])
 def test_photos_of_every_mode_are_shown_in_colors(mode: str, tmp_path: Path) -> None:
-    path = tmp_path / ("a.tif" if mode in ("CMYK", "I;16") else "a.png")
+    path = tmp_path / ("a.tif" if mode in ("CMYK", "I;16", "LAB") else "a.png")
     Image.new(mode, (30, 20)).save(path)
     assert photos.shown(photos.open_photo(path)).pixels.shape == (20, 30, 3)
 

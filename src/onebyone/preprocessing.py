@@ -158,13 +158,14 @@ def _center_crop(image: Image, height: int, width: int) -> Image:
 def eight_bits(image: Image) -> Image:
     """Gray pictures of 16 bits or of floating point scaled to 8 bits, which PIL's own conversion clips.
 
+    Pictures in Lab colors come in red, green and blue, from which PIL goes on to any other mode.
     Those of floating point reach to 1, or as far as whole numbers do. Raises DataError for what is no
     number.
     """
     from PIL import Image as pil
 
     if not image.mode.startswith(("I", "F")):
-        return image
+        return image.convert("RGB") if image.mode in ("LAB", "HSV") else image
     values = np.asarray(image).astype(np.float32)
     if not np.isfinite(values).all():
         raise DataError("the picture holds NaN or infinite values: give one of numbers alone")

@@ -159,7 +159,8 @@ def show_layers(
     for name, module in chosen.items():
         result = "it did not run"
         if name in caught:
-            result = _show(name, module, *caught[name], strides[name])
+            with evaluating(model):  # where reading a weight can compute it
+                result = _show(name, module, *caught[name], strides[name])
         if isinstance(result, Shown):
             made.append(result)
         else:
@@ -177,19 +178,21 @@ def _run(
     pixels: dict[str, int] = {}
 
     def take(name: str):
-        def hook(_: nn.Module, args: tuple, output: object) -> None:
-            if name in pixels or not args or not isinstance(output, Tensor) or output.ndim != 4:
+        def hook(_: nn.Module, args: tuple, named: dict[str, Any], output: object) -> None:
+            given = (*args, *named.values())
+            if name in pixels or not given or not isinstance(output, Tensor) or output.ndim != 4:
                 return
             pixels[name] = output.shape[2] * output.shape[3]
             if name in chosen:  # copies: layers behind may write into what they are given
-                x, y = (tensor.detach()[:1].cpu().clone() for tensor in (args[0], output))
+                x, y = (tensor.detach()[:1].cpu().clone() for tensor in (given[0], output))
                 caught[name] = (x, y)
 
         return hook
 
     with evaluating(model), random_state(0), torch.inference_mode():
         every = pointwise_layers(model)
-        with hooked([module.register_forward_hook(take(n)) for n, module in every.items()]):
+        hooks = [m.register_forward_hook(take(n), with_kwargs=True) for n, m in every.items()]
+        with hooked(hooks):
             call(model, suited(model, image))
     return caught, pixels
 
