@@ -142,6 +142,17 @@ def built(kinds: list[str]) -> nn.Sequential:
     return nn.Sequential(*(make[kind]() for kind in kinds))
 
 
+class Scaled(nn.Module):
+    """Its number is no tensor, and it does not say it."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.factor * x
+
+
 class TestLaws:
     @given(LAYERS, LAYERS)
     def test_every_layer_once_totals_and_mirror(self, a: list[str], b: list[str]) -> None:
@@ -327,6 +338,32 @@ class TestMatching:
             what(m)
             == "Conv2d 3→8 3×3, now 3→8 3×3 dilation 2; padding=(1, 1), now padding=(2, 2), dilation=(2, 2)"
         )
+
+    @pytest.mark.parametrize(
+        ("one", "other", "said"),
+        [
+            (
+                nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True),
+                nn.Upsample(scale_factor=2, mode="bilinear"),
+                "align_corners=True, now align_corners=None",
+            ),
+            (
+                nn.AvgPool2d(3, 1, 1, count_include_pad=False),
+                nn.AvgPool2d(3, 1, 1),
+                "count_include_pad=False, now count_include_pad=True",
+            ),
+            (Scaled(0.5), Scaled(2.0), "factor=0.5, now factor=2.0"),
+        ],
+    )
+    def test_settings_that_a_layer_does_not_tell_of(
+        self, one: nn.Module, other: nn.Module, said: str
+    ) -> None:
+        found = diff(named(a=conv(3, 8), b=one), named(a=conv(3, 8), b=other), image())
+        assert not found.same
+        _, m = found.matches
+        assert m.changes == ("settings",)
+        assert said in what(m)
+        assert diff(named(b=one), named(b=copy.deepcopy(one)), image()).same
 
     def test_examples_may_differ(self) -> None:
         model = named(a=conv(3, 8), act=nn.ReLU())

@@ -202,7 +202,14 @@ def _exported(
     network = network_of(exported(plain, one), one)
     free = network.any_batch and target.any_batch
     if batch > 1 and not free:
-        raise ModelError(f"{target.title} files take one image at a time here, not {batch}")
+        why = (
+            "torch.export finds the network to depend on how many there are"
+            if target.any_batch
+            else "they have a fixed batch size"
+        )
+        raise ModelError(
+            f"{target.title} files of it take one image at a time, not {batch}: {why}; give --batch 1"
+        )
     path = folder / target.name / target.file_name(FLOAT32)
     path.parent.mkdir()
     target.write(network, path)

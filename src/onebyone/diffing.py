@@ -152,6 +152,7 @@ def _changes(before: Side, after: Side) -> list[str]:
         [getattr(x, what) for x in before.layers] != [getattr(x, what) for x in after.layers]
         for what in ("settings", "dtypes")
     )
+    settings |= [x.attributes for x in before.layers] != [x.attributes for x in after.layers]
     differs = {
         "name": before.name != after.name,
         "kind": kind,

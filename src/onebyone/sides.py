@@ -19,7 +19,8 @@ class Layer:
     """One layer of one network: what was counted of it, and what it is.
 
     `geometry` is `64→128 3×3 /2` for convolutions and linear layers, else empty. `settings` is what
-    the module says about itself. `weight_shapes` and `dtypes` are of its parameters and buffers.
+    the module says about itself, and `attributes` are its plain values, of which it may not say all
+    (`align_corners`). `weight_shapes` and `dtypes` are of its parameters and buffers.
     """
 
     counted: LayerCount
@@ -28,6 +29,7 @@ class Layer:
     weight_shapes: tuple[tuple[int, ...], ...]
     dtypes: tuple[str, ...]
     tensors: tuple[Tensor, ...] = field(repr=False, compare=False)
+    attributes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -140,4 +142,20 @@ def _layer(counted: LayerCount, module: nn.Module, tensors: tuple[Tensor, ...]) 
     return Layer(
         counted, geometry, settings, tuple(tuple(t.shape) for t in tensors),
         tuple(str(t.dtype).removeprefix("torch.") for t in tensors), tensors,
+        () if geometry else _attributes(module),
     )  # fmt: skip
+
+
+def _attributes(module: nn.Module) -> tuple[str, ...]:
+    """The numbers, texts and tuples of them that a module holds: name=value."""
+    return tuple(
+        f"{name}={value!r}"
+        for name, value in sorted(vars(module).items())
+        if name != "training" and not name.startswith("_") and _is_plain(value)
+    )
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_is_plain, value))
+    return value is None or type(value) in (bool, int, float, str)

@@ -119,6 +119,8 @@ def _settings(before: Side, after: Side) -> list[str]:
     """The settings that differ, of a single layer."""
     texts = (before.layers[0].settings, after.layers[0].settings)
     a, b = ([p.strip() for p in re.split(r",(?![^(\[]*[)\]])", text)] for text in texts)
+    if a == b:  # it does not say all of them itself
+        a, b = before.layers[0].attributes, after.layers[0].attributes
     was, now = ([p for p in x if p not in y] for x, y in ((a, b), (b, a)))
     return [f"{', '.join(was) or 'default'}, now {', '.join(now) or 'default'}"]
 
