@@ -428,3 +428,32 @@ def test_shapes_are_checked_in_tests() -> None:
     square = torch.eye(3, dtype=torch.float64)
     with pytest.raises(TypeCheckError):
         reduced_rank.reduced_rank(torch.ones(4, 5), square, square, 2)
+
+
+def few(seed: int, samples: int) -> tuple[Problem, Problem]:
+    """A layer of which what arrives is known with errors, on a few samples and on many others."""
+    generator = torch.Generator().manual_seed(seed)
+    whole = problem(seed, c_out=24, taps=2, c_in=32, samples=samples + 2000)
+    noise = torch.randn(whole.patches.shape, generator=generator, dtype=torch.float64)
+    arrived = whole.patches + 0.5 * noise * whole.patches.std(0)
+    return tuple(  # type: ignore[return-value]
+        replace(whole, patches=arrived[rows], targets=whole.targets[rows])
+        for rows in (slice(samples), slice(samples, None))
+    )
+
+
+@pytest.mark.parametrize("samples", [12, 24, 40, 80, 160])
+def test_a_basis_is_improved_for_other_samples_too(samples: int) -> None:
+    for seed in range(4):
+        some, others = few(seed, samples)
+        lost = []
+        for rounds in (0, 3):
+            found = solve(some, "squeeze", (8,), ridge=0.02 * 16 / samples, rounds=rounds)
+            lost.append(p_loss(found, others))
+        assert lost[1] <= 1.35 * lost[0], (seed, lost)
+
+
+def p_loss(found: fitting.Factors, p: Problem) -> float:
+    """What it misses of the targets, in their metric."""
+    missed = (outputs(found, p.patches) - p.targets) @ p.lower
+    return float(missed.square().sum(1).mean())

@@ -11,7 +11,7 @@ from torch import Tensor
 from onebyone.factorize.metric import factor
 
 STEPS = 5  # of conjugate gradients
-FEW = 8  # samples a channel: of fewer, the steps are as many as each half of them finds good for the other
+FEW = 8  # samples a channel, below which one half of them judges the steps on the other
 MOST_ROWS = 4096  # samples that they run on
 
 
@@ -31,7 +31,12 @@ def improve_basis(
     three-mode data by means of alternating least squares algorithms", 1980). `metric` and `channels`
     are triangular factors L of L Lᵀ. It is preconditioned by the Kronecker product of Σ_k K_kᵀ G K_k
     and the channels' covariance, in which the rows of the result are orthonormal.
+
+    Of few samples for so many channels it could fit the very samples: then there are as many steps as
+    those on one half of them lower what the other half loses. With fewer samples than channels P stays.
     """
+    if len(patches) < patches.shape[2]:
+        return reduce
     every = -(-len(patches) // MOST_ROWS)
     patches, targets = patches[::every], targets[::every]
     out = metric.T if expand is None else metric.T @ expand
