@@ -836,6 +836,17 @@ def test_a_form_that_is_narrowed_bears_the_channels_that_are_left() -> None:
     assert model(images(2, 4, 8, 8)).shape == (2, 4, 6, 6)
 
 
+def test_blocks_of_others_keep_attributes_of_these_names() -> None:
+    """As those of torchvision (Conv2dNormActivation, the backbone of a detector)."""
+    torch.manual_seed(0)
+    block = nn.Sequential(nn.Conv2d(4, 24, 3, padding=1), nn.BatchNorm2d(24), nn.ReLU6())
+    block.out_channels = 24
+    model = settled(nn.Sequential(block, nn.Conv2d(24, 4, 3)))
+    slimmed = obo.slim(model, images(32, 4, 8, 8), macs=0.5, latency=False)
+    assert [n for n in slimmed.plan.narrowings if n.width < 24]
+    assert slimmed.model[0].out_channels == 24  # type: ignore[index]
+
+
 def test_channels_last_and_flags_are_carried() -> None:
     model = settled(Mobile()).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     model.up.requires_grad_(False)

@@ -89,10 +89,17 @@ def _cut(module: nn.Module, cut: Cut, dropped: set[int]) -> None:
 
 
 def _settle_around(block: nn.Module | None) -> None:
-    """Let the layers of a form bear the channels of its first and last one, as `skeleton` has it."""
+    """Let the layers of a form bear the channels of its first and last one, as `skeleton` has it.
+
+    Blocks of others may have such attributes too, with a meaning of their own.
+    """
+    if type(block) is not nn.Sequential or not all(
+        isinstance(m, nn.modules.conv._ConvNd | nn.Linear) for m in block
+    ):
+        return
     ends = {"in_channels": 0, "in_features": 0, "out_channels": -1, "out_features": -1}
     for name, end in ends.items():
-        if isinstance(block, nn.Sequential) and name in vars(block):
+        if name in vars(block):
             setattr(block, name, getattr(block[end], name))
 
 
