@@ -148,7 +148,7 @@ class _Output:
         y, z = mine.double(), theirs.double()
         far = torch.where(y == z, 0.0, (y - z).abs())  # equal infinities are not apart
         finite = y[y.isfinite()].abs()
-        self.gap = max(self.gap, float(far.nan_to_num(torch.inf).max()))
+        self.gap = max(self.gap, float(far.nan_to_num(torch.inf, torch.inf).max()))
         self.size = max(self.size, float(finite.max()) if finite.numel() else 0.0)
         if not self.floating:
             self.off.append(far[far > 0])
@@ -226,9 +226,9 @@ def _nearest(mine: list[Tensor], theirs: list[Tensor]) -> tuple[Tensor, Tensor]:
 def _run(
     session: Callable[[Sequence[Tensor]], list[Tensor]], part: tuple[Tensor, ...]
 ) -> list[Tensor]:
-    """What the export gives; ModelError where it fails."""
+    """The tensors that the export gives; ModelError where it fails."""
     try:
-        return session(part)
+        return [t for t in session(part) if isinstance(t, Tensor)]
     except Exception as error:
         raise ModelError(
             f"it fails on a batch of {len(part[0])} ({type(error).__name__}: {error})"

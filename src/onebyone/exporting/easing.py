@@ -54,7 +54,7 @@ def with_circles_joined(program: ExportedProgram) -> ExportedProgram:
                 if len(parts) > 1:
                     made = graph.call_function(aten.cat.default, (parts, axis))
                 for new in {*parts, made} - {given["self"]}:
-                    new.meta = {**node.meta, "val": new.meta.get("val", node.meta["val"])}
+                    new.meta = dict(node.meta)  # the layer; lengths are worked out anew
         node.replace_all_uses_with(made)
         graph.erase_node(node)
     program.graph_module.recompile()

@@ -42,7 +42,10 @@ FILES: tuple[Column[Export], ...] = (
         "agreement", lambda e: NONE if e.check.agreement is None else percent(e.check.agreement)
     ),
     Column(
-        "whole numbers", lambda e: percent(e.check.same) if e.check.same is not None else NONE, 5
+        "whole numbers",
+        lambda e: NONE if e.check.same is None else percent(e.check.same),
+        5,
+        legend="Whole numbers: the share of those in the outputs that PyTorch gives too.",
     ),
     Column("batch", lambda e: "any" if e.any_batch else "1", 1),
 )
