@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
-from onebyone.conv import CONVOLUTIONS, ConvSpec
+from onebyone.conv import CONVOLUTIONS, ConvSpec, bear_geometry
 
 NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 HOST, DEEPER = "layer", "deeper"  # names of the parts of what stands at a place
@@ -233,6 +233,7 @@ def insert(
         if insertion.place not in made:
             made[insertion.place] = nn.Sequential(OrderedDict([(HOST, host)]))
             made[insertion.place].training = host.training
+            bear_geometry(made[insertion.place], host)
         chain = made[insertion.place]
         name = f"{DEEPER}{len(chain)}" if len(chain) > 1 else DEEPER
         chain.add_module(name, block)

@@ -9,6 +9,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
+from onebyone.conv import GEOMETRY
 from onebyone.deepening.flow import (
     ACTIVATION,
     CAT,
@@ -70,7 +71,7 @@ def find_places(model: nn.Module, image: Tensor) -> tuple[Place, ...]:
     thin = {place.module for _, place in halves}
     found = [(n, p) for n, p in _blocks(flow, modules) if p.module not in thin] + halves
     names = [p.module for _, p in found if p.refusal is None and p.module]
-    read = used_otherwise(model, names, image)
+    read = used_otherwise(model, names, image, spared=GEOMETRY)
     if takes_packed(model):
         read = {
             **read,
