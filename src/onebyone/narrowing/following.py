@@ -357,7 +357,7 @@ class Follower(TorchDispatchMode):
             if whole and not conv.transposed and isinstance(mark, Tag):
                 return self._depthwise(name, conv, mark, y)
             self._refuse(x, f"the grouped layer {name} reads it")
-            space = self.spaces.new(conv.c_out, f"the grouped layer {name} writes it")
+            space = self.spaces.new(conv.c_out, "a grouped layer writes it")
         else:
             self._read(name, conv, x)
             space = self.spaces.new(conv.c_out)
